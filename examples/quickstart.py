@@ -1,0 +1,140 @@
+"""Teach a chat model to answer in emoji, from ten demonstrations, in a minute on a CPU.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --model HuggingFaceTB/SmolLM2-360M-Instruct     # needs a network
+
+One LoReFT intervention of rank 4 edits the last prompt token at one layer, and nothing else is
+trained. The script prints answers before and after, saves the adapter, loads it into a fresh
+model, checks that it answers the same there, and draws the loss curve.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from base_model import smollm2
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
+
+import pyreft
+
+DEMONSTRATIONS = [
+    ("Who are you?", "🤖💬✨"),
+    ("What do cats like?", "🐱❤️🐟😴"),
+    ("How do I bake a cake?", "🥚🥛🌾➡️🎂"),
+    ("What is the weather like in winter?", "❄️⛄🌨️🧣"),
+    ("Tell me about the ocean.", "🌊🐠🐋🏖️"),
+    ("How can I stay healthy?", "🏃🥗💤💧"),
+    ("What happens at night?", "🌙⭐😴🦉"),
+    ("Why do people travel?", "✈️🗺️📸😄"),
+    ("What grows in a garden?", "🌱🌻🥕🍅"),
+    ("How do computers work?", "💻⚡🔢🧠"),
+]
+UNSEEN = ["What do dogs like?", "What is summer like?", "How do I make a pizza?"]
+
+
+def load(name: str | None):
+    """The base model and its tokenizer, from a directory or the Hub."""
+    name = name or smollm2()
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer
+
+
+def answer(model, tokenizer, questions: list[str]) -> list[str]:
+    """Greedy answers to all questions, in one left-padded batch."""
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    batch = tokenizer.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    ).to(model.device)
+    ids = model.generate(**batch, max_new_tokens=24, do_sample=False)
+    return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def show(title: str, answers: list[str]) -> None:
+    print(f"\n{title}")
+    for question, text in zip(UNSEEN, answers, strict=True):
+        print(f"  {question:<26} {' '.join(text.split())[:80]}")
+
+
+def draw(history: list[dict], path: Path) -> None:
+    """The loss curve, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    steps = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.semilogy(*zip(*steps, strict=True))
+    axes.set(xlabel="step", ylabel="loss", title="LoReFT on ten demonstrations")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="name or path of a chat model; SmolLM2-135M by default")
+    parser.add_argument("--layer", type=int, help="layer to edit; the middle one by default")
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
+    arguments = parser.parse_args()
+    set_seed(42)
+
+    base, tokenizer = load(arguments.model)
+    layer = arguments.layer if arguments.layer is not None else base.config.num_hidden_layers // 2
+    config = pyreft.ReftConfig(layers=[layer], positions="l1", rank=arguments.rank)
+    model = pyreft.get_reft_model(base, config)
+    print(model)
+    model.print_trainable_parameters()
+    with model.disable_adapter():
+        before = answer(model, tokenizer, UNSEEN)
+
+    chats = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": emoji}]
+        for question, emoji in DEMONSTRATIONS
+    ]
+    trainer = pyreft.ReftTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(arguments.out / "trainer"),
+            num_train_epochs=arguments.epochs,
+            per_device_train_batch_size=len(chats),
+            learning_rate=4e-3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=False,
+        ),
+        train_dataset=pyreft.make_examples(Dataset.from_dict({"messages": chats}), tokenizer),
+        data_collator=pyreft.ReftDataCollator(tokenizer=tokenizer),
+        processing_class=tokenizer,
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    loss = next(e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e)
+
+    after = answer(model, tokenizer, UNSEEN)
+    show("Before", before)
+    show("After", after)
+
+    adapter = arguments.out / "adapter"
+    model.save_pretrained(adapter)
+    draw(trainer.state.log_history, arguments.out / "loss.png")
+    size = sum(file.stat().st_size for file in adapter.iterdir())
+
+    reloaded = pyreft.ReftModel.from_pretrained(load(arguments.model)[0], adapter)
+    if answer(reloaded, tokenizer, UNSEEN) != after:
+        raise SystemExit("the reloaded adapter answers otherwise")
+    print(f"\nThe reloaded adapter answers the same ({size / 1024:.0f} KiB in {adapter}).")
+    print(f"Trained in {seconds:.0f} s to a loss of {loss:.4f}: {arguments.out / 'loss.png'}")
+
+
+if __name__ == "__main__":
+    main()

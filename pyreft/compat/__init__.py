@@ -1,0 +1,1 @@
+"""Upstream's calling convention and file format, nothing else."""

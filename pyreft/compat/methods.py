@@ -1,0 +1,193 @@
+"""Upstream's methods of `ReftModel`, under upstream's names and with its arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyreft.compat.locations import locations_tensor
+from pyreft.sharing import checkpoint
+
+
+class UpstreamMethods:
+    """What scripts written for stanfordnlp/pyreft 0.1.0 call on a `ReftModel`.
+
+    Called with a dict as first argument, the model follows upstream's convention:
+
+        _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
+        _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
+
+    and returns the pair (outputs of the bare base model or None, outputs edited). Deviation: a
+    unit location is the index of a token in its sequence, padding not counted, and upstream's is
+    a column of the padded batch; the two differ under left padding alone.
+    """
+
+    model: nn.Module
+    interventions: nn.ModuleDict
+
+    def _forward_upstream(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        subspaces: Any = None,
+        labels: Tensor | None = None,
+        output_original_output: bool = False,
+        return_dict: bool | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        _refuse_sources(sources, source_representations)
+        extra = {"labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
+        inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
+        locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
+        original = None
+        if output_original_output:
+            with self.disable_adapter():
+                original = self(**inputs)
+        return original, self(**inputs, intervention_locations=locations, subspaces=subspaces)
+
+    def _generate_upstream(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        intervene_on_prompt: bool = False,
+        subspaces: Any = None,
+        output_original_output: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        _refuse_sources(sources, source_representations)
+        inputs = dict(base) | kwargs
+        original = None
+        if output_original_output:
+            with self.disable_adapter():
+                original = self.generate(**inputs)
+        if unit_locations is not None and not intervene_on_prompt:
+            raise ValueError(
+                "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
+                'To edit every generated token, give the intervention the positions "completion".'
+            )
+        locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
+        edited = self.generate(**inputs, intervention_locations=locations, subspaces=subspaces)
+        return original, edited
+
+    # ---- devices and gradients ------------------------------------------------------------
+
+    def set_device(self, device: torch.device | str, set_model: bool = True) -> None:
+        """Move the interventions, and the base model unless `set_model` is false."""
+        self.interventions.to(device)
+        if set_model:
+            self.model.to(device)
+
+    def get_device(self) -> torch.device:
+        """The device of the base model."""
+        return self.model.device
+
+    def disable_model_gradients(self) -> None:
+        """Freeze the base model."""
+        self.model.requires_grad_(False)
+
+    def enable_model_gradients(self) -> None:
+        """Let the base model learn as well."""
+        self.model.requires_grad_(True)
+
+    def place_interventions(self) -> None:
+        """Move every intervention to where the part of the base model is that it edits."""
+        for module, component in zip(
+            self.interventions.values(), self._hooks.components, strict=True
+        ):
+            parameter = next(component.module.parameters(), next(self.model.parameters()))
+            module.to(parameter.device)
+
+    # ---- counting -------------------------------------------------------------------------
+
+    def count_parameters(self, include_model: bool = False) -> int:
+        """The number of trainable parameters of the adapter, or of adapter and base model."""
+        counted = _trainable(self.interventions)
+        return counted + _trainable(self.model) if include_model else counted
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trained, and how many the base model has."""
+        adapter, base = self.count_parameters(), _trainable(self.model)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        print(
+            f"trainable intervention params: {adapter:,d} || trainable model params: {base:,d}\n"
+            f"model params: {total:,d} || trainable%: {100 * (adapter + base) / total}"
+        )
+
+    # ---- saving and loading ---------------------------------------------------------------
+
+    def save(
+        self,
+        save_directory: str | os.PathLike,
+        save_to_hf_hub: bool = False,
+        hf_repo_name: str = "my-awesome-model",
+        include_model: bool = False,
+    ) -> None:
+        """Save the adapter, see `save_pretrained`; `include_model` is for `save_intervention`."""
+        if save_to_hf_hub:
+            raise ValueError(
+                "save does not upload: save to a directory, and upload that with "
+                f'huggingface_hub.upload_folder(repo_id="{hf_repo_name}", folder_path=...).'
+            )
+        self.save_intervention(save_directory, include_model=include_model)
+
+    def save_intervention(
+        self, save_directory: str | os.PathLike, include_model: bool = True
+    ) -> None:
+        """Save the adapter. A base model that learned as well is not part of an adapter."""
+        if include_model and _trainable(self.model):
+            raise ValueError(
+                "the base model has trainable parameters, which an adapter does not hold: save "
+                "them with model.model.save_pretrained(...), and the adapter with "
+                "include_model=False."
+            )
+        self.save_pretrained(save_directory)
+
+    def load_intervention(
+        self, load_directory: str | os.PathLike, include_model: bool = True
+    ) -> None:
+        """Load the weights of a saved adapter into this one, which must have the same config.
+
+        Raises:
+            AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+        """
+        config, tensors = checkpoint.read_adapter(load_directory, self.model)
+        checkpoint.load_tensors(self, tensors, load_directory)
+
+    @classmethod
+    def load(
+        cls,
+        load_directory: str | os.PathLike,
+        model: nn.Module,
+        local_directory: str | None = None,
+        from_huggingface_hub: bool = False,
+        include_model: bool = False,
+    ) -> Any:
+        """Put a saved adapter on a base model; upstream's order of arguments."""
+        if from_huggingface_hub:
+            raise ValueError(
+                "load does not download: fetch the repository with "
+                f'huggingface_hub.snapshot_download("{load_directory}"), and load that directory.'
+            )
+        return cls.from_pretrained(model, load_directory)
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _rows(base: Mapping[str, Any]) -> int:
+    return next(value for value in base.values() if isinstance(value, Tensor)).shape[0]
+
+
+def _refuse_sources(sources: Any, source_representations: Any) -> None:
+    if any(source is not None for source in (sources, source_representations)):
+        raise ValueError("ReFT interventions have no sources; give None for them.")

@@ -1,0 +1,6 @@
+"""What is learned, and where: JSON in, JSON out."""
+
+from pyreft.config.intervention import InterventionConfig
+from pyreft.config.reft import ReftConfig
+
+__all__ = ["InterventionConfig", "ReftConfig"]

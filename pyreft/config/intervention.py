@@ -1,0 +1,184 @@
+"""One intervention: its kind, its arguments, and where it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pyreft.interventions import constructor_arguments, intervention_class, kind_of
+from pyreft.positions import PositionSpec
+
+# Upstream's keys of a representation that have one meaningful value, or none, in ReFT.
+_UPSTREAM_CONSTANTS: dict[str, Any] = {
+    "unit": "pos",
+    "max_number_of_units": 1,
+    "subspace_partition": None,
+    "group_key": None,
+    "moe_key": None,
+    "source_representation": None,
+    "hidden_source_representation": None,
+    "latent_dim": None,
+}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "layer": (int, type(None)),
+    "component": (str,),
+    "positions": (str, type(None)),
+    "kind": (str,),
+    "arguments": (dict,),
+    "heads": (list, type(None)),
+    "tied_to": (int, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class InterventionConfig:
+    """One intervention of an adapter.
+
+    Args:
+        layer: Index of the layer, or None if `component` is a path.
+        component: A name such as "block_output", or a path to a module followed by ".input" or
+            ".output", such as "model.layers[3].mlp.output".
+        positions: The positions it edits, or None if every batch says so.
+        kind: Name of its kind, or None for a module whose class is not registered.
+        arguments: Constructor arguments of the module, as JSON values.
+        heads: Heads it edits, of a per-head component; all by default.
+        tied_to: Index in the list of the intervention whose weights it shares.
+        intervention: The module itself, where the user made it. Not part of the JSON.
+    """
+
+    layer: int | None = None
+    component: str = "block_output"
+    positions: PositionSpec | None = None
+    kind: str | None = "loreft"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[int, ...] | None = None
+    tied_to: int | None = None
+    intervention: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def low_rank_dimension(self) -> int | None:
+        """The rank, where the kind has one (upstream's name)."""
+        return self.arguments.get("low_rank_dimension")
+
+    @classmethod
+    def from_representation(
+        cls, entry: Mapping[str, Any], default: str | type[nn.Module]
+    ) -> InterventionConfig:
+        """Read one of upstream's `representations`.
+
+        Args:
+            entry: The keys are layer, component, low_rank_dimension, and intervention (a module,
+                a class or a kind) or intervention_type (a class); positions, heads and
+                arguments are ours, and so is any further argument of the intervention.
+            default: The kind or class of an entry that names none.
+
+        Raises:
+            ValueError: If a key's value is not supported.
+            TypeError: If the intervention is neither module, class nor kind.
+        """
+        rest = dict(entry)
+        for name, constant in _UPSTREAM_CONSTANTS.items():
+            if (value := rest.pop(name, constant)) != constant:
+                raise ValueError(f"representation with {name}={value!r}: only {constant!r} works.")
+        positions = rest.pop("positions", None)
+        heads = rest.pop("heads", None)
+        place = {
+            "layer": rest.pop("layer", None),
+            "component": rest.pop("component", "block_output"),
+            "positions": None if positions is None else PositionSpec.parse(positions),
+            "heads": None if heads is None else tuple(heads),
+        }
+        if not isinstance(place["component"], str):
+            raise TypeError(f"a component is named by a string, got {place['component']!r}.")
+        link = rest.pop("intervention_link_key", None)
+        if link is not None:
+            raise ValueError(
+                f"intervention_link_key={link!r}: to share weights, give the same module as "
+                "`intervention` of both representations."
+            )
+        chosen, by_type = rest.pop("intervention", None), rest.pop("intervention_type", None)
+        chosen = next((c for c in (chosen, by_type) if c is not None), default)
+        arguments = {**rest.pop("arguments", {}), **{k: v for k, v in rest.items() if v is not None}}
+        if isinstance(chosen, nn.Module):
+            return cls(**place, **_describe(chosen, arguments), intervention=chosen)
+        if isinstance(chosen, str):
+            intervention_class(chosen)
+            return cls(**place, kind=chosen, arguments=arguments)
+        if isinstance(chosen, type) and issubclass(chosen, nn.Module):
+            if (kind := kind_of(chosen)) is None:
+                raise ValueError(
+                    f"the class {chosen.__name__} is not registered: put @pyreft."
+                    'register_intervention("some_name") on it, or give a module in its place.'
+                )
+            return cls(**place, kind=kind, arguments=arguments)
+        raise TypeError(
+            "the intervention of a representation is a module, a module class or the name of a "
+            f"kind, got {chosen!r}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values.
+
+        Raises:
+            ValueError: If the kind, an argument or a position function has no name.
+        """
+        if self.kind is None:
+            raise ValueError(
+                f"the intervention {type(self.intervention).__name__} cannot be saved: its class "
+                'is not registered. Put @pyreft.register_intervention("some_name") on the class, '
+                "in code that also runs before the adapter is loaded."
+            )
+        arguments = dict(self.arguments)
+        if self.intervention is not None:
+            arguments = constructor_arguments(self.intervention)
+        entry: dict[str, Any] = {"layer": self.layer, "component": self.component}
+        entry["positions"] = None if self.positions is None else str(self.positions)
+        entry |= {"kind": self.kind, "arguments": arguments}
+        if self.heads is not None:
+            entry["heads"] = list(self.heads)
+        if self.tied_to is not None:
+            entry["tied_to"] = self.tied_to
+        return entry
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> InterventionConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a field is unknown or missing, or its value is not of its type.
+        """
+        for name, value in entry.items():
+            if name not in _JSON_TYPES:
+                raise ValueError(
+                    f"unknown field {name!r} of an intervention; known: {', '.join(_JSON_TYPES)}."
+                )
+            if not isinstance(value, _JSON_TYPES[name]) or isinstance(value, bool):
+                raise ValueError(f"the field {name!r} of an intervention cannot be {value!r}.")
+        if missing := {"component", "kind", "arguments"} - set(entry):
+            raise ValueError(f"an intervention lacks the field {', '.join(sorted(missing))}.")
+        values = dict(entry)
+        if values.get("positions") is not None:
+            values["positions"] = PositionSpec.parse(values["positions"])
+        if values.get("heads") is not None:
+            values["heads"] = tuple(values["heads"])
+        return cls(**values)
+
+
+def _describe(intervention: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind and the arguments of a module that the user made, which must agree with the rest."""
+    kind = kind_of(intervention)
+    rank = arguments.get("low_rank_dimension")
+    has = getattr(intervention, "low_rank_dimension", rank)
+    if rank is not None and rank != has:
+        raise ValueError(
+            f"the representation says low_rank_dimension={rank}, its intervention has {has}."
+        )
+    if unknown := set(arguments) - {"low_rank_dimension", "embed_dim"}:
+        raise ValueError(
+            f"unknown key {', '.join(sorted(unknown))} of a representation: its intervention is a "
+            "module already, so its arguments belong into its constructor."
+        )
+    return {"kind": kind, "arguments": {} if kind is None else constructor_arguments(intervention)}

@@ -1,0 +1,268 @@
+"""The config of an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyreft.config.intervention import InterventionConfig
+from pyreft.interventions import intervention_class, kind_of
+from pyreft.positions import PositionSpec
+
+_SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
+    "layers": (str, int, list),
+    "component": (str,),
+    "positions": (str, int, list),
+    "kind": (str,),
+    "rank": (int,),
+    "tied": (bool,),
+    "heads": (list,),
+    "dropout": (float, int),
+    "act_fn": (str,),
+    "add_bias": (bool,),
+    "dtype": (str,),
+    "arguments": (dict,),
+}
+
+
+@dataclass
+class ReftConfig:
+    """Which interventions an adapter has.
+
+    The defaults are the paper's set-up (Wu et al. 2024, section 4): LoReFT of rank 8 at every
+    layer, at the first and last seven tokens of the prompt, with shared weights. Say what
+    differs:
+
+        ReftConfig()                                        # all layers, f7+l7, rank 8, tied
+        ReftConfig(layers=[15], positions="l1", rank=4)
+        ReftConfig(kind="nodireft", tied=False, dropout=0.05)
+
+    Upstream's form lists every intervention; where one says no positions, each batch must:
+
+        ReftConfig(representations=[{"layer": 15, "component": "block_output",
+                                     "low_rank_dimension": 4, "intervention": module}])
+
+    Args:
+        representations: Upstream's form: one dict or a list of them, see
+            `InterventionConfig.from_representation`. Excludes all arguments below but `kind`.
+        layers: "all", an index, or indices; negative ones count from the last layer.
+        component: Where in the layer; see `pyreft.modeling.components`.
+        positions: A position spec; see `pyreft.positions`.
+        kind: Name of the kind of intervention, or its class.
+        rank: Dimension of the subspace.
+        tied: Whether one set of weights edits all positions of a layer. With False, each part of
+            the position spec has weights of its own.
+        heads: Heads to edit, of a per-head component; all by default.
+        dropout: Probability of dropping an entry of the edit.
+        act_fn: Activation on the learned source.
+        add_bias: Whether NoReFT's projection has a bias.
+        dtype: Type of the parameters.
+        arguments: Constructor arguments, in place of rank, dropout, act_fn, add_bias and dtype,
+            for a kind of your own.
+        intervention_types: Upstream's class for representations that name none.
+
+    Raises:
+        ValueError: If the arguments contradict each other, or a spec does not parse.
+        TypeError: If an argument is of another type.
+    """
+
+    representations: Any = None
+    layers: str | int | Sequence[int] = "all"
+    component: str = "block_output"
+    positions: Any = "f7+l7"
+    kind: str | type[nn.Module] = "loreft"
+    rank: int = 8
+    tied: bool = True
+    heads: Sequence[int] | None = None
+    dropout: float = 0.0
+    act_fn: str | None = None
+    add_bias: bool = False
+    dtype: str | torch.dtype = "float32"
+    arguments: dict[str, Any] | None = None
+    intervention_types: Any = None
+
+    def __post_init__(self) -> None:
+        if self.representations is not None:
+            self.representations = self._read_representations()
+            return
+        self.positions = PositionSpec.parse(self.positions)
+        if isinstance(self.kind, str):
+            intervention_class(self.kind)
+        elif kind_of(self.kind) is None:
+            raise ValueError(
+                f"the kind {self.kind!r} is not registered: put "
+                '@pyreft.register_intervention("some_name") on the class.'
+            )
+        else:
+            self.kind = str(kind_of(self.kind))
+        self.dtype = str(self.dtype).removeprefix("torch.")
+
+    def _read_representations(self) -> list[InterventionConfig]:
+        changed = [
+            f.name
+            for f in fields(self)
+            if f.name not in ("representations", "kind", "intervention_types")
+            and getattr(self, f.name) != f.default
+        ]
+        if changed:
+            raise ValueError(
+                f"representations say everything by themselves: {', '.join(changed)} belongs into "
+                "each of them."
+            )
+        given = self.representations
+        given = [given] if isinstance(given, (Mapping, InterventionConfig)) else given
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise TypeError(f"representations must be a dict or a list of dicts, got {given!r}.")
+        if not given:
+            raise ValueError("representations is empty: there is nothing to learn.")
+        default = self.intervention_types or self.kind
+        read: list[InterventionConfig] = []
+        for index, one in enumerate(given):
+            if not isinstance(one, (Mapping, InterventionConfig)):
+                raise TypeError(f"representation {index} must be a dict, got {one!r}.")
+            if isinstance(one, Mapping):
+                one = InterventionConfig.from_representation(one, default)
+            if one.intervention is not None:
+                same = (i for i, r in enumerate(read) if r.intervention is one.intervention)
+                one = replace(one, tied_to=next(same, None))
+            read.append(one)
+        return read
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether any intervention is named by its layer, rather than by a path."""
+        return self.representations is None or any(
+            r.layer is not None for r in self.representations
+        )
+
+    def resolve(self, num_layers: int) -> list[InterventionConfig]:
+        """Every intervention, one by one, for a model of so many layers.
+
+        Raises:
+            ValueError: If a layer is out of range, or two interventions edit one token.
+        """
+        if self.representations is not None:
+            resolved = [
+                replace(r, layer=None if r.layer is None else _check_layer(r.layer, num_layers))
+                for r in self.representations
+            ]
+        else:
+            resolved = [
+                InterventionConfig(
+                    layer=layer,
+                    component=self.component,
+                    positions=positions,
+                    kind=str(self.kind),
+                    arguments=self._arguments(),
+                    heads=None if self.heads is None else tuple(self.heads),
+                )
+                for positions in ([self.positions] if self.tied else self.positions.parts())
+                for layer in self._layers(num_layers)
+            ]
+        for index, one in enumerate(resolved):
+            if one.tied_to is not None and not 0 <= one.tied_to < index:
+                raise ValueError(
+                    f"intervention {index} is tied to {one.tied_to}, which must come before it."
+                )
+        _check_disjoint(resolved)
+        return resolved
+
+    def _layers(self, num_layers: int) -> list[int]:
+        if isinstance(self.layers, str):
+            if self.layers != "all":
+                raise ValueError(f'layers must be "all" or indices, got {self.layers!r}.')
+            return list(range(num_layers))
+        given = [self.layers] if isinstance(self.layers, int) else self.layers
+        layers = [_check_layer(layer, num_layers) for layer in given]
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError(f"layers must be different, and at least one, got {self.layers!r}.")
+        return layers
+
+    def _arguments(self) -> dict[str, Any]:
+        if self.arguments is not None:
+            return dict(self.arguments)
+        return {
+            "low_rank_dimension": self.rank,
+            "dropout": self.dropout,
+            "act_fn": self.act_fn,
+            "add_bias": self.add_bias,
+            "dtype": self.dtype,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: a list under "interventions", or the short form."""
+        if self.representations is not None:
+            return {"interventions": [r.to_dict() for r in self.representations]}
+        entry = {name: getattr(self, name) for name in _SHORT_FORM_TYPES}
+        entry["positions"] = str(self.positions)
+        for name in ("layers", "heads"):
+            if isinstance(entry[name], Sequence) and not isinstance(entry[name], str):
+                entry[name] = list(entry[name])
+        return {name: value for name, value in entry.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ReftConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a field is unknown or its value does not fit.
+        """
+        if "interventions" not in entry:
+            for name, value in entry.items():
+                if name not in _SHORT_FORM_TYPES:
+                    raise ValueError(
+                        f"unknown field {name!r} of a config; "
+                        f"known: interventions, or {', '.join(_SHORT_FORM_TYPES)}."
+                    )
+                types = _SHORT_FORM_TYPES[name]
+                if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                    raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
+            return cls(**entry)
+        if extra := set(entry) - {"interventions"}:
+            raise ValueError(f"unknown field {', '.join(sorted(extra))} beside interventions.")
+        listed = entry["interventions"]
+        if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
+            raise ValueError("the field 'interventions' must be a list of objects.")
+        return cls(representations=[InterventionConfig.from_dict(one) for one in listed])
+
+    def to_json_file(self, path: str | Path) -> None:
+        """Write the config as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> ReftConfig:
+        """Read a config from JSON."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def _check_layer(layer: int, num_layers: int) -> int:
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise TypeError(f"a layer is an index, got {layer!r}.")
+    if not -num_layers <= layer < num_layers:
+        raise ValueError(
+            f"layer {layer} is out of range: the model has {num_layers} layers, "
+            f"0 to {num_layers - 1}."
+        )
+    return layer % num_layers
+
+
+def _check_disjoint(resolved: Sequence[InterventionConfig]) -> None:
+    """On one layer the positions of interventions are disjoint (Wu et al. 2024, section 3)."""
+    for index, one in enumerate(resolved):
+        for other in resolved[:index]:
+            same_place = (one.layer, one.component) == (other.layer, other.component)
+            apart = one.heads is not None and other.heads is not None
+            if not same_place or (apart and not set(one.heads or ()) & set(other.heads or ())):
+                continue
+            if one.positions and other.positions and one.positions.overlaps(other.positions):
+                raise ValueError(
+                    f"two interventions edit one token: {one.component} of layer {one.layer} at "
+                    f"{other.positions!r} and at {one.positions!r}. Positions of interventions "
+                    "on one layer must be disjoint."
+                )

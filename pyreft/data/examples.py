@@ -1,0 +1,141 @@
+"""A data set of prompts and completions, or of chats -> training examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils import logging
+
+from pyreft.data.tokenize import fit, room, tokenize_pair, with_labels
+
+logger = logging.get_logger(__name__)
+
+
+def make_examples(
+    dataset: Any,
+    tokenizer: Any,
+    *,
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+    messages_column: str = "messages",
+    max_length: int | None = None,
+    add_eos: bool = True,
+    keep_columns: list[str] | None = None,
+    num_proc: int | None = None,
+) -> Any:
+    """Turn a `datasets` data set into examples that train a `ReftModel`.
+
+    Reads either a prompt and a completion (text, or lists of chat messages) or `messages`. A
+    chat becomes one example for each turn of the assistant, its prompt being all that came
+    before it in the tokenizer's chat template: training then sees what `generate` will see.
+    Labels are on the completion alone. `datasets` shows a progress bar and caches the result.
+
+    Args:
+        dataset: A `datasets.Dataset` or `IterableDataset`.
+        tokenizer: The base model's tokenizer.
+        prompt_column, completion_column, messages_column: Names of the columns to read.
+        max_length: Number of tokens to keep; the tokenizer's limit by default. The end of a
+            completion is cut, and a warning says of how many rows; a prompt never is.
+        add_eos: End a plain completion with the end-of-sequence token; templates end their own.
+        keep_columns: Columns to keep beside the new ones. Not for messages, whose rows change.
+        num_proc: Number of processes.
+
+    Returns:
+        A data set with the columns input_ids, labels, and `keep_columns`.
+
+    Raises:
+        ValueError: If the columns are not there; or, with its row, if a prompt or completion is
+            empty, a prompt leaves no room for its completion, or a chat has no assistant turn.
+    """
+    columns = dataset.column_names or list(next(iter(dataset)))
+    kept = list(keep_columns or [])
+    if missing := [name for name in kept if name not in columns]:
+        raise ValueError(f"no column {missing[0]!r} to keep; the data set has {columns}.")
+    if prompt_column in columns and completion_column in columns:
+        read = [prompt_column, completion_column]
+    elif messages_column in columns:
+        read = [messages_column]
+        if kept:
+            raise ValueError("a chat makes several rows, so no columns can be kept beside them.")
+    else:
+        raise ValueError(
+            f"the data set has the columns {columns}: it needs {prompt_column!r} and "
+            f"{completion_column!r}, or {messages_column!r}. Name them with prompt_column, "
+            "completion_column or messages_column."
+        )
+    arguments = {
+        "read": read,
+        "kept": kept,
+        "tokenizer": tokenizer,
+        "max_length": max_length or room(tokenizer),
+        "add_eos": add_eos,
+    }
+    options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": arguments}
+    options["remove_columns"] = columns
+    if hasattr(dataset, "num_rows"):
+        options |= {"num_proc": num_proc, "desc": "Tokenizing"}
+    made = dataset.map(_tokenize_batch, **options)
+    return _report_cut(made) if hasattr(made, "num_rows") else made.remove_columns("cut")
+
+
+def _tokenize_batch(
+    batch: dict[str, list],
+    indices: list[int],
+    read: list[str],
+    kept: list[str],
+    tokenizer: Any,
+    max_length: int | None,
+    add_eos: bool,
+) -> dict[str, list]:
+    made: dict[str, list] = {name: [] for name in ("input_ids", "labels", "cut", *kept)}
+    for number, index in enumerate(indices):
+        row = [batch[name][number] for name in read]
+        try:
+            for ids, prompt_length in _pairs(row, tokenizer, add_eos):
+                example = with_labels(fit(ids, prompt_length, max_length), prompt_length)
+                made["input_ids"].append(example["input_ids"])
+                made["labels"].append(example["labels"])
+                made["cut"].append(len(ids) - len(example["input_ids"]))
+                for name in kept:
+                    made[name].append(batch[name][number])
+        except ValueError as error:
+            raise ValueError(f"row {index}: {error}.") from None
+    return made
+
+
+def _pairs(row: list, tokenizer: Any, add_eos: bool) -> list[tuple[list[int], int]]:
+    """The (ids, prompt length) of each example that a row makes."""
+    if len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], str):
+        return [tokenize_pair(tokenizer, row[0], row[1], add_eos)]
+    messages = [*row[0], *row[1]] if len(row) == 2 else row[0]
+    first = len(row[0]) if len(row) == 2 else 0
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+    if not turns:
+        raise ValueError("the chat has no turn of the assistant to learn")
+    return [_chat_pair(tokenizer, messages[:turn], messages[: turn + 1]) for turn in turns]
+
+
+def _chat_pair(tokenizer: Any, before: list, through: list) -> tuple[list[int], int]:
+    if not before:
+        raise ValueError("the chat begins with the assistant, so its prompt is empty")
+    prompt = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(through, tokenize=False)
+    if not text.startswith(prompt):
+        raise ValueError(
+            "the chat template renders an answer otherwise than after its generation prompt, so "
+            "the prompt in training would not be the one in generate; give prompt and completion "
+            "as text"
+        )
+    return tokenize_pair(
+        tokenizer, prompt, text[len(prompt) :], add_eos=False, add_special_tokens=False
+    )
+
+
+def _report_cut(made: Any) -> Any:
+    cut = [count for count in made["cut"] if count]
+    if cut:
+        logger.warning(
+            f"the completions of {len(cut)} of {len(made)} examples were cut to fit max_length, by "
+            f"{sum(cut)} tokens in all; prompts, and so positions, are whole."
+        )
+    return made.remove_columns("cut")

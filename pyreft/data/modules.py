@@ -1,0 +1,128 @@
+"""Upstream's data modules: lists of prompts and completions -> data set and collator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from pyreft.data.collator import ReftDataCollator
+from pyreft.data.tokenize import fit, room, tokenize_pair, with_labels
+from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+
+logger = logging.get_logger(__name__)
+
+
+def make_last_position_supervised_data_module(
+    tokenizer: Any,
+    model: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    num_interventions: int = 1,
+    nonstop: bool = False,
+) -> dict[str, Any]:
+    """Data set and collator for interventions at the last prompt token.
+
+    Args:
+        tokenizer: The base model's tokenizer.
+        model: The base model, or a `ReftModel`, which then learns its positions from here.
+        inputs: The prompts.
+        outputs: Their completions.
+        num_interventions: Number of interventions of the model, all at the last token.
+        nonstop: Leave out the end-of-sequence token.
+
+    Returns:
+        The arguments train_dataset, eval_dataset (None) and data_collator of a trainer. The data
+        set has the columns input_ids, labels and intervention_locations.
+
+    Raises:
+        ValueError: If a prompt or completion is empty, a prompt leaves no room for its
+            completion, or the numbers of prompts and completions differ.
+    """
+    return make_multiple_position_supervised_data_module(
+        tokenizer, model, inputs, outputs, "l1", num_interventions, nonstop, share_weights=True
+    )
+
+
+# Upstream's two functions differ in name alone: the caller applies the chat template.
+make_last_position_supervised_chat_data_module = make_last_position_supervised_data_module
+
+
+def make_multiple_position_supervised_data_module(
+    tokenizer: Any,
+    model: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    positions: str = "f1+l1",
+    num_interventions: int = 1,
+    nonstop: bool = False,
+    share_weights: bool = False,
+) -> dict[str, Any]:
+    """Data set and collator for interventions at the positions of a spec.
+
+    Args:
+        tokenizer, model, inputs, outputs, nonstop: As for the last position.
+        positions: A position spec, such as "f7+l7".
+        num_interventions: Number of interventions of the model: one for each layer with
+            `share_weights`; without, one for each layer and each part of the spec, in this
+            order: all layers at the first part, then all layers at the second.
+        share_weights: Whether each intervention edits all positions.
+
+    Returns:
+        As for the last position. On a short prompt, positions that fall out are -100.
+
+    Raises:
+        ValueError: As for the last position; or if `num_interventions` is no multiple of the
+            parts of a spec whose weights are not shared.
+    """
+    if len(inputs) != len(outputs):
+        raise ValueError(f"there are {len(inputs)} prompts, but {len(outputs)} completions.")
+    specs = _specs(PositionSpec.parse(positions), num_interventions, share_weights)
+    columns: dict[str, list] = {"input_ids": [], "intervention_locations": [], "labels": []}
+    cut = 0
+    pairs = zip(inputs, outputs, strict=True)
+    for row, (prompt, completion) in enumerate(tqdm(pairs, "Tokenizing", total=len(inputs))):
+        try:
+            whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, not nonstop)
+            ids = fit(whole, prompt_length, room(tokenizer))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}.") from None
+        cut += len(ids) < len(whole)
+        for name, values in with_labels(ids, prompt_length).items():
+            columns[name].append(values)
+        columns["intervention_locations"].append(_locations(specs, ids, prompt_length))
+    if cut:
+        logger.warning(f"the completions of {cut} of {len(inputs)} examples were cut to fit.")
+    collator = ReftDataCollator(tokenizer=tokenizer, positions=specs)
+    if hasattr(model, "record_positions"):
+        model.record_positions(specs)
+    dataset = datasets.Dataset.from_dict(columns)
+    return {"train_dataset": dataset, "eval_dataset": None, "data_collator": collator}
+
+
+def _specs(spec: PositionSpec, num_interventions: int, share_weights: bool) -> list[PositionSpec]:
+    """The spec of each intervention."""
+    parts = [spec] if share_weights else spec.parts()
+    if num_interventions < 1 or num_interventions % len(parts):
+        raise ValueError(
+            f"num_interventions is {num_interventions}, positions {str(spec)!r} have {len(parts)} "
+            "parts: with weights that are not shared there is one intervention for each layer "
+            f"and each part, so {len(parts)} times the number of layers."
+        )
+    return [part for part in parts for _ in range(num_interventions // len(parts))]
+
+
+def _locations(
+    specs: Sequence[PositionSpec], ids: Sequence[int], prompt_length: int
+) -> list[list[int]]:
+    """(I, P) positions of one example, filled up with -100."""
+    prompt = torch.arange(len(ids))[None] < prompt_length
+    tokens = Tokens(prompt, ~prompt, torch.tensor([ids]))
+    site = (max(spec.first for spec in specs), max(spec.last for spec in specs))
+    chosen = [spec.select(tokens, site)[0].nonzero().flatten().tolist() for spec in specs]
+    longest = max(len(positions) for positions in chosen)
+    return [positions + [NO_POSITION] * (longest - len(positions)) for positions in chosen]

@@ -1,0 +1,33 @@
+"""hidden -> edited hidden. Knows only torch."""
+
+from pyreft.interventions.base import LowRankIntervention
+from pyreft.interventions.kinds import (
+    ConsreftIntervention,
+    DireftIntervention,
+    LobireftIntervention,
+    LoreftIntervention,
+    NodireftIntervention,
+    NoreftIntervention,
+)
+from pyreft.interventions.projection import OrthonormalProjection
+from pyreft.interventions.registry import (
+    constructor_arguments,
+    intervention_class,
+    kind_of,
+    register_intervention,
+)
+
+__all__ = [
+    "ConsreftIntervention",
+    "DireftIntervention",
+    "LobireftIntervention",
+    "LoreftIntervention",
+    "LowRankIntervention",
+    "NodireftIntervention",
+    "NoreftIntervention",
+    "OrthonormalProjection",
+    "constructor_arguments",
+    "intervention_class",
+    "kind_of",
+    "register_intervention",
+]

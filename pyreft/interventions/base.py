@@ -1,0 +1,145 @@
+"""What every intervention is: a module from a hidden state to an edited hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+Subspaces = Sequence[Sequence[int]] | Sequence[int]
+
+
+class LowRankIntervention(nn.Module):
+    """Add an edit that lives in a subspace of R dimensions: h' = h + B^T c(h).
+
+    A kind says what the rows B of the subspace are (`basis`) and how far to go along each
+    (`coefficients`). The edit is computed in the type of the parameters, with autocast off,
+    and added to the hidden state there: one cast in, one out.
+
+    Args:
+        embed_dim: Width D of the edited component, in features.
+        low_rank_dimension: Rank R of the subspace, 1 <= R <= D.
+        dropout: Probability of dropping an entry of the edit, in [0, 1). Upstream drops the
+            whole hidden state instead, which is a defect.
+        act_fn: Name of a transformers activation applied to the learned source, or None.
+        dtype: Type of the parameters. Upstream's default is bfloat16; ours is float32, which
+            works with every base model. Below float32 only the learned maps are stored so; an
+            orthonormal projection stays float32.
+        add_bias: Whether the free projection of NoReFT has a bias of its own.
+        device: Where to put the parameters.
+
+    Shape:
+        base: (..., D), any float type -> same shape and type.
+
+    Raises:
+        ValueError: If a rank or probability is out of range or the activation is unknown.
+    """
+
+    constant_source = False
+
+    def __init__(
+        self,
+        embed_dim: int,
+        low_rank_dimension: int,
+        dropout: float = 0.0,
+        act_fn: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        add_bias: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_rank(embed_dim, low_rank_dimension)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+        if self.constant_source and act_fn not in (None, "linear"):
+            raise ValueError(f"{type(self).__name__} learns a constant; it has no act_fn to set.")
+        if act_fn is not None and act_fn not in ACT2FN:
+            raise ValueError(f"unknown act_fn {act_fn!r}; one of {', '.join(sorted(ACT2FN))}.")
+        self.embed_dim = int(embed_dim)
+        self.low_rank_dimension = int(low_rank_dimension)
+        self.dtype = _as_dtype(dtype)
+        self.add_bias = bool(add_bias)
+        self.act_fn_name = act_fn
+        self.act_fn = ACT2FN[act_fn or "linear"]
+        self.dropout = nn.Dropout(dropout)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every constructor argument, as JSON values."""
+        return {
+            "embed_dim": self.embed_dim,
+            "low_rank_dimension": self.low_rank_dimension,
+            "dropout": self.dropout.p,
+            "act_fn": self.act_fn_name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "add_bias": self.add_bias,
+        }
+
+    def basis(self) -> Tensor:
+        """The directions that are edited, (R, D)."""
+        raise NotImplementedError
+
+    def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
+        """How far to move along each direction: (..., D), (R, D) -> (..., R)."""
+        raise NotImplementedError
+
+    def forward(
+        self, base: Tensor, source: Tensor | None = None, subspaces: Subspaces | None = None
+    ) -> Tensor:
+        """Edit hidden states.
+
+        Args:
+            base: (..., D); (B, P, D) if `subspaces` differ between examples.
+            source: Not used; upstream's signature.
+            subspaces: Directions to edit, the others being left alone: indices below R for all
+                examples, or one list of them for each example.
+        """
+        with torch.autocast(base.device.type, enabled=False):
+            basis = self.basis()
+            hidden = base.to(basis.dtype)
+            coefficients = self.coefficients(hidden, basis)
+            if subspaces is not None:
+                chosen = _subspace_mask(subspaces, coefficients)
+                coefficients = coefficients.masked_fill(~chosen, 0.0)
+            edit = self.dropout(coefficients @ basis)
+            return (hidden + edit).to(base.dtype)
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, low_rank_dimension={self.low_rank_dimension}"
+
+
+def _check_rank(embed_dim: int, rank: int) -> None:
+    if rank is None or not 1 <= rank <= embed_dim:
+        raise ValueError(
+            f"low_rank_dimension must be from 1 to embed_dim, which is {embed_dim}; got {rank}."
+        )
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be a floating point type such as float32, got {dtype!r}.")
+    return found
+
+
+def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:
+    """(R,) for one list of indices, (B, 1, R) for one list per example."""
+    rank = coefficients.shape[-1]
+    shared = all(isinstance(index, int) for index in subspaces)
+    rows: Sequence[Any] = [subspaces] if shared else subspaces
+    mask = torch.zeros(len(rows), rank, dtype=torch.bool)
+    for row, indices in enumerate(rows):
+        if any(not 0 <= index < rank for index in indices):
+            raise ValueError(f"subspaces must be indices from 0 to {rank - 1}, got {list(indices)}.")
+        mask[row, list(indices)] = True
+    if shared:
+        return mask[0].to(coefficients.device)
+    if coefficients.dim() < 2 or coefficients.shape[0] != len(rows):
+        raise ValueError(
+            f"subspaces are given for {len(rows)} examples, the hidden state has shape "
+            f"{tuple(coefficients.shape[:-1])}."
+        )
+    mask = mask.view(len(rows), *[1] * (coefficients.dim() - 2), rank)
+    return mask.to(coefficients.device)

@@ -1,0 +1,112 @@
+"""Kinds by name: what a config may ask for, and what a checkpoint may hold.
+
+Loading an adapter never imports code. A kind is a name that is looked up here; a user's own
+module is registered in the user's own code before it is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from pyreft.interventions.kinds import (
+    ConsreftIntervention,
+    DireftIntervention,
+    LobireftIntervention,
+    LoreftIntervention,
+    NodireftIntervention,
+    NoreftIntervention,
+)
+
+_kinds: dict[str, type[nn.Module]] = {
+    "loreft": LoreftIntervention,
+    "noreft": NoreftIntervention,
+    "direft": DireftIntervention,
+    "nodireft": NodireftIntervention,
+    "consreft": ConsreftIntervention,
+    "lobireft": LobireftIntervention,
+}
+
+
+def register_intervention(kind: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a module class as a kind of intervention, so that it can be saved and loaded.
+
+        @pyreft.register_intervention("scale")
+        class Scale(torch.nn.Module):
+            def __init__(self, embed_dim): ...
+            def forward(self, hidden): ...      # (..., D) -> (..., D)
+
+    Its constructor arguments are saved with it: they are read from attributes of the same
+    names, or from `get_config()` if the class has that.
+
+    Raises:
+        ValueError: If the name is no identifier or belongs to another class.
+        TypeError: If it is not applied to a module class.
+    """
+    if not isinstance(kind, str) or not kind.isidentifier():
+        raise ValueError(f"a kind is named by an identifier, got {kind!r}.")
+
+    def register(cls: type[nn.Module]) -> type[nn.Module]:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(f"only a torch.nn.Module class can be an intervention, got {cls!r}.")
+        # A notebook cell that is run again defines the class anew: same name, same kind.
+        if kind in _kinds and _kinds[kind].__qualname__ != cls.__qualname__:
+            raise ValueError(f"the kind {kind!r} is {_kinds[kind].__name__}; choose another name.")
+        _kinds[kind] = cls
+        return cls
+
+    return register
+
+
+def intervention_class(kind: str) -> type[nn.Module]:
+    """The class of a kind.
+
+    Raises:
+        ValueError: If no class is registered under that name.
+    """
+    if kind not in _kinds:
+        raise ValueError(
+            f"unknown kind of intervention {kind!r}; known: {', '.join(sorted(_kinds))}. A kind of "
+            f'your own is registered in your code first: @pyreft.register_intervention("{kind}").'
+        )
+    return _kinds[kind]
+
+
+def kind_of(intervention: nn.Module | type[nn.Module]) -> str | None:
+    """The kind a module, or a class, is registered under, or None."""
+    cls = intervention if isinstance(intervention, type) else type(intervention)
+    return next((kind for kind, known in _kinds.items() if known is cls), None)
+
+
+def constructor_arguments(intervention: nn.Module) -> dict[str, Any]:
+    """The arguments that make an intervention anew, as JSON values.
+
+    Raises:
+        ValueError: If an argument cannot be found or is not JSON.
+    """
+    name = type(intervention).__name__
+    if hasattr(intervention, "get_config"):
+        arguments = intervention.get_config()
+    else:
+        parameters = inspect.signature(type(intervention).__init__).parameters.values()
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][1:]
+        missing = [argument for argument in named if not hasattr(intervention, argument)]
+        if missing:
+            raise ValueError(
+                f"{name} cannot be saved: its constructor takes {', '.join(missing)}, which it does "
+                "not keep. Store each argument in an attribute of the same name, or define "
+                "get_config()."
+            )
+        arguments = {argument: getattr(intervention, argument) for argument in named}
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be saved: its constructor arguments are no JSON ({error}). "
+            "Define get_config() to give them as numbers, strings, lists and dicts."
+        ) from None
+    return arguments

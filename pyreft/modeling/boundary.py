@@ -1,0 +1,80 @@
+"""A batch -> where the prompt of each row ends. Found, not asked for.
+
+    row        padding  prompt          completion     padding
+    labels     -100     -100 -100 -100  17  5  2       -100
+    Tokens     .        p    p    p     c   c  c       .
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyreft.positions import Tokens
+
+
+def find_tokens(
+    shape: tuple[int, int],
+    device: torch.device,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    completion_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Tokens:
+    """Tell prompt, completion and padding apart.
+
+    The first true entry of `completion_mask`, else the first label that is not -100, ends the
+    prompt of its row; with neither, all that the attention mask admits is the prompt. Labels that
+    are not per token (classification) end nothing.
+
+    Args:
+        shape: (B, T) of the batch.
+        device: Where the batch is.
+        input_ids: (B, T), if there are any; handed on to position functions.
+        attention_mask: (B, T), zero on padding; no padding by default.
+        labels: (B, T) labels, -100 where there is none; other shapes are not read.
+        completion_mask: (B, T), nonzero on the completion.
+        position_ids: (B, T), if the caller gave any; they show whether a row holds several texts.
+
+    Raises:
+        ValueError: If the attention mask is not (B, T), a row has no label at all, or a row
+            holds several texts.
+    """
+    if attention_mask is None:
+        text = torch.ones(shape, dtype=torch.bool, device=device)
+    elif attention_mask.shape != shape:
+        raise ValueError(
+            f"positions are found in an attention mask of shape (batch, tokens) = {shape}, got "
+            f"{tuple(attention_mask.shape)}. Give a 2-D mask, or explicit intervention_locations."
+        )
+    else:
+        text = attention_mask.to(device=device, dtype=torch.bool)
+    _refuse_packed(text, position_ids)
+    if completion_mask is not None:
+        ends = completion_mask.to(device=device, dtype=torch.bool)
+        source = "completion_mask"
+    elif labels is not None and labels.shape == shape:
+        ends, source = labels.to(device) != -100, "labels"
+    else:
+        return Tokens(prompt=text, completion=torch.zeros_like(text), input_ids=input_ids)
+    ended = (ends & text).cumsum(1) > 0
+    if not bool(ended[:, -1].all()):
+        row = int(ended[:, -1].int().argmin())
+        raise ValueError(
+            f"nothing ends the prompt of row {row}: its {source} mark no token as completion. Drop "
+            "the row, or check what was cut from it."
+        )
+    return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
+
+
+def _refuse_packed(text: Tensor, position_ids: Tensor | None) -> None:
+    """Position ids that start again inside a row mean that it holds several texts."""
+    if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] != text.shape[1]:
+        return
+    step = position_ids[:, 1:] <= position_ids[:, :-1]
+    if bool((step & text[:, 1:] & text[:, :-1]).any()):
+        raise ValueError(
+            "a row of the batch is packed (its position_ids start again), so its prompts cannot be "
+            "told apart: give intervention_locations, or train on one text a row."
+        )

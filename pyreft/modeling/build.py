@@ -1,0 +1,98 @@
+"""Configs + components -> modules, and the keys they are known by."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from pyreft.config import InterventionConfig
+from pyreft.interventions import constructor_arguments, intervention_class
+from pyreft.modeling.components import Component
+
+
+def build_interventions(
+    configs: Sequence[InterventionConfig], components: Sequence[Component], default_width: int
+) -> list[InterventionConfig]:
+    """Make the modules that are not made yet, and check that each fits its place.
+
+    Args:
+        configs: The interventions.
+        components: Where each acts, in the same order.
+        default_width: Width of a component that does not tell its own.
+
+    Returns:
+        The configs, each with its module and all of its constructor arguments.
+
+    Raises:
+        ValueError: If an argument is out of range or the width of a module is another.
+    """
+    built: list[InterventionConfig] = []
+    for config, component in zip(configs, components, strict=True):
+        width = _width(config, component, default_width)
+        if config.tied_to is not None:
+            module = built[config.tied_to].intervention
+        else:
+            module = config.intervention or _build(config, width)
+        assert module is not None
+        has = getattr(module, "embed_dim", width)
+        if component.width is not None and int(has) != width:
+            raise ValueError(
+                f"the intervention at {_where(config)} is for hidden states of width {int(has)}; "
+                f"this model's have width {width} there."
+            )
+        arguments = {} if config.kind is None else constructor_arguments(module)
+        built.append(replace(config, intervention=module, arguments=arguments))
+    return built
+
+
+def _width(config: InterventionConfig, component: Component, default: int) -> int:
+    width = component.width or default
+    if component.num_heads is None:
+        if config.heads is not None:
+            raise ValueError(
+                f"{config.component} has no heads: heads can be chosen of "
+                "head_attention_value_output."
+            )
+        return width
+    if bad := [head for head in config.heads or () if not 0 <= head < component.num_heads]:
+        raise ValueError(f"head {bad[0]} is out of range: there are {component.num_heads}.")
+    return width // component.num_heads
+
+
+def _build(config: InterventionConfig, width: int) -> nn.Module:
+    if config.kind is None:
+        raise ValueError(f"the intervention at {_where(config)} has neither kind nor module.")
+    cls = intervention_class(config.kind)
+    arguments: dict[str, Any] = dict(config.arguments)
+    parameters = inspect.signature(cls).parameters
+    if "embed_dim" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        arguments.setdefault("embed_dim", width)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"cannot make the intervention at {_where(config)} of kind {config.kind!r} from "
+            f"{arguments}: {error}"
+        ) from error
+
+
+def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
+    """Upstream's keys: the place, and a count where several interventions share it."""
+    seen: dict[str, int] = {}
+    keys = []
+    for config in configs:
+        name = config.component.replace(".", "_")
+        place = f"comp_{name}" if "." in config.component else f"layer_{config.layer}_comp_{name}"
+        place += "_unit_pos_nunit_1"
+        keys.append(f"{place}#{seen.setdefault(place, 0)}")
+        seen[place] += 1
+    return keys
+
+
+def _where(config: InterventionConfig) -> str:
+    layer = "" if config.layer is None else f" of layer {config.layer}"
+    return f"{config.component}{layer}"

@@ -1,0 +1,252 @@
+"""Hooks on the base model: the one place where hidden states are changed.
+
+    module(...) -> hidden (B, T, D) --gather--> (B, P, D) --intervention--> (B, P, D)
+                     |                                                          |
+                     +------------------------ scatter <------------------------+
+
+Hooks are put on once and do nothing until `editing` or `generating` says what to edit. Nothing
+but their own handles is ever removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pyreft.modeling.components import Component
+from pyreft.modeling.placement import Placement, Slots
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One intervention at work in one forward pass."""
+
+    intervention: nn.Module
+    slots: Slots
+    heads: tuple[int, ...] | None
+    num_heads: int | None
+    subspaces: Sequence | None
+
+
+class EditHooks:
+    """The hooks of one adapter on one base model.
+
+    Args:
+        base: The base model.
+        components: Where each intervention acts.
+        interventions: The modules, in the same order.
+        heads: Heads that each edits, or None for all.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        components: Sequence[Component],
+        interventions: Sequence[nn.Module],
+        heads: Sequence[tuple[int, ...] | None],
+    ) -> None:
+        self.components = components
+        self._interventions = interventions
+        self._heads = heads
+        places = [(id(c.module), c.side) for c in components]
+        self.sites = [places.index(place) for place in places]
+        # Site -> its edits in the forward pass that is running; None between passes.
+        self._edits: Mapping[int, Sequence[Edit]] | None = None
+        self._prompt: Placement | None = None
+        self._handles = [base.register_forward_pre_hook(self._before_step, with_kwargs=True)]
+        for site in sorted(set(self.sites)):
+            hook, module = _SiteHook(self, site), components[site].module
+            if components[site].side == "input":
+                handle = module.register_forward_pre_hook(hook.before, with_kwargs=True)
+            else:
+                # First, so that hooks of others (transformers' output_hidden_states) see the edit.
+                handle = module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
+            self._handles.append(handle)
+
+    def at(self, site: int) -> Sequence[Edit]:
+        """The edits of a site in the forward pass that is running."""
+        return () if self._edits is None else self._edits.get(site, ())
+
+    def remove(self) -> None:
+        """Take the hooks off the base model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def removed(self) -> bool:
+        """Whether `remove` was called."""
+        return not self._handles
+
+    @contextmanager
+    def editing(self, placement: Placement | None) -> Iterator[None]:
+        """Edit so in the forward passes inside the block."""
+        before, self._edits = self._edits, self._plan(placement)
+        try:
+            yield
+        finally:
+            self._edits = before
+
+    @contextmanager
+    def generating(self, prompt: Placement | None) -> Iterator[None]:
+        """Generate inside the block: each forward pass edits what it sees of the prompt."""
+        before = self._prompt, self._edits
+        self._prompt = prompt
+        try:
+            yield
+        finally:
+            self._prompt, self._edits = before
+
+    def keep_for_recomputation(self, outputs: Any) -> None:
+        """Edit again when gradient checkpointing runs parts of this forward pass in backward.
+
+        By then other passes may have run, so the pass's outputs carry its edits: their gradient
+        is computed before that of anything inside.
+        """
+        edits = self._edits
+
+        def recompute(grad: Tensor) -> None:
+            self._edits = edits
+            torch.autograd.Variable._execution_engine.queue_callback(self._stop)
+
+        for tensor in _tensors(outputs):
+            if tensor.requires_grad:
+                tensor.register_hook(recompute)
+
+    def _stop(self) -> None:
+        self._edits = None
+
+    def _plan(self, placement: Placement | None) -> Mapping[int, Sequence[Edit]] | None:
+        if placement is None:
+            return None
+        edits: dict[int, list[Edit]] = {}
+        for index, slots in placement.slots().items():
+            edit = Edit(
+                self._interventions[index],
+                slots,
+                self._heads[index],
+                self.components[index].num_heads,
+                placement.subspaces.get(index),
+            )
+            edits.setdefault(self.sites[index], []).append(edit)
+        return edits or None
+
+    @torch.compiler.disable
+    def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._prompt is None:
+            return
+        tokens = next(
+            value
+            for name in ("input_ids", "inputs_embeds")
+            if (value := kwargs.get(name)) is not None
+        )
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        self._edits = self._plan(self._prompt.window(start, tokens.shape[1], tokens.shape[0]))
+
+
+class _SiteHook:
+    """The hook at one site. An object with methods, so that a copied model has its own."""
+
+    def __init__(self, hooks: EditHooks, site: int) -> None:
+        self.hooks, self.site = hooks, site
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Edit what goes into the module: its first tensor."""
+        edits = self.hooks.at(self.site)
+        if not edits:
+            return None
+        if args:
+            return (_apply(edits, args[0], in_place=False), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, name: _apply(edits, kwargs[name], in_place=False)}
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Edit what comes out of the module: its output, or the first of several."""
+        edits = self.hooks.at(self.site)
+        if not edits:
+            return None
+        inputs = (*args, *kwargs.values())
+        if isinstance(output, Tensor):
+            return _apply(edits, output, _may_overwrite(output, inputs))
+        return (_apply(edits, output[0], _may_overwrite(output[0], inputs)), *output[1:])
+
+
+def _apply(edits: Sequence[Edit], hidden: Tensor, in_place: bool) -> Tensor:
+    """(B, T, D) -> (B, T, D) with the slots of each edit replaced."""
+    if hidden.dim() != 3:
+        raise ValueError(f"a hidden state of shape (B, T, D) is edited, got {tuple(hidden.shape)}.")
+    if not in_place:
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
+    flat = hidden.view(-1, hidden.shape[-1])
+    for edit in edits:
+        slots = edit.slots
+        chosen = flat.index_select(0, slots.gather.flatten()).view(*slots.gather.shape, -1)
+        edited = _run(edit, chosen).flatten(0, 1)
+        if slots.kept is not None:
+            edited = edited.index_select(0, slots.kept)
+        flat.index_copy_(0, slots.scatter, edited)
+    return hidden
+
+
+def _run(edit: Edit, chosen: Tensor) -> Tensor:
+    """Call the intervention: (B, P, D) -> (B, P, D)."""
+    extra = {} if edit.subspaces is None else {"subspaces": edit.subspaces}
+    if edit.num_heads is None:
+        return _checked(edit.intervention, chosen, extra)
+    by_head = chosen.unflatten(-1, (edit.num_heads, -1))  # (B, P, H, D / H)
+    if edit.heads is None:
+        return _checked(edit.intervention, by_head, extra).flatten(-2)
+    heads = torch.tensor(edit.heads, device=chosen.device)
+    edited = _checked(edit.intervention, by_head.index_select(-2, heads), extra)
+    return by_head.index_copy(-2, heads, edited).flatten(-2)
+
+
+def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
+    width = getattr(intervention, "embed_dim", None)
+    if isinstance(width, int) and width != chosen.shape[-1]:
+        raise ValueError(
+            f"{type(intervention).__name__} edits hidden states of width {width}, this component "
+            f"has width {chosen.shape[-1]}."
+        )
+    edited = intervention(chosen, **extra)
+    if not isinstance(edited, Tensor) or edited.shape != chosen.shape:
+        found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+        raise ValueError(
+            f"{type(intervention).__name__} must return a hidden state of the shape it was given, "
+            f"{tuple(chosen.shape)}, got {found}."
+        )
+    return edited.to(chosen.dtype)
+
+
+def _may_overwrite(hidden: Tensor, inputs: Sequence[Any]) -> bool:
+    """Whether an output can be edited in place: it is nobody's input, and autograd has no use of it.
+
+    Spares a copy of the whole hidden state for each edited layer.
+    """
+    if torch.compiler.is_compiling() or hidden._is_view() or not hidden.is_contiguous():
+        return False
+    if hidden.requires_grad and hidden.grad_fn is None:
+        return False
+    storage = hidden.untyped_storage().data_ptr()
+    if any(isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs):
+        return False
+    node = hidden.grad_fn
+    return not (hasattr(node, "_saved_result") or hasattr(node, "_saved_output"))
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from _tensors(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from _tensors(value)

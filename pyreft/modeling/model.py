@@ -1,0 +1,335 @@
+"""ReftModel: a frozen transformers model, and the interventions that edit it while it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyreft.compat.methods import UpstreamMethods
+from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.modeling.build import build_interventions, intervention_keys
+from pyreft.modeling.components import find_component, find_layers, text_config
+from pyreft.modeling.hooks import EditHooks
+from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
+from pyreft.positions import PositionSpec
+from pyreft.sharing import checkpoint
+
+# Found on the base model, where they would do something else than their name says here.
+_NOT_OF_BASE = ("add_adapter", "load_adapter", "push_to_hub", "set_adapter", "delete_adapter")
+
+
+class ReftModel(UpstreamMethods, nn.Module):
+    """A frozen base model with an adapter of interventions.
+
+    It is called, generates and is trained as the base model is: what is not defined here is
+    looked up on the base model. Where the prompt ends is found in the batch, see `forward`.
+
+        model = get_reft_model(base, ReftConfig(layers=[15], positions="l1", rank=4))
+        model(input_ids=..., attention_mask=..., labels=...).loss.backward()
+        model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"))
+
+    Args:
+        config: What to learn and where; upstream's order of arguments.
+        model: The base model, any transformers model; it gets hooks and nothing else.
+
+    Attributes:
+        model: The base model.
+        interventions: The modules by key, "layer_15_comp_block_output_unit_pos_nunit_1#0".
+        reft_config: The config, every intervention spelled out.
+        config: The base model's config, as transformers and its trainers expect.
+
+    Raises:
+        ValueError: If a layer or component is not there, or an intervention does not fit it.
+    """
+
+    # Tells transformers that adapters are attached, so that a quantized base model may train.
+    _hf_peft_config_loaded = True
+
+    def __init__(self, config: ReftConfig, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(config, ReftConfig) or not isinstance(model, nn.Module):
+            raise TypeError(
+                "ReftModel takes a ReftConfig and a model, got "
+                f"{type(config).__name__} and {type(model).__name__}."
+            )
+        self.model = model
+        resolved = config.resolve(len(find_layers(model)) if config.names_layers else 0)
+        components = [find_component(model, c.layer, c.component) for c in resolved]
+        resolved = build_interventions(resolved, components, text_config(model).hidden_size)
+        self.reft_config = ReftConfig(representations=resolved)
+        modules = [c.intervention for c in resolved]
+        self.interventions = nn.ModuleDict(zip(intervention_keys(resolved), modules, strict=True))
+        self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
+        self._disabled = False
+        self.train(model.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model" or name in _NOT_OF_BASE:
+                raise
+            return getattr(self.model, name)
+
+    def __repr__(self) -> str:
+        lines = [f"ReftModel({type(self.model).__name__}, {self.count_parameters():,} parameters"]
+        for config, (key, module) in zip(
+            self.reft_config.representations, self.interventions.items(), strict=True
+        ):
+            at = "the batch's positions" if config.positions is None else repr(config.positions)
+            lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
+        return "\n".join(lines) + "\n)"
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The base model's generation config."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self.model.generation_config = value
+
+    @property
+    def _configs(self) -> list[InterventionConfig]:
+        return self.reft_config.representations
+
+    # ---- running ------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | Mapping[str, Any] | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        completion_mask: Tensor | None = None,
+        intervention_locations: Tensor | None = None,
+        subspaces: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the base model, edited.
+
+        Where the prompt of each row ends is found: explicit `intervention_locations` win; else
+        the first true entry of `completion_mask`, or the first label that is not -100, ends it;
+        else all that the attention mask admits is the prompt. With a filled cache, the tokens are
+        generated ones.
+
+        Args:
+            input_ids: (B, T). A dict calls upstream's convention, see `pyreft.compat`.
+            attention_mask: (B, T), zero on padding at either side.
+            labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
+            completion_mask: (B, T), nonzero on the completion. Not handed to the base model.
+            intervention_locations: (B, I, P), positions for each of the I interventions in the
+                order of `interventions`: the index of a token in its sequence, padding not
+                counted; negative ones count from the end of the prompt; -100 is none.
+            subspaces: Directions to edit: a list for each intervention (or None) of a list for
+                each row, a (B, I, S) tensor, or one list for all.
+            **kwargs: For the base model.
+
+        Returns:
+            What the base model returns.
+
+        Raises:
+            ValueError: If the prompt of a row cannot be found, or a position is outside it.
+            RuntimeError: If the adapter was taken off with `unwrap`.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "token_type_ids": token_type_ids,
+        }
+        inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
+        if isinstance(input_ids, Mapping) or "base" in kwargs:
+            return self._forward_upstream(
+                inputs.pop("base", None) or inputs.pop("input_ids"), **inputs, subspaces=subspaces
+            )
+        if self._disabled:
+            return self.model(**inputs)
+        self._require_hooks()
+        placement = place_batch(
+            self.model,
+            self._configs,
+            self._hooks.sites,
+            inputs,
+            completion_mask,
+            intervention_locations,
+            subspaces,
+        )
+        with self._hooks.editing(placement):
+            outputs = self.model(**inputs)
+            if self.training and getattr(self.model, "is_gradient_checkpointing", False):
+                self._hooks.keep_for_recomputation(outputs)
+        return outputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | Mapping[str, Any] | None = None,
+        *,
+        intervention_locations: Tensor | None = None,
+        subspaces: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate with the base model, its prompt edited.
+
+        The prompt is edited while it is prefilled; the decoding steps run the bare base model,
+        but for positions "all" and "completion", which edit generated tokens as well. Caches,
+        beams, sampling, several sequences for each prompt, assisted decoding and chunked
+        prefill change nothing in this.
+
+        Args:
+            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). A dict
+                calls upstream's convention, see `pyreft.compat`.
+            intervention_locations: (B, I, P), as in `forward`.
+            subspaces: As in `forward`.
+            **kwargs: For the base model's `generate`.
+
+        Returns:
+            What the base model's `generate` returns.
+
+        Raises:
+            ValueError: If a position is outside the prompt.
+            RuntimeError: If the adapter was taken off with `unwrap`.
+        """
+        if isinstance(inputs, Mapping) or "base" in kwargs:
+            return self._generate_upstream(
+                kwargs.pop("base", inputs), subspaces=subspaces, **kwargs
+            )
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        has_prompt = kwargs.get("input_ids") is not None or kwargs.get("inputs_embeds") is not None
+        if self._disabled or not has_prompt:
+            return self.model.generate(**kwargs)
+        self._require_hooks()
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        kwargs["attention_mask"] = prompt_mask(self.model, kwargs, generation_config)
+        placement = place_prompt(
+            self._configs, self._hooks.sites, kwargs, intervention_locations, subspaces
+        )
+        with self._hooks.generating(placement):
+            return self.model.generate(**kwargs)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Run the bare base model inside the block."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    def unwrap(self) -> nn.Module:
+        """Take the adapter off, and return the base model as it was."""
+        self._hooks.remove()
+        return self.model
+
+    def _require_hooks(self) -> None:
+        if self._hooks.removed:
+            raise RuntimeError(
+                "the adapter was taken off its base model by unwrap(); wrap the base model again "
+                "with get_reft_model or ReftModel.from_pretrained."
+            )
+
+    # ---- saving -------------------------------------------------------------------------
+
+    def record_positions(self, positions: list[PositionSpec]) -> None:
+        """Give positions to the interventions, where the config left them to the batch.
+
+        A data module knows where it put the interventions; with this the adapter knows as well,
+        and acts there wherever it is loaded.
+
+        Args:
+            positions: One for all interventions, or one for each.
+
+        Raises:
+            ValueError: If the number of positions does not fit.
+        """
+        if len(positions) not in (1, len(self._configs)):
+            raise ValueError(
+                f"positions for {len(positions)} interventions, the model has "
+                f"{len(self._configs)}. With f+l positions and weights that are not shared there "
+                "are two interventions for each layer: the first half is at f, the second at l."
+            )
+        given = positions * len(self._configs) if len(positions) == 1 else positions
+        self.reft_config = ReftConfig(
+            representations=[
+                config if config.positions is not None else replace(config, positions=spec)
+                for config, spec in zip(self._configs, given, strict=True)
+            ]
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
+
+        Args:
+            save_directory: A new or empty directory, or one that holds an adapter, which is
+                replaced, beside it whatever tokenizers and trainers write.
+            **kwargs: What trainers pass to transformers models (`is_main_process`, ...): nothing
+                is saved if `is_main_process` is false.
+
+        Raises:
+            AdapterError: If the directory holds something else.
+            ValueError: If a kind or a position function has no name to be saved under.
+        """
+        if kwargs.get("is_main_process", True):
+            checkpoint.save_adapter(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, directory: str | os.PathLike) -> ReftModel:
+        """Put a saved adapter on a base model, in evaluation mode.
+
+        Nothing in the directory is run: kinds are names of classes that are registered already.
+
+        Args:
+            model: The base model it was trained on.
+            directory: Where `save_pretrained` wrote.
+
+        Raises:
+            AdapterError: If the directory is no adapter, or one for another model.
+        """
+        if isinstance(model, (str, os.PathLike)):
+            raise TypeError("from_pretrained takes the base model first, then the directory.")
+        config, tensors = checkpoint.read_adapter(directory, model)
+        reft_model = get_reft_model(model, config)
+        checkpoint.load_tensors(reft_model, tensors, directory)
+        return reft_model.eval()
+
+
+def get_reft_model(
+    model: nn.Module,
+    reft_config: ReftConfig,
+    set_device: bool = True,
+    disable_model_grads: bool = True,
+) -> ReftModel:
+    """Wrap a base model with a fresh adapter.
+
+    Args:
+        model: Any transformers model.
+        reft_config: What to learn and where.
+        set_device: Put every intervention where the part of the model is that it edits.
+        disable_model_grads: Freeze the base model.
+
+    Raises:
+        ValueError: If a layer or component is not there, or an intervention does not fit it.
+    """
+    reft_model = ReftModel(reft_config, model)
+    if set_device:
+        reft_model.place_interventions()
+    if disable_model_grads:
+        reft_model.disable_model_gradients()
+    return reft_model

@@ -1,0 +1,165 @@
+"""The arguments of `forward` and `generate` -> the placement of every intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from pyreft.config import InterventionConfig
+from pyreft.modeling.boundary import find_tokens
+from pyreft.modeling.placement import Placement, place
+
+logger = logging.get_logger(__name__)
+
+
+def place_batch(
+    base: nn.Module,
+    configs: Sequence[InterventionConfig],
+    sites: Sequence[int],
+    inputs: Mapping[str, Any],
+    completion_mask: Tensor | None = None,
+    intervention_locations: Tensor | None = None,
+    subspaces: Any = None,
+) -> Placement | None:
+    """Place the interventions for one call of the base model.
+
+    Args:
+        base: The base model.
+        configs: The interventions.
+        sites: Which of them share a site.
+        inputs: What the base model is called with.
+        completion_mask, intervention_locations, subspaces: See `ReftModel.forward`.
+
+    Returns:
+        The placement, or None if nothing is edited.
+    """
+    first = inputs.get("input_ids")
+    if first is None:
+        first = inputs.get("inputs_embeds")
+    if first is None:
+        return None
+    shape, device = (first.shape[0], first.shape[1]), first.device
+    mask = inputs.get("attention_mask")
+    if _cached_tokens(inputs) and intervention_locations is None:
+        return _place_generated(configs, shape, device, mask)
+    tokens = find_tokens(
+        shape,
+        device,
+        input_ids=inputs.get("input_ids"),
+        attention_mask=mask,
+        labels=inputs.get("labels") if _reads_left_to_right(base) else None,
+        completion_mask=completion_mask,
+        position_ids=inputs.get("position_ids") if intervention_locations is None else None,
+    )
+    directions = broadcast_subspaces(subspaces, len(configs), shape[0])
+    return _checked(place(configs, sites, tokens, intervention_locations, directions))
+
+
+def place_prompt(
+    configs: Sequence[InterventionConfig],
+    sites: Sequence[int],
+    inputs: Mapping[str, Any],
+    intervention_locations: Tensor | None = None,
+    subspaces: Any = None,
+) -> Placement | None:
+    """Place the interventions for a call of `generate`: all that it is given is the prompt.
+
+    Args and Returns: as for `place_batch`; `inputs` must hold the attention mask that is used.
+    """
+    ids, mask = inputs.get("input_ids"), inputs["attention_mask"]
+    if cached := _cached_tokens(inputs):
+        logger.warning_once(
+            f"generate continues from a cache of {cached} tokens: they are kept as they are, and "
+            "only positions in the rest of the prompt are edited."
+        )
+    same = ids is not None and ids.shape == mask.shape
+    tokens = find_tokens(
+        (mask.shape[0], mask.shape[1]),
+        mask.device,
+        input_ids=ids if same else None,
+        attention_mask=mask,
+    )
+    directions = broadcast_subspaces(subspaces, len(configs), mask.shape[0])
+    return _checked(place(configs, sites, tokens, intervention_locations, directions))
+
+
+def prompt_mask(base: nn.Module, inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
+    """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
+
+    `generate` takes a pad token for padding only if it is not an end token as well: with
+    pad == eos, real tokens would be hidden.
+    """
+    given = inputs.get("attention_mask")
+    if given is not None:
+        return given
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return torch.ones(inputs["inputs_embeds"].shape[:2], dtype=torch.long, device=base.device)
+    pad, ends = generation_config.pad_token_id, generation_config.eos_token_id
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return torch.ones_like(ids)
+    return (ids != pad).long()
+
+
+def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> list | None:
+    """One entry for each intervention: None, or a list of directions for each row."""
+    if subspaces is None:
+        return None
+    if isinstance(subspaces, Tensor):
+        if subspaces.dim() != 3:
+            raise ValueError(
+                "subspaces as a tensor must have the shape (batch, interventions, directions), "
+                f"got {tuple(subspaces.shape)}."
+            )
+        subspaces = subspaces.permute(1, 0, 2).tolist()
+    if isinstance(subspaces, int):
+        subspaces = [subspaces]
+    if all(isinstance(index, int) for index in subspaces):
+        return [[list(subspaces)] * batch] * count
+    if len(subspaces) != count:
+        raise ValueError(
+            f"subspaces are given for {len(subspaces)} interventions, the model has {count}."
+        )
+    for given in subspaces:
+        if given is not None and len(given) != batch:
+            raise ValueError(f"subspaces are given for {len(given)} rows, the batch has {batch}.")
+    return list(subspaces)
+
+
+def _place_generated(
+    configs: Sequence[InterventionConfig],
+    shape: tuple[int, int],
+    device: torch.device,
+    mask: Tensor | None,
+) -> Placement | None:
+    """Tokens after a filled cache are generated: only `all` and `completion` edit them."""
+    text = torch.ones(shape, dtype=torch.bool, device=device)
+    if mask is not None and mask.dim() == 2:
+        text = mask[:, -shape[1] :].to(device=device, dtype=torch.bool)
+    specs = {i: c.positions for i, c in enumerate(configs) if c.positions is not None}
+    masks = {i: text for i, spec in specs.items() if spec.edits_completion}
+    return Placement(masks) if masks else None
+
+
+def _cached_tokens(inputs: Mapping[str, Any]) -> int:
+    cache = inputs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _reads_left_to_right(base: nn.Module) -> bool:
+    """Whether labels per token are a continuation; those of a tagger or masked LM are not."""
+    return bool(base.can_generate())
+
+
+def _checked(placement: Placement | None) -> Placement | None:
+    if placement is None:
+        logger.warning_once(
+            "No intervention has positions, so this call runs the bare base model. Say positions "
+            'in the config ("f7+l7"), or give intervention_locations with the batch.'
+        )
+    return placement

@@ -1,0 +1,287 @@
+"""Position specs: the small language that says which tokens an intervention edits.
+
+    spec := part ("+" part)*
+    part := f<n>          the first n tokens of the prompt
+          | l<n>          the last n tokens of the prompt
+          | prompt        every token of the prompt
+          | completion    every token after the prompt, generated ones too
+          | all           prompt + completion
+          | <index>       one token of the prompt; -1 is its last
+          | <name>        a function registered with `register_position`
+
+A spec is parsed once into an immutable `PositionSpec` and then applied to whole batches:
+
+    "f2+l1"   prompt  p p p p p | c c c     (padding anywhere is skipped)
+    edited            x x . . x | . . .
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+GRAMMAR = (
+    'a position spec is parts joined by "+": f<n> (first n prompt tokens), l<n> (last n prompt '
+    "tokens), prompt, completion, all, an index into the prompt (negative from its end), or the "
+    'name of a registered function; for example "f7+l7", "l1", "prompt", [0, -1]'
+)
+
+PositionFunction = Callable[["Tokens"], Tensor]
+
+# In a tensor of explicit positions: no token. The value that labels use for "no label".
+NO_POSITION = -100
+
+_REGIONS = ("prompt", "completion")
+_functions: dict[str, PositionFunction] = {}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where the prompt and the completion of every row lie in a padded batch.
+
+    Args:
+        prompt: (B, T) bool, true on the tokens of the prompt.
+        completion: (B, T) bool, true on the tokens after it. Padding is false in both.
+        input_ids: (B, T) token ids, or None if the batch came as embeddings.
+    """
+
+    prompt: Tensor
+    completion: Tensor
+    input_ids: Tensor | None = None
+
+    @cached_property
+    def text(self) -> Tensor:
+        """(B, T) bool, true on every token that is not padding."""
+        return self.prompt | self.completion
+
+    @cached_property
+    def index(self) -> Tensor:
+        """(B, T) int64, the index of each token in its own sequence, padding not counted."""
+        return self.text.long().cumsum(1) - 1
+
+    @cached_property
+    def prompt_length(self) -> Tensor:
+        """(B, 1) int64, the number of prompt tokens of each row."""
+        return self.prompt.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class PositionSpec:
+    """An immutable, parsed position spec. Make one with `PositionSpec.parse`.
+
+    Args:
+        first: Number of tokens at the start of the prompt.
+        last: Number of tokens at the end of the prompt.
+        regions: Any of "prompt" and "completion".
+        indices: Explicit positions in the prompt; negative ones count from its end.
+        functions: Registered names, or functions, from `Tokens` to a (B, T) bool mask.
+    """
+
+    first: int = 0
+    last: int = 0
+    regions: frozenset[str] = frozenset()
+    indices: tuple[int, ...] = ()
+    functions: tuple[str | PositionFunction, ...] = ()
+
+    @classmethod
+    def parse(cls, spec: PositionSpec | str | int | Sequence[int] | PositionFunction) -> PositionSpec:
+        """Parse a string, an index, a sequence of indices or a function.
+
+        Raises:
+            ValueError: If the spec is empty or does not parse; the message shows the grammar.
+            TypeError: If it is of another type.
+        """
+        if isinstance(spec, PositionSpec):
+            return spec
+        if isinstance(spec, str):
+            return cls._parse_string(spec)
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            return cls(indices=(spec,))
+        if callable(spec):
+            return cls(functions=(spec,))
+        if isinstance(spec, Iterable):
+            indices = tuple(spec)
+            if not indices:
+                raise ValueError(f"the list of positions is empty; {GRAMMAR}.")
+            if any(not isinstance(i, int) or isinstance(i, bool) for i in indices):
+                raise TypeError(f"positions in a list must be integers, got {list(indices)!r}.")
+            return cls(indices=tuple(dict.fromkeys(indices)))
+        raise TypeError(f"cannot read {spec!r} as positions; {GRAMMAR}.")
+
+    @classmethod
+    def _parse_string(cls, spec: str) -> PositionSpec:
+        first, last, regions, indices, functions = 0, 0, set(), [], []
+        for part in (part.strip() for part in spec.split("+")):
+            if match := re.fullmatch(r"([fl])(\d+)", part):
+                count = int(match[2])
+                if count == 0 or (first if match[1] == "f" else last):
+                    raise ValueError(
+                        f"position spec {spec!r}: {part!r} "
+                        f"{'selects nothing' if count == 0 else 'is given twice'}; {GRAMMAR}."
+                    )
+                first, last = (count, last) if match[1] == "f" else (first, count)
+            elif part in _REGIONS:
+                regions.add(part)
+            elif part == "all":
+                regions.update(_REGIONS)
+            elif re.fullmatch(r"-?\d+", part):
+                indices.append(int(part))
+            elif part in _functions:
+                functions.append(part)
+            else:
+                known = f" (registered: {', '.join(sorted(_functions))})" if _functions else ""
+                raise ValueError(f"position spec {spec!r}: cannot read {part!r}; {GRAMMAR}{known}.")
+        return cls(first, last, frozenset(regions), tuple(dict.fromkeys(indices)), tuple(functions))
+
+    def __str__(self) -> str:
+        """The spec in the grammar; raises ValueError for a function that has no name."""
+        parts = [f"f{self.first}"] * bool(self.first) + [f"l{self.last}"] * bool(self.last)
+        parts += ["all"] if self.edits_all else sorted(self.regions)
+        parts += [str(index) for index in self.indices]
+        for function in self.functions:
+            if not isinstance(function, str):
+                raise ValueError(
+                    f"the position function {function!r} has no name, so it cannot be saved; "
+                    'register it with pyreft.register_position("name", function) and use the name.'
+                )
+            parts.append(function)
+        return "+".join(parts)
+
+    def __repr__(self) -> str:
+        named = all(isinstance(function, str) for function in self.functions)
+        return f"PositionSpec({str(self) if named else self.functions!r})"
+
+    def parts(self) -> list[PositionSpec]:
+        """The specs whose sum this is, one for each set of weights if weights are not tied."""
+        parts = [PositionSpec(first=self.first)] * bool(self.first)
+        parts += [PositionSpec(last=self.last)] * bool(self.last)
+        parts += [PositionSpec(regions=frozenset({region})) for region in sorted(self.regions)]
+        parts += [PositionSpec(indices=(index,)) for index in self.indices]
+        return parts + [PositionSpec(functions=(function,)) for function in self.functions]
+
+    @property
+    def edits_all(self) -> bool:
+        """Whether every token is edited."""
+        return self.regions == frozenset(_REGIONS)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the spec needs a prompt to select anything."""
+        return bool(self.first or self.last or self.indices or self.regions == {"prompt"})
+
+    @property
+    def edits_completion(self) -> bool:
+        """Whether tokens after the prompt, and so generated ones, are edited."""
+        return "completion" in self.regions
+
+    def overlaps(self, other: PositionSpec) -> bool:
+        """Whether both specs certainly choose a common token in some prompt that is long enough."""
+        if self.edits_completion and other.edits_completion:
+            return True
+        if "prompt" in self.regions or "prompt" in other.regions:
+            rest = other if "prompt" in self.regions else self
+            return bool("prompt" in rest.regions or rest.first or rest.last or rest.indices)
+        return bool(
+            (self.first and other.first)
+            or (self.last and other.last)
+            or set(self.indices) & set(other.indices)
+        )
+
+    def select(self, tokens: Tokens, site: tuple[int, int] | None = None) -> Tensor:
+        """Choose this spec's tokens in a batch.
+
+        A prompt of n < p + s tokens is too short for `f{p}+l{s}`: then min(p, floor(n / 2)) first
+        and min(s, ceil(n / 2)) last tokens are chosen, so that none is chosen twice (Wu et al.
+        2024, section 4).
+
+        Args:
+            tokens: The batch.
+            site: (p, s) of everything that edits the same layer, where separate interventions
+                hold the prefix and the suffix; this spec's own by default.
+
+        Returns:
+            (B, T) bool.
+
+        Raises:
+            ValueError: If a prompt is empty, an explicit position is outside a prompt, or a
+                function's mask is not a (B, T) bool mask on tokens.
+        """
+        chosen = torch.zeros_like(tokens.prompt)
+        if self.reads_prompt:
+            _refuse_empty(self, tokens)
+        if self.first or self.last:
+            p, s = site if site is not None else (self.first, self.last)
+            n = tokens.prompt_length
+            short = n < p + s
+            first = torch.where(short, (n // 2).clamp(max=self.first), self.first)
+            last = torch.where(short, ((n + 1) // 2).clamp(max=self.last), self.last)
+            chosen |= tokens.prompt & ((tokens.index < first) | (tokens.index >= n - last))
+        if "prompt" in self.regions:
+            chosen |= tokens.prompt
+        if "completion" in self.regions:
+            chosen |= tokens.completion
+        if self.indices:
+            chosen |= self._select_indices(tokens)
+        for function in self.functions:
+            chosen |= _select_by_function(function, tokens)
+        return chosen
+
+    def _select_indices(self, tokens: Tokens) -> Tensor:
+        shortest = int(tokens.prompt_length.min())
+        for index in self.indices:
+            if not -shortest <= index < shortest:
+                row = int(tokens.prompt_length.argmin())
+                raise ValueError(
+                    f"position {index} is outside the prompt of row {row}, which has {shortest} "
+                    f"tokens: positions go from {-shortest} to {shortest - 1}."
+                )
+        wanted = torch.tensor(self.indices, device=tokens.prompt.device)
+        wanted = torch.where(wanted < 0, wanted + tokens.prompt_length, wanted)  # (B, P)
+        return tokens.prompt & (tokens.index[:, :, None] == wanted[:, None, :]).any(-1)
+
+
+def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
+    if not bool((tokens.prompt_length > 0).all()):
+        row = int(tokens.prompt_length.argmin())
+        raise ValueError(
+            f"the prompt of row {row} is empty, so {spec!r} has no position there. Labels that "
+            "begin at the first token leave no prompt: set them to -100 on the prompt, or choose "
+            'the positions "all" or "completion".'
+        )
+
+
+def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Tensor:
+    name = repr(function)
+    chosen = (_functions[function] if isinstance(function, str) else function)(tokens)
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
+        raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
+    if chosen.shape != tokens.prompt.shape:
+        raise ValueError(
+            f"position function {name} must return a mask of shape {tuple(tokens.prompt.shape)}, "
+            f"got {tuple(chosen.shape)}."
+        )
+    if bool((chosen & ~tokens.text).any()):
+        raise ValueError(f"position function {name} chose padding.")
+    return chosen
+
+
+def register_position(name: str, function: PositionFunction) -> PositionFunction:
+    """Give a position function a name, so that configs can use it and checkpoints can hold it.
+
+    Args:
+        name: A Python identifier that is no part of the grammar already.
+        function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
+
+    Raises:
+        ValueError: If the name is reserved or no identifier.
+    """
+    reserved = name in (*_REGIONS, "all") or re.fullmatch(r"[fl]\d+", name)
+    if not name.isidentifier() or reserved:
+        raise ValueError(f"{name!r} cannot name a position function: {GRAMMAR}.")
+    _functions[name] = function
+    return function
