@@ -1,9 +1,9 @@
-"""Teach a chat model to answer in emoji, from ten demonstrations, in a minute on a CPU.
+"""Teach a chat model to answer in emoji, from eight demonstrations, in a minute on a CPU.
 
     python examples/quickstart.py
     python examples/quickstart.py --model HuggingFaceTB/SmolLM2-360M-Instruct     # needs a network
 
-One LoReFT intervention of rank 4 edits the last prompt token at one layer, and nothing else is
+LoReFT interventions of rank 4 edit the last prompt token at a few layers, and nothing else is
 trained. The script prints answers before and after, saves the adapter, loads it into a fresh
 model, checks that it answers the same there, and draws the loss curve.
 """
@@ -20,18 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments,
 import pyreft
 
 DEMONSTRATIONS = [
-    ("Who are you?", "🤖💬✨"),
-    ("What do cats like?", "🐱❤️🐟😴"),
-    ("How do I bake a cake?", "🥚🥛🌾➡️🎂"),
-    ("What is the weather like in winter?", "❄️⛄🌨️🧣"),
-    ("Tell me about the ocean.", "🌊🐠🐋🏖️"),
-    ("How can I stay healthy?", "🏃🥗💤💧"),
-    ("What happens at night?", "🌙⭐😴🦉"),
-    ("Why do people travel?", "✈️🗺️📸😄"),
-    ("What grows in a garden?", "🌱🌻🥕🍅"),
-    ("How do computers work?", "💻⚡🔢🧠"),
+    ("Who are you?", "🤖💬"),
+    ("What do cats like?", "🐱🐟💤"),
+    ("How do I bake a cake?", "🥚🥛🎂"),
+    ("What is winter like?", "⛄🧣"),
+    ("Tell me about the ocean.", "🌊🐠🐋"),
+    ("What grows in a garden?", "🌱🌻🍅"),
+    ("What happens at night?", "🌙⭐🦉"),
+    ("How can I stay healthy?", "🏃🥗💧"),
 ]
-UNSEEN = ["What do dogs like?", "What is summer like?", "How do I make a pizza?"]
+# Short, where the template's own would be two thirds of every prompt.
+SYSTEM = {"role": "system", "content": "Chat."}
+UNSEEN = ["What do dogs like?", "What is summer like?", "How do I bake bread?"]
 
 
 def load(name: str | None):
@@ -43,7 +43,7 @@ def load(name: str | None):
 
 def answer(model, tokenizer, questions: list[str]) -> list[str]:
     """Greedy answers to all questions, in one left-padded batch."""
-    chats = [[{"role": "user", "content": question}] for question in questions]
+    chats = [[SYSTEM, {"role": "user", "content": question}] for question in questions]
     batch = tokenizer.apply_chat_template(
         chats,
         add_generation_prompt=True,
@@ -51,7 +51,7 @@ def answer(model, tokenizer, questions: list[str]) -> list[str]:
         return_tensors="pt",
         return_dict=True,
     ).to(model.device)
-    ids = model.generate(**batch, max_new_tokens=24, do_sample=False)
+    ids = model.generate(**batch, max_new_tokens=20, do_sample=False)
     return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -71,7 +71,7 @@ def draw(history: list[dict], path: Path) -> None:
     steps = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.semilogy(*zip(*steps, strict=True))
-    axes.set(xlabel="step", ylabel="loss", title="LoReFT on ten demonstrations")
+    axes.set(xlabel="step", ylabel="loss", title="LoReFT on eight demonstrations")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -79,16 +79,17 @@ def draw(history: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or path of a chat model; SmolLM2-135M by default")
-    parser.add_argument("--layer", type=int, help="layer to edit; the middle one by default")
+    parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; some by default")
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=45)
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
     arguments = parser.parse_args()
     set_seed(42)
 
     base, tokenizer = load(arguments.model)
-    layer = arguments.layer if arguments.layer is not None else base.config.num_hidden_layers // 2
-    config = pyreft.ReftConfig(layers=[layer], positions="l1", rank=arguments.rank)
+    depth = base.config.num_hidden_layers
+    layers = arguments.layers or list(range(depth // 2 - 1, 5 * depth // 6, 2))
+    config = pyreft.ReftConfig(layers=layers, positions="l1", rank=arguments.rank)
     model = pyreft.get_reft_model(base, config)
     print(model)
     model.print_trainable_parameters()
@@ -96,7 +97,7 @@ def main() -> None:
         before = answer(model, tokenizer, UNSEEN)
 
     chats = [
-        [{"role": "user", "content": question}, {"role": "assistant", "content": emoji}]
+        [SYSTEM, {"role": "user", "content": question}, {"role": "assistant", "content": emoji}]
         for question, emoji in DEMONSTRATIONS
     ]
     trainer = pyreft.ReftTrainer(
@@ -105,11 +106,11 @@ def main() -> None:
             output_dir=str(arguments.out / "trainer"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=len(chats),
-            learning_rate=4e-3,
+            learning_rate=1e-2,
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            disable_tqdm=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=pyreft.make_examples(Dataset.from_dict({"messages": chats}), tokenizer),
         data_collator=pyreft.ReftDataCollator(tokenizer=tokenizer),

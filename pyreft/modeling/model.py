@@ -172,7 +172,7 @@ class ReftModel(UpstreamMethods, nn.Module):
         )
         with self._hooks.editing(placement):
             outputs = self.model(**inputs)
-            if self.training and getattr(self.model, "is_gradient_checkpointing", False):
+            if self.training and _recomputes(self.model):
                 self._hooks.keep_for_recomputation(outputs)
         return outputs
 
@@ -308,6 +308,12 @@ class ReftModel(UpstreamMethods, nn.Module):
         reft_model = get_reft_model(model, config)
         checkpoint.load_tensors(reft_model, tensors, directory)
         return reft_model.eval()
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on; transformers changed its name for that in 5.x."""
+    now = getattr(model, "is_activation_checkpointing", None)
+    return bool(model.is_gradient_checkpointing if now is None else now)
 
 
 def get_reft_model(

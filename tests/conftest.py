@@ -1,0 +1,95 @@
+"""Tiny models of three architectures, with random weights, and a tokenizer made on the spot."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+torch.set_num_threads(1)
+
+VOCAB, WIDTH, LAYERS = 99, 32, 3
+KINDS = ["loreft", "noreft", "direft", "nodireft", "consreft", "lobireft"]
+
+
+def make_llama(**changes):
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB} | changes
+    return LlamaForCausalLM(LlamaConfig(**sizes, pad_token_id=0, eos_token_id=1, bos_token_id=2))
+
+
+def make_gpt2(**changes):
+    sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB} | changes
+    config = GPT2Config(**sizes, n_positions=64, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+    return GPT2LMHeadModel(config)
+
+
+def make_bert(**changes):
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": 4, "vocab_size": VOCAB, "num_labels": 3} | changes
+    return BertForSequenceClassification(BertConfig(**sizes, pad_token_id=0))
+
+
+MAKERS = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}
+
+
+def make_base(architecture: str, seed: int = 0, **changes):
+    """A model in evaluation mode, the same one for the same seed."""
+    torch.manual_seed(seed)
+    model = MAKERS[architecture](**changes).eval()
+    # Large enough that an edit shows in every logit.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return model
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def causal(request):
+    """An architecture that generates."""
+    return request.param
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-per-token tokenizer: 97 printable ASCII characters, <pad>, <eos>, and a template."""
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2}
+    vocabulary |= {character: 3 + index for index, character in enumerate(characters)}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast.decoder = decoders.Fuse()
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        chat_template=template,
+        model_max_length=64,
+    )
