@@ -5,7 +5,7 @@ Names are imported when they are first used, so that `import pyreft` costs littl
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "1.0.0.dev0"
 

@@ -89,7 +89,9 @@ class PositionSpec:
     functions: tuple[str | PositionFunction, ...] = ()
 
     @classmethod
-    def parse(cls, spec: PositionSpec | str | int | Sequence[int] | PositionFunction) -> PositionSpec:
+    def parse(
+        cls, spec: PositionSpec | str | int | Sequence[int] | PositionFunction
+    ) -> PositionSpec:
         """Parse a string, an index, a sequence of indices or a function.
 
         Raises:

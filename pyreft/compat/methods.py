@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pyreft.compat.locations import locations_tensor
-from pyreft.sharing import checkpoint
 
 
 class UpstreamMethods:
@@ -26,8 +26,16 @@ class UpstreamMethods:
     a column of the padded batch; the two differ under left padding alone.
     """
 
-    model: nn.Module
+    # What `ReftModel` defines.
+    model: Any
     interventions: nn.ModuleDict
+    _hooks: Any
+    __call__: Any
+    generate: Any
+    disable_adapter: Any
+    save_pretrained: Any
+    load_weights: Any
+    from_pretrained: Any
 
     def _forward_upstream(
         self,
@@ -159,14 +167,13 @@ class UpstreamMethods:
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
-        config, tensors = checkpoint.read_adapter(load_directory, self.model)
-        checkpoint.load_tensors(self, tensors, load_directory)
+        self.load_weights(load_directory)
 
     @classmethod
     def load(
         cls,
         load_directory: str | os.PathLike,
-        model: nn.Module,
+        model: PreTrainedModel,
         local_directory: str | None = None,
         from_huggingface_hub: bool = False,
         include_model: bool = False,

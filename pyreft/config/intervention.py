@@ -101,7 +101,10 @@ class InterventionConfig:
             )
         chosen, by_type = rest.pop("intervention", None), rest.pop("intervention_type", None)
         chosen = next((c for c in (chosen, by_type) if c is not None), default)
-        arguments = {**rest.pop("arguments", {}), **{k: v for k, v in rest.items() if v is not None}}
+        arguments = {
+            **rest.pop("arguments", {}),
+            **{k: v for k, v in rest.items() if v is not None},
+        }
         if isinstance(chosen, nn.Module):
             return cls(**place, **_describe(chosen, arguments), intervention=chosen)
         if isinstance(chosen, str):

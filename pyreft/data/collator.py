@@ -78,8 +78,8 @@ def _refuse_unlabelled(example: dict[str, Any], index: int) -> None:
     example["labels"] = labels.tolist()
     if labels.dim() == 1 and bool((labels == -100).all()):
         raise ValueError(
-            f"example {index} of the batch has no label but -100, so there is nothing to learn from "
-            "it: its completion is empty, or was cut off."
+            f"example {index} of the batch has no label but -100, so it teaches nothing: its "
+            "completion is empty, or was cut off."
         )
 
 
@@ -87,7 +87,7 @@ def _collate(name: str, values: list[Any]) -> Any:
     if name in ("intervention_locations", "subspaces"):
         rows = [torch.as_tensor(value, dtype=torch.long) for value in values]
         if name == "subspaces" and len({row.shape for row in rows}) > 1:
-            return [value for value in values]
+            return values
         return _stack_positions(rows)
     if isinstance(values[0], (Tensor, int, float)):
         return torch.stack([torch.as_tensor(value) for value in values])

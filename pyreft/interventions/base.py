@@ -132,7 +132,9 @@ def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:
     mask = torch.zeros(len(rows), rank, dtype=torch.bool)
     for row, indices in enumerate(rows):
         if any(not 0 <= index < rank for index in indices):
-            raise ValueError(f"subspaces must be indices from 0 to {rank - 1}, got {list(indices)}.")
+            raise ValueError(
+                f"subspaces must be indices from 0 to {rank - 1}, got {list(indices)}."
+            )
         mask[row, list(indices)] = True
     if shared:
         return mask[0].to(coefficients.device)

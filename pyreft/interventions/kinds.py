@@ -32,10 +32,9 @@ class _OrthonormalBasis(LowRankIntervention):
         self.rotate_layer = OrthonormalProjection(
             self.embed_dim, self.low_rank_dimension, dtype=dtype, device=device
         )
-        self.learned_source: nn.Linear | nn.Parameter
         if self.constant_source:
             start = torch.rand(self.low_rank_dimension, dtype=self.dtype, device=device)
-            self.learned_source = nn.Parameter(start)
+            self.learned_source: Any = nn.Parameter(start)
         else:
             self.learned_source = _linear(self, device)
 
@@ -66,7 +65,8 @@ def _linear(
 def _source(intervention: _OrthonormalBasis | _FreeBasis, hidden: Tensor) -> Tensor:
     """act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
     source = intervention.learned_source
-    return intervention.act_fn(source(hidden.to(source.weight.dtype))).to(hidden.dtype)
+    learned: Tensor = intervention.act_fn(source(hidden.to(source.weight.dtype)))
+    return learned.to(hidden.dtype)
 
 
 class LoreftIntervention(_OrthonormalBasis):

@@ -82,7 +82,7 @@ def kind_of(intervention: nn.Module | type[nn.Module]) -> str | None:
     return next((kind for kind, known in _kinds.items() if known is cls), None)
 
 
-def constructor_arguments(intervention: nn.Module) -> dict[str, Any]:
+def constructor_arguments(intervention: Any) -> dict[str, Any]:
     """The arguments that make an intervention anew, as JSON values.
 
     Raises:
@@ -97,8 +97,8 @@ def constructor_arguments(intervention: nn.Module) -> dict[str, Any]:
         missing = [argument for argument in named if not hasattr(intervention, argument)]
         if missing:
             raise ValueError(
-                f"{name} cannot be saved: its constructor takes {', '.join(missing)}, which it does "
-                "not keep. Store each argument in an attribute of the same name, or define "
+                f"{name} cannot be saved: its constructor takes {', '.join(missing)}, which it "
+                "does not keep. Store each argument in an attribute of the same name, or define "
                 "get_config()."
             )
         arguments = {argument: getattr(intervention, argument) for argument in named}

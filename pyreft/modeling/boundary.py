@@ -1,8 +1,8 @@
 """A batch -> where the prompt of each row ends. Found, not asked for.
 
-    row        padding  prompt          completion     padding
-    labels     -100     -100 -100 -100  17  5  2       -100
-    Tokens     .        p    p    p     c   c  c       .
+row        padding  prompt          completion     padding
+labels     -100     -100 -100 -100  17  5  2       -100
+Tokens     .        p    p    p     c   c  c       .
 """
 
 from __future__ import annotations

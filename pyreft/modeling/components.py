@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 NAMES = (
     "block_input",
@@ -54,7 +56,7 @@ class Component:
     num_heads: int | None = None
 
 
-def find_layers(model: nn.Module) -> nn.ModuleList:
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of layers of a model: `model.layers`, `transformer.h`, `encoder.layer`, ...
 
     Raises:
@@ -70,13 +72,13 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def text_config(model: nn.Module):
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The config that knows the layers, where a model of several parts has several configs."""
     config = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def find_component(model: nn.Module, layer: int | None, component: str) -> Component:
+def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
     """Resolve a component.
 
     Args:
@@ -99,7 +101,7 @@ def find_component(model: nn.Module, layer: int | None, component: str) -> Compo
     return _find_in_layer(model, find_layers(model)[layer], component)
 
 
-def _find_path(model: nn.Module, path: str) -> Component:
+def _find_path(model: PreTrainedModel, path: str) -> Component:
     dotted = re.sub(r"\[(\d+)\]", r".\1", path)
     module_path, _, side = dotted.rpartition(".")
     if side not in ("input", "output") or not module_path:
@@ -118,7 +120,7 @@ def _find_path(model: nn.Module, path: str) -> Component:
     return Component(module, side)
 
 
-def _find_in_layer(model: nn.Module, layer: nn.Module, name: str) -> Component:
+def _find_in_layer(model: PreTrainedModel, layer: nn.Module, name: str) -> Component:
     config = text_config(model)
     if name in ("block_input", "block_output"):
         return Component(layer, name.removeprefix("block_"), config.hidden_size)
@@ -150,9 +152,7 @@ def _attention(layer: nn.Module) -> nn.Module:
     )
 
 
-def _feed_forward(
-    layer: nn.Module, attention: nn.Module
-) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _feed_forward(layer: nn.Module, attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The children that hold the map up and the map down, often one, and the map down itself."""
     parts = [
         child
@@ -178,7 +178,7 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def _features(linear: nn.Module) -> tuple[int, int]:
+def _features(linear: Any) -> tuple[int, int]:
     """(in, out) features of a linear map."""
     if _is_conv1d(linear):
         return linear.weight.shape[0], linear.weight.shape[1]

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pyreft.modeling.components import Component
 from pyreft.modeling.placement import Placement, Slots
@@ -226,7 +225,7 @@ def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> 
 
 
 def _may_overwrite(hidden: Tensor, inputs: Sequence[Any]) -> bool:
-    """Whether an output can be edited in place: it is nobody's input, and autograd has no use of it.
+    """Whether an output can be edited in place: nobody's input, and of no use to autograd.
 
     Spares a copy of the whole hidden state for each edited layer.
     """

@@ -8,17 +8,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pyreft.compat.methods import UpstreamMethods
 from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.modeling.build import build_interventions, intervention_keys
 from pyreft.modeling.components import find_component, find_layers, text_config
 from pyreft.modeling.hooks import EditHooks
 from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
 from pyreft.positions import PositionSpec
-from pyreft.sharing import checkpoint
+from pyreft.sharing import AdapterError, read_adapter, save_adapter
+
+# Pipelines and the Trainer tell what a model can do by its class's name.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
 
 # Found on the base model, where they would do something else than their name says here.
 _NOT_OF_BASE = ("add_adapter", "load_adapter", "push_to_hub", "set_adapter", "delete_adapter")
@@ -51,7 +56,7 @@ class ReftModel(UpstreamMethods, nn.Module):
     # Tells transformers that adapters are attached, so that a quantized base model may train.
     _hf_peft_config_loaded = True
 
-    def __init__(self, config: ReftConfig, model: nn.Module) -> None:
+    def __init__(self, config: ReftConfig, model: PreTrainedModel) -> None:
         super().__init__()
         if not isinstance(config, ReftConfig) or not isinstance(model, nn.Module):
             raise TypeError(
@@ -63,8 +68,10 @@ class ReftModel(UpstreamMethods, nn.Module):
         components = [find_component(model, c.layer, c.component) for c in resolved]
         resolved = build_interventions(resolved, components, text_config(model).hidden_size)
         self.reft_config = ReftConfig(representations=resolved)
-        modules = [c.intervention for c in resolved]
-        self.interventions = nn.ModuleDict(zip(intervention_keys(resolved), modules, strict=True))
+        modules = [c.intervention for c in resolved if c.intervention is not None]
+        self.interventions = nn.ModuleDict(
+            dict(zip(intervention_keys(resolved), modules, strict=True))
+        )
         self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
         self._disabled = False
         self.train(model.training)
@@ -145,7 +152,7 @@ class ReftModel(UpstreamMethods, nn.Module):
             ValueError: If the prompt of a row cannot be found, or a position is outside it.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
@@ -155,9 +162,8 @@ class ReftModel(UpstreamMethods, nn.Module):
         }
         inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
         if isinstance(input_ids, Mapping) or "base" in kwargs:
-            return self._forward_upstream(
-                inputs.pop("base", None) or inputs.pop("input_ids"), **inputs, subspaces=subspaces
-            )
+            base = inputs.pop("base", None) or inputs.pop("input_ids")
+            return self._forward_upstream(base, **inputs, subspaces=subspaces)
         if self._disabled:
             return self.model(**inputs)
         self._require_hooks()
@@ -176,7 +182,6 @@ class ReftModel(UpstreamMethods, nn.Module):
                 self._hooks.keep_for_recomputation(outputs)
         return outputs
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | Mapping[str, Any] | None = None,
@@ -212,12 +217,10 @@ class ReftModel(UpstreamMethods, nn.Module):
             )
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        has_prompt = kwargs.get("input_ids") is not None or kwargs.get("inputs_embeds") is not None
-        if self._disabled or not has_prompt:
+        if self._disabled:
             return self.model.generate(**kwargs)
         self._require_hooks()
-        generation_config = kwargs.get("generation_config") or self.generation_config
-        kwargs["attention_mask"] = prompt_mask(self.model, kwargs, generation_config)
+        kwargs["attention_mask"] = prompt_mask(kwargs, self.generation_config)
         placement = place_prompt(
             self._configs, self._hooks.sites, kwargs, intervention_locations, subspaces
         )
@@ -233,7 +236,7 @@ class ReftModel(UpstreamMethods, nn.Module):
         finally:
             self._disabled = before
 
-    def unwrap(self) -> nn.Module:
+    def unwrap(self) -> PreTrainedModel:
         """Take the adapter off, and return the base model as it was."""
         self._hooks.remove()
         return self.model
@@ -273,24 +276,44 @@ class ReftModel(UpstreamMethods, nn.Module):
             ]
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        is_main_process: bool = True,
+        allow_other_files: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
 
         Args:
             save_directory: A new or empty directory, or one that holds an adapter, which is
                 replaced, beside it whatever tokenizers and trainers write.
-            **kwargs: What trainers pass to transformers models (`is_main_process`, ...): nothing
-                is saved if `is_main_process` is false.
+            is_main_process: Whether to save at all; false in the other processes of a run.
+            allow_other_files: Save beside whatever the directory holds.
+            **kwargs: What trainers pass to transformers models besides; not read.
 
         Raises:
             AdapterError: If the directory holds something else.
             ValueError: If a kind or a position function has no name to be saved under.
         """
-        if kwargs.get("is_main_process", True):
-            checkpoint.save_adapter(self, save_directory)
+        if is_main_process:
+            adapter = take_adapter(self.model, self.reft_config, self.interventions)
+            save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
+
+    def load_weights(self, directory: str | os.PathLike) -> None:
+        """Load the weights of a saved adapter of the same config into this one.
+
+        Raises:
+            AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+        """
+        adapter = read_adapter(directory)
+        require_base(adapter, self.model)
+        require_config(adapter, self.reft_config)
+        load_tensors(adapter, self.reft_config, self.interventions)
 
     @classmethod
-    def from_pretrained(cls, model: nn.Module, directory: str | os.PathLike) -> ReftModel:
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> ReftModel:
         """Put a saved adapter on a base model, in evaluation mode.
 
         Nothing in the directory is run: kinds are names of classes that are registered already.
@@ -304,20 +327,25 @@ class ReftModel(UpstreamMethods, nn.Module):
         """
         if isinstance(model, (str, os.PathLike)):
             raise TypeError("from_pretrained takes the base model first, then the directory.")
-        config, tensors = checkpoint.read_adapter(directory, model)
-        reft_model = get_reft_model(model, config)
-        checkpoint.load_tensors(reft_model, tensors, directory)
+        adapter = read_adapter(directory)
+        require_base(adapter, model)
+        reft_model = get_reft_model(model, adapter.config)
+        try:
+            load_tensors(adapter, reft_model.reft_config, reft_model.interventions)
+        except AdapterError:
+            reft_model.unwrap()
+            raise
         return reft_model.eval()
 
 
-def _recomputes(model: nn.Module) -> bool:
+def _recomputes(model: PreTrainedModel) -> bool:
     """Whether gradient checkpointing is on; transformers changed its name for that in 5.x."""
     now = getattr(model, "is_activation_checkpointing", None)
     return bool(model.is_gradient_checkpointing if now is None else now)
 
 
 def get_reft_model(
-    model: nn.Module,
+    model: PreTrainedModel,
     reft_config: ReftConfig,
     set_device: bool = True,
     disable_model_grads: bool = True,

@@ -1,7 +1,7 @@
 """Tokens + position specs -> which tokens every intervention edits, and how they are reached.
 
-    Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
-    Slots        indices of the edited tokens                once a forward pass
+Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
+Slots        indices of the edited tokens                once a forward pass
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
@@ -17,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 def place_batch(
-    base: nn.Module,
+    base: PreTrainedModel,
     configs: Sequence[InterventionConfig],
     sites: Sequence[int],
     inputs: Mapping[str, Any],
@@ -87,7 +88,7 @@ def place_prompt(
     return _checked(place(configs, sites, tokens, intervention_locations, directions))
 
 
-def prompt_mask(base: nn.Module, inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
+def prompt_mask(inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
     """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
 
     `generate` takes a pad token for padding only if it is not an end token as well: with
@@ -96,10 +97,14 @@ def prompt_mask(base: nn.Module, inputs: Mapping[str, Any], generation_config: A
     given = inputs.get("attention_mask")
     if given is not None:
         return given
-    ids = inputs.get("input_ids")
+    embeddings, ids = inputs.get("inputs_embeds"), inputs.get("input_ids")
+    if embeddings is not None:
+        return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
     if ids is None:
-        return torch.ones(inputs["inputs_embeds"].shape[:2], dtype=torch.long, device=base.device)
-    pad, ends = generation_config.pad_token_id, generation_config.eos_token_id
+        raise ValueError("generate needs a prompt: give input_ids or inputs_embeds.")
+    settings = inputs.get("generation_config") or generation_config
+    pad = inputs.get("pad_token_id", settings.pad_token_id)
+    ends = inputs.get("eos_token_id", settings.eos_token_id)
     ends = ends if isinstance(ends, (list, tuple)) else [ends]
     if pad is None or pad in ends or not bool((ids == pad).any()):
         return torch.ones_like(ids)
@@ -151,7 +156,7 @@ def _cached_tokens(inputs: Mapping[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def _reads_left_to_right(base: nn.Module) -> bool:
+def _reads_left_to_right(base: PreTrainedModel) -> bool:
     """Whether labels per token are a continuation; those of a tagger or masked LM are not."""
     return bool(base.can_generate())
 

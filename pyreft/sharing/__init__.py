@@ -1,5 +1,5 @@
 """adapter <-> directory."""
 
-from pyreft.sharing.checkpoint import AdapterError, load_tensors, read_adapter, save_adapter
+from pyreft.sharing.checkpoint import Adapter, AdapterError, read_adapter, save_adapter
 
-__all__ = ["AdapterError", "load_tensors", "read_adapter", "save_adapter"]
+__all__ = ["Adapter", "AdapterError", "read_adapter", "save_adapter"]

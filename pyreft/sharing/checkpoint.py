@@ -10,19 +10,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyreft.config import ReftConfig
-
-if TYPE_CHECKING:
-    from pyreft.modeling.model import ReftModel
 
 CONFIG_NAME = "reft_config.json"
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -41,129 +38,84 @@ class AdapterError(ValueError):
     """A directory that cannot be read as an adapter, or must not be written as one."""
 
 
-def save_adapter(model: ReftModel, directory: str | os.PathLike) -> None:
-    """Write an adapter. Files appear whole or not at all; see `ReftModel.save_pretrained`."""
-    config = _describe(model)
-    tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
+@dataclass(frozen=True)
+class Adapter:
+    """What a checkpoint holds.
+
+    Args:
+        config: The interventions.
+        tensors: Their parameters by name, "<key of the intervention>.<name in the module>".
+        base: What is said of the base model: name_or_path, model_type, hidden_size,
+            num_hidden_layers.
+        origin: Where it was read from.
+    """
+
+    config: ReftConfig
+    tensors: dict[str, Tensor]
+    base: dict[str, Any]
+    origin: str = ""
+
+
+def save_adapter(
+    directory: str | os.PathLike, adapter: Adapter, allow_other_files: bool = False
+) -> None:
+    """Write an adapter; each file appears whole or not at all. See `ReftModel.save_pretrained`."""
+    entry = {
+        "format_version": FORMAT_VERSION,
+        "library_versions": {name: version(name) for name in ("pyreft", "torch", "transformers")},
+        "base_model": adapter.base,
+        **adapter.config.to_dict(),
+    }
+    tensors = {name: tensor.detach().contiguous() for name, tensor in adapter.tensors.items()}
     path = Path(directory)
-    _refuse_foreign(path)
+    _refuse_foreign(path, allow_other_files)
     path.mkdir(parents=True, exist_ok=True)
-    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    _write(path / WEIGHTS_NAME, weights)
-    _write(path / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+    _write(path / WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    _write(path / CONFIG_NAME, (json.dumps(entry, indent=2) + "\n").encode())
 
 
-def read_adapter(
-    directory: str | os.PathLike, model: nn.Module
-) -> tuple[ReftConfig, dict[str, Tensor]]:
-    """Read an adapter for a base model.
+def read_adapter(directory: str | os.PathLike) -> Adapter:
+    """Read an adapter. Nothing in it is run.
 
     Raises:
-        AdapterError: If the directory is no adapter, or one for another model.
+        AdapterError: If the directory is no adapter.
     """
     path = _existing(directory)
     try:
         entry = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
         if not isinstance(entry, dict):
             raise ValueError("it is not a JSON object")
-        version = entry.pop("format_version", None)
-        _check_version(version)
-        base = entry.pop("base_model", {})
+        _check_version(entry.pop("format_version", None))
         entry.pop("library_versions", None)
+        base = entry.pop("base_model", {})
+        if not isinstance(base, dict):
+            raise ValueError("the field 'base_model' must be an object")
         config = ReftConfig.from_dict(entry)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
-    _check_base(base, model, path)
     try:
         tensors = safetensors.torch.load_file(path / WEIGHTS_NAME)
     except (safetensors.SafetensorError, OSError) as error:
         raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {error}") from error
-    return config, tensors
+    return Adapter(config, tensors, base, os.fspath(directory))
 
 
-def adapter_tensors(model: ReftModel) -> dict[str, Tensor]:
-    """Every tensor of an adapter by name; those of tied interventions once."""
-    configs = model.reft_config.representations
-    return {
-        f"{key}.{name}": tensor
-        for config, (key, module) in zip(configs, model.interventions.items(), strict=True)
-        if config.tied_to is None
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def load_tensors(
-    model: ReftModel, tensors: Mapping[str, Tensor], directory: str | os.PathLike
-) -> None:
-    """Copy saved tensors into an adapter, all of them or none.
-
-    Raises:
-        AdapterError: If a name or a shape differs; the model is left as it was.
-    """
-    mine = adapter_tensors(model)
-    if wrong := sorted(set(mine) ^ set(tensors)):
-        state = "lacks" if wrong[0] in mine else "has unknown"
-        raise AdapterError(
-            f"{directory} {state} {wrong[0]}: it was saved from an adapter of another config."
-        )
-    for name, tensor in mine.items():
-        if tensor.shape != tensors[name].shape:
-            raise AdapterError(
-                f"{name} in {directory} has shape {tuple(tensors[name].shape)}, this adapter's has "
-                f"{tuple(tensor.shape)}."
-            )
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
-
-
-def _describe(model: ReftModel) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from pyreft.modeling.components import text_config
-
-    sizes = text_config(model.model)
-    return {
-        "format_version": FORMAT_VERSION,
-        "library_versions": {name: version(name) for name in ("pyreft", "torch", "transformers")},
-        "base_model": {
-            "name_or_path": model.config.name_or_path or None,
-            "model_type": sizes.model_type,
-            "hidden_size": sizes.hidden_size,
-            "num_hidden_layers": sizes.num_hidden_layers,
-        },
-        **model.reft_config.to_dict(),
-    }
-
-
-def _check_version(version: object) -> None:
+def _check_version(found: object) -> None:
     major = FORMAT_VERSION.split(".")[0]
-    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+", version):
-        raise ValueError(f"its format_version is {version!r}, which is no version")
-    if version.split(".")[0] != major:
+    if not isinstance(found, str) or not re.fullmatch(r"\d+\.\d+", found):
+        raise ValueError(f"its format_version is {found!r}, which is no version")
+    if found.split(".")[0] != major:
         raise ValueError(
-            f"its format is {version}, this pyreft reads {major}.x: install a pyreft that reads it"
+            f"its format is {found}, this pyreft reads {major}.x: install a pyreft that reads it"
         )
-
-
-def _check_base(base: object, model: nn.Module, path: Path) -> None:
-    from pyreft.modeling.components import text_config
-
-    sizes = text_config(model)
-    for name in ("model_type", "hidden_size", "num_hidden_layers"):
-        said = base.get(name) if isinstance(base, Mapping) else None
-        if said is not None and said != getattr(sizes, name):
-            trained_on = base.get("name_or_path") or "another model"
-            raise AdapterError(
-                f"{path} is an adapter for {trained_on}: its base model has {name} {said!r}, this "
-                f"one has {getattr(sizes, name)!r}."
-            )
 
 
 def _existing(directory: str | os.PathLike) -> Path:
     path = Path(directory)
     if not path.exists():
-        raise AdapterError(f"there is no directory {os.fspath(directory)!r} to load an adapter from.")
+        raise AdapterError(
+            f"there is no directory {os.fspath(directory)!r} to load an adapter from."
+        )
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
         raise AdapterError(
@@ -173,17 +125,17 @@ def _existing(directory: str | os.PathLike) -> Path:
     return path
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: Path, allow_other_files: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
         raise AdapterError(f"cannot save to {str(path)!r}: it is a file.")
     names = {entry.name for entry in path.iterdir()}
     foreign = sorted(n for n in names if not _BESIDE.fullmatch(n) and n != WEIGHTS_NAME)
-    if foreign and CONFIG_NAME not in names:
+    if foreign and CONFIG_NAME not in names and not allow_other_files:
         raise AdapterError(
             f"will not save an adapter to {str(path)!r}: it holds {', '.join(foreign[:5])}. "
-            "Choose a new directory."
+            "Choose a new directory, or pass allow_other_files=True."
         )
 
 

@@ -31,6 +31,10 @@ class ReftTrainer(Trainer):
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
     """
 
+    # A ReftModel, where the Trainer declares a PreTrainedModel; columns, where it declares None.
+    model: Any
+    _signature_columns: Any
+
     def __init__(self, model: Any = None, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if model is not None and not isinstance(model, ReftModel):
             raise TypeError(
@@ -47,28 +51,29 @@ class ReftTrainer(Trainer):
             self.model.record_positions(positions)
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns of the base model as well as those of `ReftModel`."""
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            base = inspect.signature(self.model.model.forward).parameters
-            self._signature_columns += [name for name in base if name != "kwargs"]
+        """Keep the columns that the base model takes as well as those of `ReftModel`."""
+        known = self._signature_columns is not None
+        super()._set_signature_columns_if_needed()
+        if not known:
+            self._signature_columns += list(inspect.signature(self.model.model.forward).parameters)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
-        os.makedirs(output_dir, exist_ok=True)
-        self.model.save_pretrained(output_dir)
-        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        directory = output_dir if output_dir is not None else str(self.args.output_dir)
+        os.makedirs(directory, exist_ok=True)
+        # Whatever else is there: a run must not end with its result refused.
+        self.model.save_pretrained(directory, allow_other_files=True)
+        tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
-            tokenizer.save_pretrained(output_dir)
-        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
+            tokenizer.save_pretrained(directory)
+        torch.save(self.args, os.path.join(directory, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.model.load_intervention(resume_from_checkpoint)
+        self.model.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         logger.info(f"Loading best model from {best} (score: {self.state.best_metric}).")
-        self.model.load_intervention(best)
+        self.model.load_weights(best)
 
 
 class ReftTrainerForCausalLM(ReftTrainer):

@@ -1,0 +1,93 @@
+"""The adapter of a model, and what it must fit: ReftModel <-> Adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.modeling.components import text_config
+from pyreft.sharing import Adapter, AdapterError
+
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
+
+
+def take_adapter(
+    model: PreTrainedModel, config: ReftConfig, interventions: nn.ModuleDict
+) -> Adapter:
+    """What there is to save."""
+    sizes = text_config(model)
+    base = {"name_or_path": model.config.name_or_path or None}
+    base |= {name: getattr(sizes, name) for name in _SIZES}
+    return Adapter(config, _tensors(config.representations, interventions), base)
+
+
+def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
+    """Raise AdapterError unless the adapter was trained on a model of this shape."""
+    sizes = text_config(model)
+    for name in _SIZES:
+        said, has = adapter.base.get(name), getattr(sizes, name)
+        if said is not None and said != has:
+            trained_on = adapter.base.get("name_or_path") or "another base model"
+            raise AdapterError(
+                f"{adapter.origin} is an adapter for {trained_on}, with {name} {said!r}; this "
+                f"model has {name} {has!r}."
+            )
+
+
+def require_config(adapter: Adapter, config: ReftConfig) -> None:
+    """Raise AdapterError unless the adapter computes what this config says, positions aside."""
+    theirs, ours = adapter.config.to_dict()["interventions"], config.to_dict()["interventions"]
+    if len(theirs) != len(ours):
+        raise AdapterError(
+            f"{adapter.origin} has {len(theirs)} interventions, this model has {len(ours)}."
+        )
+    for index, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        for name in ("layer", "component", "kind", "arguments", "heads", "tied_to"):
+            if their.get(name) != our.get(name):
+                raise AdapterError(
+                    f"intervention {index} of {adapter.origin} has {name} {their.get(name)!r}, "
+                    f"this model's has {our.get(name)!r}."
+                )
+
+
+def load_tensors(adapter: Adapter, config: ReftConfig, interventions: nn.ModuleDict) -> None:
+    """Copy the saved tensors into the interventions, all of them or none.
+
+    Raises:
+        AdapterError: If a name or a shape differs.
+    """
+    ours = _tensors(config.representations, interventions)
+    if wrong := sorted(set(ours) ^ set(adapter.tensors)):
+        verb = "lacks" if wrong[0] in ours else "has the unknown"
+        raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
+    for name, tensor in ours.items():
+        saved = adapter.tensors[name]
+        if saved.shape != tensor.shape or not saved.is_floating_point():
+            raise AdapterError(
+                f"the tensor {name} of {adapter.origin} is {_describe(saved)}; the config makes it "
+                f"{_describe(tensor)}."
+            )
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(adapter.tensors[name])
+
+
+def _tensors(
+    configs: Sequence[InterventionConfig], interventions: nn.ModuleDict
+) -> dict[str, Tensor]:
+    """Every tensor of the interventions by name; those of tied ones once."""
+    return {
+        f"{key}.{name}": tensor
+        for config, (key, module) in zip(configs, interventions.items(), strict=True)
+        if config.tied_to is None
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _describe(tensor: Tensor) -> Any:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

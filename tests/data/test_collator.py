@@ -1,0 +1,78 @@
+"""ReftDataCollator pads at the tokenizer's side and keeps every other column."""
+
+import copy
+
+import pytest
+import torch
+
+import pyreft
+
+
+def collate(tokenizer, examples, side="right"):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = side
+    return pyreft.ReftDataCollator(tokenizer=tokenizer)(examples)
+
+
+EXAMPLES = [
+    {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "intervention_locations": [[0, 1]], "id": 3},
+    {"input_ids": [8, 9], "labels": [-100, 9], "intervention_locations": [[0]], "id": 4},
+]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_either_side_is_padded(tokenizer, side):
+    batch = collate(tokenizer, EXAMPLES, side)
+    short = [0, 1, 1] if side == "left" else [1, 1, 0]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], short]
+    assert batch["labels"][batch["attention_mask"] == 0].tolist() == [-100]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_are_not_shifted_and_are_filled_with_none(tokenizer, side):
+    batch = collate(tokenizer, EXAMPLES, side)
+    assert batch["intervention_locations"].tolist() == [[[0, 1]], [[0, -100]]]
+
+
+def test_extra_columns_are_kept(tokenizer):
+    examples = [{**one, "text": str(one["id"])} for one in EXAMPLES]
+    batch = collate(tokenizer, examples)
+    assert batch["id"].tolist() == [3, 4]
+    assert batch["text"] == ["3", "4"]
+
+
+def test_pad_equal_to_eos_hides_no_real_token(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = [5, tokenizer.eos_token_id]
+    batch = pyreft.ReftDataCollator(tokenizer=tokenizer)(
+        [{"input_ids": ids, "labels": ids}, {"input_ids": [5], "labels": [5]}]
+    )
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_upstreams_inner_collator_works(tokenizer):
+    from transformers import DataCollatorForSeq2Seq
+
+    inner = DataCollatorForSeq2Seq(tokenizer=tokenizer, label_pad_token_id=-100, padding="longest")
+    batch = pyreft.ReftDataCollator(data_collator=inner)(EXAMPLES)
+    assert batch["input_ids"].shape == (2, 3)
+
+
+def test_tensors_are_examples_too(tokenizer):
+    examples = [{k: torch.tensor(v) for k, v in one.items()} for one in EXAMPLES]
+    assert collate(tokenizer, examples)["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+
+
+def test_an_example_without_any_label_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="example 1 of the batch has no label but -100"):
+        collate(tokenizer, [EXAMPLES[0], {**EXAMPLES[1], "labels": [-100, -100]}])
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match=r"set tokenizer.pad_token = tokenizer.eos_token"):
+        pyreft.ReftDataCollator(tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        pyreft.ReftDataCollator()

@@ -1,0 +1,31 @@
+"""What `import pyreft` offers, and what it costs."""
+
+import subprocess
+import sys
+
+import pyreft
+
+
+def test_every_public_name_can_be_imported():
+    assert "ReftConfig" in pyreft.__all__
+    for name in pyreft.__all__:
+        assert getattr(pyreft, name).__name__ == name or name.startswith("make_last_position")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(pyreft, "NoSuchThing")
+
+
+def test_importing_loads_neither_datasets_nor_the_trainer():
+    code = (
+        "import sys, torch, pyreft; pyreft.get_reft_model; pyreft.LoreftIntervention;"
+        "print([m for m in ('datasets', 'transformers.trainer') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_importing_alone_does_not_load_transformers():
+    code = "import sys, torch, pyreft; print('transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
