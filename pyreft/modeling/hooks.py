@@ -237,7 +237,9 @@ def _may_overwrite(hidden: Tensor, inputs: Sequence[Any]) -> bool:
     if any(isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs):
         return False
     node = hidden.grad_fn
-    return not (hasattr(node, "_saved_result") or hasattr(node, "_saved_output"))
+    # Functions written in Python may keep anything; built-in ones say what they keep.
+    in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return not (in_python or hasattr(node, "_saved_result") or hasattr(node, "_saved_output"))
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:

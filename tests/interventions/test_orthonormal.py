@@ -63,11 +63,11 @@ def test_r_is_orthonormal_after_200_steps_of_adam(orthonormal, rank):
 
 def test_r_is_orthonormal_after_loading_its_state_and_200_more_steps(orthonormal):
     first = intervention_class(orthonormal)(embed_dim=48, low_rank_dimension=6)
-    train(first)
+    reached = train(first)
     second = intervention_class(orthonormal)(embed_dim=48, low_rank_dimension=6)
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.rotate_layer.weight, first.rotate_layer.weight)
-    assert train(second) <= train(first, steps=1) + 1e-3
+    assert train(second) <= reached
     assert error(second) <= 1e-6
 
 

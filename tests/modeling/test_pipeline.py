@@ -1,10 +1,10 @@
 """A ReftModel in transformers' text-generation pipeline."""
 
 import torch
-from conftest import make_base
 from transformers import pipeline
 
 import pyreft
+from conftest import make_base
 
 
 def test_the_pipeline_generates_what_generate_does(tokenizer):

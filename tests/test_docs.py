@@ -1,0 +1,80 @@
+"""Every Python block of the README and the documentation runs, on a tiny model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import pyreft
+from conftest import make_base
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+]
+
+
+def bytes_tokenizer():
+    """One token a byte, so that it reads every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {byte: 2 + i for i, byte in enumerate(alphabet)}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>"
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_documented_python_runs(block, tmp_path, monkeypatch):
+    models_of = {"num_hidden_layers": 25, "vocab_size": 300}
+    load_model = classmethod(lambda cls, name, **_: make_base("llama", **models_of))
+    load_tokenizer = classmethod(lambda cls, name, **_: bytes_tokenizer())
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load_model)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load_tokenizer)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "block", "exec"), {"__name__": "block"})
+
+
+def test_there_are_blocks_to_run():
+    assert len(BLOCKS) >= 5
+
+
+def test_the_readme_tutorial_has_at_most_thirty_lines():
+    tutorial = re.search(r"```python\n(.*?)```", PAGES[0].read_text(), re.S)
+    assert tutorial is not None
+    assert len(tutorial[1].splitlines()) <= 30
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_architecture_page_names_every_file():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = Path(pyreft.__file__).parent
+    named = set(re.findall(r"^\| `([\w/]+\.py)`", page, re.M))
+    there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
+    assert named == there
+
+
+def test_the_documented_checkpoint_is_one(tmp_path):
+    page = (ROOT / "docs" / "checkpoint_format.md").read_text()
+    block = re.search(r"```json\n(.*?)```", page, re.S)
+    assert block is not None
+    (tmp_path / "reft_config.json").write_text(block[1])
+    base = make_base("llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9)
+    model = pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[15], positions="l1", rank=4))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "reft_config.json").write_text(block[1])
+    loaded = pyreft.ReftModel.from_pretrained(base, tmp_path)
+    assert loaded.reft_config.to_dict() == model.reft_config.to_dict()
