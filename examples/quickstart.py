@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--model", help="name or path of a chat model; SmolLM2-135M by default")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; some by default")
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=45)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
     arguments = parser.parse_args()
     set_seed(42)
@@ -107,7 +107,7 @@ def main() -> None:
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=len(chats),
             learning_rate=1e-2,
-            logging_steps=1,
+            logging_steps=2,
             save_strategy="no",
             report_to="none",
             dataloader_pin_memory=torch.cuda.is_available(),

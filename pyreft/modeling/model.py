@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +12,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pyreft.compat.methods import UpstreamMethods
 from pyreft.config import InterventionConfig, ReftConfig
-from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.modeling.build import build_interventions, intervention_keys
 from pyreft.modeling.components import find_component, find_layers, text_config
 from pyreft.modeling.hooks import EditHooks
 from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
-from pyreft.positions import PositionSpec
-from pyreft.sharing import AdapterError, read_adapter, save_adapter
+from pyreft.modeling.saving import SavedAdapter
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
@@ -29,7 +25,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
 _NOT_OF_BASE = ("add_adapter", "load_adapter", "push_to_hub", "set_adapter", "delete_adapter")
 
 
-class ReftModel(UpstreamMethods, nn.Module):
+class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
     """A frozen base model with an adapter of interventions.
 
     It is called, generates and is trained as the base model is: what is not defined here is
@@ -73,6 +69,7 @@ class ReftModel(UpstreamMethods, nn.Module):
             dict(zip(intervention_keys(resolved), modules, strict=True))
         )
         self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
+        self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self._disabled = False
         self.train(model.training)
 
@@ -247,95 +244,6 @@ class ReftModel(UpstreamMethods, nn.Module):
                 "the adapter was taken off its base model by unwrap(); wrap the base model again "
                 "with get_reft_model or ReftModel.from_pretrained."
             )
-
-    # ---- saving -------------------------------------------------------------------------
-
-    def record_positions(self, positions: list[PositionSpec]) -> None:
-        """Give positions to the interventions, where the config left them to the batch.
-
-        A data module knows where it put the interventions; with this the adapter knows as well,
-        and acts there wherever it is loaded.
-
-        Args:
-            positions: One for all interventions, or one for each.
-
-        Raises:
-            ValueError: If the number of positions does not fit.
-        """
-        if len(positions) not in (1, len(self._configs)):
-            raise ValueError(
-                f"positions for {len(positions)} interventions, the model has "
-                f"{len(self._configs)}. With f+l positions and weights that are not shared there "
-                "are two interventions for each layer: the first half is at f, the second at l."
-            )
-        given = positions * len(self._configs) if len(positions) == 1 else positions
-        self.reft_config = ReftConfig(
-            representations=[
-                config if config.positions is not None else replace(config, positions=spec)
-                for config, spec in zip(self._configs, given, strict=True)
-            ]
-        )
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        is_main_process: bool = True,
-        allow_other_files: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
-
-        Args:
-            save_directory: A new or empty directory, or one that holds an adapter, which is
-                replaced, beside it whatever tokenizers and trainers write.
-            is_main_process: Whether to save at all; false in the other processes of a run.
-            allow_other_files: Save beside whatever the directory holds.
-            **kwargs: What trainers pass to transformers models besides; not read.
-
-        Raises:
-            AdapterError: If the directory holds something else.
-            ValueError: If a kind or a position function has no name to be saved under.
-        """
-        if is_main_process:
-            adapter = take_adapter(self.model, self.reft_config, self.interventions)
-            save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
-
-    def load_weights(self, directory: str | os.PathLike) -> None:
-        """Load the weights of a saved adapter of the same config into this one.
-
-        Raises:
-            AdapterError: If the directory is no adapter, or another config's; nothing is changed.
-        """
-        adapter = read_adapter(directory)
-        require_base(adapter, self.model)
-        require_config(adapter, self.reft_config)
-        load_tensors(adapter, self.reft_config, self.interventions)
-
-    @classmethod
-    def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> ReftModel:
-        """Put a saved adapter on a base model, in evaluation mode.
-
-        Nothing in the directory is run: kinds are names of classes that are registered already.
-
-        Args:
-            model: The base model it was trained on.
-            directory: Where `save_pretrained` wrote.
-
-        Raises:
-            AdapterError: If the directory is no adapter, or one for another model.
-        """
-        if isinstance(model, (str, os.PathLike)):
-            raise TypeError("from_pretrained takes the base model first, then the directory.")
-        adapter = read_adapter(directory)
-        require_base(adapter, model)
-        reft_model = get_reft_model(model, adapter.config)
-        try:
-            load_tensors(adapter, reft_model.reft_config, reft_model.interventions)
-        except AdapterError:
-            reft_model.unwrap()
-            raise
-        return reft_model.eval()
 
 
 def _recomputes(model: PreTrainedModel) -> bool:

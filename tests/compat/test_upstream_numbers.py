@@ -139,3 +139,20 @@ def test_intervention_locations_are_upstreams_integers():
 @pytest.mark.parametrize(("spec", "expected"), INTEGERS["parse_positions"])
 def test_parsed_positions_are_upstreams_integers(spec, expected):
     assert pyreft.parse_positions(spec) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("short", "positions"),
+    [
+        ({"sources->base": (None, 2)}, [2]),
+        ({"sources->base": 2}, [2]),
+        ({"sources->base": [1, 2, 3]}, [1, 2, 3]),
+        ({"base": 2}, [2]),
+        ({"base": [[[0, 2], [0, 2]]]}, [0, 2]),
+    ],
+)
+def test_short_forms_of_unit_locations_mean_what_they_mean_upstream(short, positions):
+    model = stored_model([(None, 1, "block_output")], [stored_intervention("one_layer")])
+    _, outputs = model(batch(), unit_locations=short)
+    _, expected = model(batch(), unit_locations=at([[positions, positions]]))
+    assert torch.equal(outputs.logits, expected.logits)

@@ -71,3 +71,20 @@ def test_a_count_that_does_not_fit_is_refused(tokenizer):
         )
     with pytest.raises(ValueError, match="there are 3 prompts, but 2 completions"):
         pyreft.make_last_position_supervised_data_module(tokenizer, None, PROMPTS, ["a", "b"])
+
+
+def test_a_data_module_replaces_what_another_recorded(tokenizer):
+    config = pyreft.ReftConfig(representations={"layer": 1, "low_rank_dimension": 2})
+    model = pyreft.get_reft_model(make_base("llama"), config)
+    for positions in ("l1", "f2"):
+        pyreft.make_multiple_position_supervised_data_module(
+            tokenizer, model, PROMPTS, COMPLETIONS, positions=positions
+        )
+    assert str(model.reft_config.representations[0].positions) == "f2"
+
+
+def test_a_data_module_that_contradicts_the_config_is_refused(tokenizer):
+    config = pyreft.ReftConfig(layers=[1], positions="f2", rank=2)
+    model = pyreft.get_reft_model(make_base("llama"), config)
+    with pytest.raises(ValueError, match=r"the config puts intervention 0 at .*f2.*l1"):
+        pyreft.make_last_position_supervised_data_module(tokenizer, model, PROMPTS, COMPLETIONS)

@@ -1,0 +1,124 @@
+"""What a `ReftModel` does with files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pyreft.config import ReftConfig
+from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
+from pyreft.positions import PositionSpec
+from pyreft.sharing import AdapterError, read_adapter, save_adapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SavedAdapter:
+    """The part of `ReftModel` that saves and loads its adapter."""
+
+    # What `ReftModel` defines.
+    model: Any
+    interventions: nn.ModuleDict
+    reft_config: ReftConfig
+    _left_to_batch: frozenset[int]
+    __init__: Any
+
+    def record_positions(self, positions: list[PositionSpec]) -> None:
+        """Give positions to the interventions, where the config left them to the batch.
+
+        A data module knows where it put the interventions; with this the adapter knows as well,
+        and acts there wherever it is loaded.
+
+        Args:
+            positions: One for all interventions, or one for each.
+
+        Raises:
+            ValueError: If the number of positions does not fit, or the config says others.
+        """
+        configs = self.reft_config.representations
+        if len(positions) not in (1, len(configs)):
+            raise ValueError(
+                f"positions for {len(positions)} interventions, the model has {len(configs)}. With "
+                "f+l positions and weights that are not shared there are two interventions for "
+                "each layer: the first half is at f, the second at l."
+            )
+        given = positions * len(configs) if len(positions) == 1 else positions
+        for index, (config, spec) in enumerate(zip(configs, given, strict=True)):
+            if index not in self._left_to_batch and config.positions != spec:
+                raise ValueError(
+                    f"the config puts intervention {index} at {config.positions!r}, the data "
+                    f"module at {spec!r}: make both the same, or leave positions out of the config."
+                )
+        self.reft_config = ReftConfig(
+            representations=[
+                replace(config, positions=spec) for config, spec in zip(configs, given, strict=True)
+            ]
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        is_main_process: bool = True,
+        allow_other_files: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
+
+        Args:
+            save_directory: A new or empty directory, or one that holds an adapter, which is
+                replaced, beside it whatever tokenizers and trainers write.
+            is_main_process: Whether to save at all; false in the other processes of a run.
+            allow_other_files: Save beside whatever the directory holds.
+            **kwargs: What trainers pass to transformers models besides; not read.
+
+        Raises:
+            AdapterError: If the directory holds something else.
+            ValueError: If a kind or a position function has no name to be saved under.
+        """
+        if is_main_process:
+            adapter = take_adapter(self.model, self.reft_config, self.interventions)
+            save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
+
+    def load_weights(self, directory: str | os.PathLike) -> None:
+        """Load the weights of a saved adapter of the same config into this one.
+
+        Raises:
+            AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+        """
+        adapter = read_adapter(directory)
+        require_base(adapter, self.model)
+        require_config(adapter, self.reft_config)
+        load_tensors(adapter, self.reft_config, self.interventions)
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> Self:
+        """Put a saved adapter on a base model, in evaluation mode.
+
+        Nothing in the directory is run: kinds are names of classes that are registered already.
+
+        Args:
+            model: The base model it was trained on.
+            directory: Where `save_pretrained` wrote.
+
+        Raises:
+            AdapterError: If the directory is no adapter, or one for another model.
+        """
+        if isinstance(model, (str, os.PathLike)):
+            raise TypeError("from_pretrained takes the base model first, then the directory.")
+        adapter = read_adapter(directory)
+        require_base(adapter, model)
+        reft_model: Any = cls(adapter.config, model)
+        try:
+            load_tensors(adapter, reft_model.reft_config, reft_model.interventions)
+        except AdapterError:
+            reft_model.unwrap()
+            raise
+        reft_model.place_interventions()
+        reft_model.disable_model_gradients()
+        return reft_model.eval()

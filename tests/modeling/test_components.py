@@ -1,0 +1,314 @@
+"""Components: every name and path is the place it says, checked against hooks set by hand."""
+
+import re
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from conftest import LAYERS, VOCAB, WIDTH, make_base
+from pyreft import ReftConfig, get_reft_model
+
+HEADS, INNER = 4, 48
+LAYER = 1
+IDS = torch.randint(3, VOCAB - 9, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+# layer, then inside it: attention, its output projection, map up, activation, map down. Written
+# down by hand from the source of each architecture.
+LLAMA = "self_attn self_attn.o_proj mlp mlp.act_fn.output mlp"
+BERT = (
+    "attention attention.output.dense intermediate intermediate.intermediate_act_fn.output output"
+)
+FUSED = "self_attention self_attention.dense mlp"
+PARTS = {
+    "llama": f"model.layers.1 {LLAMA}",
+    "gpt2": "transformer.h.1 attn attn.c_proj mlp mlp.act.output mlp",
+    "bert": f"bert.encoder.layer.1 {BERT}",
+    "mistral": f"model.layers.1 {LLAMA}",
+    "qwen3": f"model.layers.1 {LLAMA}",
+    "gemma3_text": f"model.layers.1 {LLAMA}",
+    "phi": "model.layers.1 self_attn self_attn.dense mlp mlp.activation_fn.output mlp",
+    "phi3": "model.layers.1 self_attn self_attn.o_proj mlp mlp.activation_fn.output mlp",
+    "gpt_neox": "gpt_neox.layers.1 attention attention.dense mlp mlp.act.output mlp",
+    "opt": "model.decoder.layers.1 self_attn self_attn.out_proj fc1 fc2.input fc2",
+    "falcon": f"transformer.h.1 {FUSED} mlp.act.output mlp",
+    "bloom": f"transformer.h.1 {FUSED} mlp.dense_4h_to_h.input mlp",
+    "mpt": "transformer.blocks.1 attn attn.out_proj ffn ffn.act.output ffn",
+    "openai-gpt": "transformer.h.1 attn attn.c_proj mlp mlp.c_proj.input mlp",
+    "roberta": f"roberta.encoder.layer.1 {BERT}",
+    "distilbert": (
+        "distilbert.transformer.layer.1 attention attention.out_lin ffn ffn.activation.output ffn"
+    ),
+}
+VALUE_WIDTH = {"qwen3": 64, "gemma3_text": 64}
+INNER_WIDTH = dict.fromkeys(["gpt2", "falcon", "bloom", "mpt", "openai-gpt"], 4 * WIDTH)
+COMPONENTS = [
+    *("block_input", "attention_input", "attention_value_output", "attention_output"),
+    *("mlp_input", "mlp_activation", "mlp_output", "block_output"),
+]
+# OPT flattens the tokens of a batch into one dimension around its feed-forward part.
+FLAT = {("opt", "mlp_input"), ("opt", "mlp_activation"), ("opt", "mlp_output")}
+
+
+def place(architecture, component):
+    """(path, side, width) of a component."""
+    layer, attention, projection, up, activation, down = PARTS[architecture].split()
+    activation, _, side = activation.rpartition(".")
+    path, side, width = {
+        "block_input": ("", "input", WIDTH),
+        "attention_input": (attention, "input", WIDTH),
+        "attention_value_output": (projection, "input", VALUE_WIDTH.get(architecture, WIDTH)),
+        "attention_output": (attention, "output", WIDTH),
+        "mlp_input": (up, "input", WIDTH),
+        "mlp_activation": (activation, side, INNER_WIDTH.get(architecture, INNER)),
+        "mlp_output": (down, "output", WIDTH),
+        "block_output": ("", "output", WIDTH),
+    }[component]
+    return f"{layer}.{path}".rstrip("."), side, width
+
+
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+SIZES |= {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+SIZES_INNER = {**SIZES, "intermediate_size": INNER}
+GROUPED = {**SIZES_INNER, "num_key_value_heads": 2}
+# As many layers as the language model has, as in InternVL3-1B.
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS}
+VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+MAKERS = {
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED)),
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=2)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=16)),
+    "gemma3_text": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**GROUPED, head_dim=16)),
+    "phi": lambda: hf.PhiForCausalLM(hf.PhiConfig(**SIZES_INNER)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**SIZES_INNER)),
+    "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SIZES_INNER)),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**SIZES, ffn_dim=INNER, word_embed_proj_dim=WIDTH)
+    ),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**SIZES)),
+    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**SIZES)),
+    "mpt": lambda: hf.MptForCausalLM(
+        hf.MptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, vocab_size=VOCAB)
+    ),
+    "openai-gpt": lambda: hf.OpenAIGPTLMHeadModel(
+        hf.OpenAIGPTConfig(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCAB)
+    ),
+    "xlnet": lambda: hf.XLNetLMHeadModel(
+        hf.XLNetConfig(d_model=WIDTH, n_layer=LAYERS, n_head=HEADS, d_inner=48, vocab_size=VOCAB)
+    ),
+    "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**SIZES_INNER)),
+    "albert": lambda: hf.AlbertForMaskedLM(hf.AlbertConfig(**SIZES_INNER, embedding_size=16)),
+    "distilbert": lambda: hf.DistilBertForMaskedLM(
+        hf.DistilBertConfig(
+            dim=WIDTH, hidden_dim=INNER, n_layers=LAYERS, n_heads=HEADS, vocab_size=VOCAB
+        )
+    ),
+    "llava": lambda: hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(hf.CLIPVisionConfig(**VISION), hf.LlamaConfig(**GROUPED), VOCAB - 1)
+    ),
+}
+
+
+class Shift(nn.Module):
+    """h -> h + a fixed vector."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        vector = 3 * torch.randn(width, generator=torch.Generator().manual_seed(width))
+        self.vector = nn.Parameter(vector)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.vector
+
+
+def make(architecture):
+    if architecture not in MAKERS:
+        return make_base(architecture)
+    torch.manual_seed(0)
+    model = MAKERS[architecture]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return model
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits
+
+
+def edited(architecture, width, **entry):
+    """Logits with a shift at the last token."""
+    entry = {"layer": LAYER, "positions": "l1", "intervention": Shift(width)} | entry
+    return logits(get_reft_model(make(architecture), ReftConfig(representations=entry)))
+
+
+def edited_by_hand(architecture, path, side, edit):
+    """Logits with `edit` on the last token of what goes into, or comes out of, a module."""
+    model = make(architecture)
+
+    def change(hidden):
+        hidden = hidden.clone()
+        hidden[:, -1] = edit(hidden[:, -1])
+        return hidden
+
+    def before(module, args, kwargs):
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    def after(module, args, output):
+        if isinstance(output, Tensor):
+            return change(output)
+        return type(output)([change(output[0]), *output[1:]])
+
+    module = model.get_submodule(path)
+    if side == "input":
+        module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        module.register_forward_hook(after)
+    return logits(model)
+
+
+def assert_edited(found, expected, base):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - base).abs().max() > 1e-3
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("architecture", PARTS)
+def test_a_name_is_the_place_it_says(architecture, component):
+    if (architecture, component) in FLAT:
+        pytest.skip("refused: see test_tokens_flattened_into_one_dimension_are_refused")
+    path, side, width = place(architecture, component)
+    found = edited(architecture, width, component=component)
+    expected = edited_by_hand(architecture, path, side, Shift(width))
+    assert_edited(found, expected, logits(make(architecture)))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("architecture", PARTS)
+def test_an_intervention_gets_the_width_of_its_component(architecture, component):
+    config = ReftConfig(layers=[LAYER], component=component, rank=2)
+    (one,) = get_reft_model(make(architecture), config).reft_config.representations
+    assert one.intervention.embed_dim == place(architecture, component)[2]
+
+
+@pytest.mark.parametrize("heads", [None, [1, 3], [3, 0], [2]])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "qwen3", "bloom"])
+def test_chosen_heads_are_edited_in_their_slices(architecture, heads):
+    path, side, total = place(architecture, "attention_value_output")
+    shift = Shift(total // HEADS)
+
+    def edit(values):
+        values = values.clone()
+        for head in range(HEADS) if heads is None else heads:
+            part = slice(head * total // HEADS, (head + 1) * total // HEADS)
+            values[:, part] = shift(values[:, part])
+        return values
+
+    name = "head_attention_value_output"
+    found = edited(architecture, total // HEADS, component=name, heads=heads)
+    expected = edited_by_hand(architecture, path, side, edit)
+    assert_edited(found, expected, logits(make(architecture)))
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([4], "head 4 is out of range: there are 4"),
+        ([-1], "head -1 is out of range"),
+        ([], "head"),
+        ([0, 0], "head"),
+        ([1.0], "head.*1.0"),
+        (["0"], "head.*'0'"),
+        (2, "heads.*2"),
+    ],
+)
+def test_heads_that_are_not_there_are_refused(heads, message):
+    config = {"layers": [0], "component": "head_attention_value_output", "rank": 2}
+    with pytest.raises((ValueError, TypeError), match=message):
+        get_reft_model(make_base("llama"), ReftConfig(**config, heads=heads))
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_path_is_the_place_it_says(architecture, component):
+    path, side, width = place(architecture, component)
+    dotted = f"{path}.{side}"
+    expected = edited_by_hand(architecture, path, side, Shift(width))
+    for spelling in (dotted, dotted.replace(".1.", "[1].", 1)):
+        found = edited(architecture, width, layer=None, component=spelling)
+        assert_edited(found, expected, logits(make(architecture)))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model.layers[0]", 'must end with ".input" or ".output" of a module'),
+        ("model.layers[0].mlp", 'must end with ".input" or ".output" of a module'),
+        (".output", 'must end with ".input" or ".output" of a module'),
+        ("model.layers[0].mpl.output", r"no module 'model.layers.0.mpl'.*self_attn, mlp"),
+        ("model.layers[3].output", "no module 'model.layers.3'.*(has 3|0 to 2|0, 1, 2)"),
+        ("model.layers[-1].output", r"no module"),
+        ("transformer.h[0].output", "no module 'transformer.h.0'.*it has model, lm_head"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_it_breaks_off(path, message):
+    config = ReftConfig(representations={"component": path, "low_rank_dimension": 2})
+    with pytest.raises(ValueError, match=message):
+        get_reft_model(make_base("llama"), config)
+
+
+def refuse(architecture, message, **config):
+    with pytest.raises(ValueError, match=message):
+        logits(get_reft_model(make(architecture), ReftConfig(positions="l1", rank=2, **config)))
+
+
+@pytest.mark.parametrize("path", ["model.layers.output", "model.output"])
+def test_a_module_without_a_hidden_state_of_the_layer_is_refused(path):
+    # A list of layers never runs, and a whole model returns no tensor: no silent no-op, no crash.
+    refuse("llama", re.escape(path.removesuffix(".output")), component=path, layers=[0])
+
+
+def test_a_component_of_another_width_names_both_and_the_way_out():
+    config = {"component": "model.layers[0].mlp.act_fn.output", "layers": [0]}
+    refuse("llama", "width 32.*width 48.*embed_dim", **config)
+
+
+# ---- architectures that are different ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", [component for _, component in sorted(FLAT)])
+def test_tokens_flattened_into_one_dimension_are_refused(component):
+    refuse("opt", r"\(B, T, D\) is edited, got \(14, ", component=component, layers=[LAYER])
+
+
+@pytest.mark.parametrize("component", ["block_input", "block_output"])
+def test_hidden_states_with_the_tokens_first_are_refused(component):
+    refuse("xlnet", "shape", component=component, layers=[LAYER])
+
+
+def test_experts_are_no_feed_forward_part_but_can_be_named_by_a_path():
+    refuse("mixtral", "has no feed-forward part among .*path", component="mlp_output")
+    found = edited("mixtral", WIDTH, component="model.layers[1].mlp.output")
+    expected = edited_by_hand("mixtral", "model.layers.1.mlp", "output", Shift(WIDTH))
+    assert_edited(found, expected, logits(make("mixtral")))
+
+
+def test_layers_that_share_their_weights_are_no_list():
+    refuse("albert", "has no list of 3 layers: name the component by a path")
+
+
+def test_layers_are_those_of_the_language_model_not_of_the_vision_tower():
+    path = "model.language_model.layers.1"
+    expected = edited_by_hand("llava", path, "output", Shift(WIDTH))
+    assert_edited(edited("llava", WIDTH), expected, logits(make("llava")))

@@ -1,0 +1,370 @@
+"""Every way to generate, against a recomputation of the whole sequence for each new token."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from conftest import VOCAB, make_base
+from pyreft import ReftConfig, get_reft_model
+
+NEW = 6
+
+
+def bare(architecture, seed=0):
+    """A base model that does not repeat itself, as one with tied embeddings would."""
+    return make_base(architecture, seed, tie_word_embeddings=False)
+
+
+# Position spec -> the columns it edits in a sequence of t tokens, n of them prompt.
+POSITIONS = {
+    "f2+l1": lambda n, t: [0, 1, n - 1],
+    "completion": lambda n, t: list(range(n, t)),
+    "all": lambda n, t: list(range(t)),
+}
+
+
+def wrap(base, positions="f2+l1", **config):
+    model = get_reft_model(base, ReftConfig(positions=positions, rank=4, **config)).eval()
+    model.generation_config.eos_token_id = None
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.interventions.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+class Recomputation:
+    """The same model built of a bare copy and plain hooks, run on whole sequences without cache."""
+
+    def __init__(self, architecture, model, columns):
+        self.base, self.columns = bare(architecture), columns
+        self.edited = None
+        layers = self.base.model.layers if architecture == "llama" else self.base.transformer.h
+        for layer, intervention in zip(layers, model.interventions.values(), strict=True):
+            layer.register_forward_hook(self.edit_by(intervention))
+
+    def edit_by(self, intervention):
+        def edit(module, args, output):
+            whole = isinstance(output, torch.Tensor)
+            hidden = (output if whole else output[0]).clone()
+            hidden[:, self.edited] = intervention(hidden[:, self.edited])
+            return hidden if whole else (hidden, *output[1:])
+
+        return edit
+
+    @torch.no_grad()
+    def logits(self, ids, prompt_length):
+        """(T,) or (B, T) ids -> (V,) or (B, V) logits of the next token."""
+        ids = torch.atleast_2d(ids)
+        self.edited = self.columns(prompt_length, ids.shape[1])
+        positions = torch.arange(ids.shape[1])[None]
+        return self.base(ids, position_ids=positions, use_cache=False).logits[:, -1]
+
+    def greedy(self, prompt, steps=NEW):
+        """(T,) ids -> the generated tokens and the logits they were chosen by."""
+        ids, logits = prompt, []
+        for _ in range(steps):
+            logits.append(self.logits(ids, len(prompt))[0])
+            ids = torch.cat([ids, logits[-1].argmax()[None]])
+        return ids[len(prompt) :], torch.stack(logits)
+
+    def beams(self, prompt, width, steps=NEW):
+        """Beam search without an end token: the `width` best continuations, best first."""
+        ids, scores = prompt[None], torch.zeros(1)
+        for _ in range(steps):
+            grown = scores[:, None] + self.logits(ids, len(prompt)).log_softmax(-1)
+            scores, best = grown.flatten().topk(width)
+            ids = torch.cat([ids[best // VOCAB], (best % VOCAB)[:, None]], dim=1)
+        return ids[:, len(prompt) :]
+
+    def samples(self, prompts, seed, temperature, steps=NEW):
+        """One sample for each of the prompts, all of one length."""
+        torch.manual_seed(seed)
+        ids, length = prompts, prompts.shape[1]
+        for _ in range(steps):
+            chances = (self.logits(ids, length) / temperature).softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+        return ids[:, length:]
+
+
+def prompt(length, seed=0):
+    return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(rows):
+    width = max(len(row) for row in rows)
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :], mask[index, width - len(row) :] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(params=POSITIONS)
+def positions(request):
+    return request.param
+
+
+@pytest.fixture
+def pair(causal, positions):
+    """A model and its recomputation."""
+    model = wrap(bare(causal), positions)
+    return model, Recomputation(causal, model, POSITIONS[positions])
+
+
+@pytest.fixture
+def simple(causal):
+    """The same, at the paper's positions."""
+    model = wrap(bare(causal))
+    return model, Recomputation(causal, model, POSITIONS["f2+l1"])
+
+
+def generate(model, new=NEW, **inputs):
+    """(B, new) generated ids."""
+    ids = model.generate(max_new_tokens=new, **{"do_sample": False} | inputs)
+    return ids[:, -new:]
+
+
+SETTINGS = {
+    "cached": {},
+    "uncached": {"use_cache": False},
+    "dynamic cache": {"cache_implementation": "dynamic"},
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+    "prefill in chunks of 1": {"prefill_chunk_size": 1},
+    "prefill in chunks of 3": {"prefill_chunk_size": 3},
+    "chunks into a static cache": {
+        "prefill_chunk_size": 4,
+        "cache_implementation": "static",
+        "disable_compile": True,
+    },
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "a config object": {"generation_config": GenerationConfig(do_sample=False, pad_token_id=0)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_greedy_decoding_is_the_recomputation(pair, setting):
+    model, recomputation = pair
+    row = torch.cat([prompt(4), prompt(4)])  # it repeats, so that prompt lookup finds something
+    expected, logits = recomputation.greedy(row)
+    found = model.generate(
+        input_ids=row[None],
+        attention_mask=torch.ones(1, 8, dtype=torch.long),
+        max_new_tokens=NEW,
+        **({} if "generation_config" in SETTINGS[setting] else {"do_sample": False}),
+        **SETTINGS[setting],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert found.sequences[0].tolist() == [*row.tolist(), *expected.tolist()]
+    torch.testing.assert_close(torch.cat(found.logits), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("assistant", ["another model", "the base model", "a wrapped model"])
+def test_assisted_decoding_is_the_recomputation(pair, causal, assistant):
+    model, recomputation = pair
+    helper = model.model if assistant == "the base model" else bare(causal, seed=5)
+    if assistant == "a wrapped model":
+        helper = wrap(helper, "all")
+    row = prompt(7)
+    found = generate(model, input_ids=row[None], assistant_model=helper)
+    assert found[0].tolist() == recomputation.greedy(row)[0].tolist()
+
+
+def test_the_edit_decides_what_is_generated(pair):
+    model, recomputation = pair
+    row = prompt(8)
+    edited = generate(model, input_ids=row[None])[0].tolist()
+    with model.disable_adapter():
+        unedited = generate(model, input_ids=row[None])[0].tolist()
+    recomputation.columns = lambda n, t: []
+    assert edited != unedited == recomputation.greedy(row)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "setting", ["cached", "uncached", "static cache", "prefill in chunks of 3"]
+)
+def test_a_left_padded_batch_is_its_rows_one_by_one(pair, setting):
+    model, recomputation = pair
+    rows = [prompt(length, seed=length) for length in (3, 9, 6)]
+    found = generate(model, **left_padded(rows), **SETTINGS[setting])
+    assert found.tolist() == [recomputation.greedy(row)[0].tolist() for row in rows]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beams_are_the_recomputation(pair, use_cache):
+    model, recomputation = pair
+    rows = [prompt(length, seed=length) for length in (4, 8)]
+    found = generate(
+        model, **left_padded(rows), num_beams=3, num_return_sequences=2, use_cache=use_cache
+    )
+    expected = [best for row in rows for best in recomputation.beams(row, 3)[:2].tolist()]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_sampling_with_a_seed_is_the_recomputation(pair, use_cache):
+    model, recomputation = pair
+    rows = torch.stack([prompt(7, seed=1), prompt(7, seed=2)])
+    settings = {"do_sample": True, "top_k": 0, "temperature": 2.0, "num_return_sequences": 3}
+    torch.manual_seed(3)
+    found = generate(model, input_ids=rows, use_cache=use_cache, **settings)
+    assert len({tuple(row) for row in found.tolist()}) > 2
+    expected = recomputation.samples(rows.repeat_interleave(3, 0), seed=3, temperature=2.0)
+    assert found.tolist() == expected.tolist()
+
+
+def test_rows_that_end_early_change_no_other_row(pair):
+    model, recomputation = pair
+    rows = [prompt(5, seed=1), prompt(8, seed=2)]
+    expected = [recomputation.greedy(row)[0].tolist() for row in rows]
+    end = next(token for token in expected[0] if token not in expected[1])
+    stop = expected[0].index(end) + 1
+    assert stop < NEW
+    found = generate(model, **left_padded(rows), eos_token_id=end)
+    assert found.tolist() == [[*expected[0][:stop], *[0] * (NEW - stop)], expected[1]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_short_prompt_is_cut_as_in_the_paper(causal, tied):
+    """f4+l4 on three tokens: the first one, and the last two."""
+    model = wrap(bare(causal), "f4+l4", tied=tied)
+    rows = [prompt(3), prompt(12)]
+    explicit = torch.tensor([[[0, -100], [1, 2]]])
+    batch = left_padded(rows)
+    alone = generate(model, input_ids=rows[0][None])
+    if tied:
+        recomputation = Recomputation(causal, model, lambda n, t: [0, 1, 2])
+        assert alone[0].tolist() == recomputation.greedy(rows[0])[0].tolist()
+    else:
+        layers = len(model.interventions) // 2
+        explicit = explicit.repeat_interleave(layers, dim=1)
+        same = generate(model, input_ids=rows[0][None], intervention_locations=explicit)
+        assert alone.tolist() == same.tolist()
+    assert generate(model, **batch)[0].tolist() == alone[0].tolist()
+
+
+def test_embeddings_generate_what_their_tokens_generate(pair):
+    model, recomputation = pair
+    rows = [prompt(length, seed=length) for length in (4, 9)]
+    batch = left_padded(rows)
+    batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids"))
+    expected = [recomputation.greedy(row)[0].tolist() for row in rows]
+    assert generate(model, **batch).tolist() == expected
+    alone = model.get_input_embeddings()(rows[1][None])
+    assert generate(model, inputs_embeds=alone).tolist() == expected[1:]
+
+
+def test_decoding_by_hand_with_a_cache_is_the_recomputation(pair):
+    model, recomputation = pair
+    row = prompt(7)
+    step, cache, found = row[None], None, []
+    with torch.no_grad():
+        for _ in range(NEW):
+            outputs = model(input_ids=step, past_key_values=cache, use_cache=True)
+            cache, step = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
+            found.append(step.item())
+    assert found == recomputation.greedy(row)[0].tolist()
+
+
+def test_decoding_a_padded_batch_by_hand_is_the_recomputation(pair):
+    model, recomputation = pair
+    rows = [prompt(length, seed=length) for length in (4, 8)]
+    batch, cache, found = left_padded(rows), None, []
+    step, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        for _ in range(NEW):
+            where = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
+            outputs = model(step, mask, position_ids=where, past_key_values=cache, use_cache=True)
+            cache, step = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
+            mask = torch.cat([mask, torch.ones_like(step)], dim=1)
+            found.append(step)
+    expected = [recomputation.greedy(row)[0].tolist() for row in rows]
+    assert torch.cat(found, dim=1).tolist() == expected
+
+
+def test_training_sees_what_generation_will_see(pair):
+    """The logits of a completion under teacher forcing are those it was generated with."""
+    model, recomputation = pair
+    row = prompt(7)
+    completion, logits = recomputation.greedy(row)
+    ids = torch.cat([row, completion])[None]
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < len(row), -100)
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=labels).logits[0, len(row) - 1 : -1]
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+
+
+# ---- what the caller gives -------------------------------------------------------------------
+
+
+def test_explicit_positions_win_in_generation(simple):
+    model, recomputation = simple
+    rows = [prompt(length, seed=length) for length in (5, 8)]
+    explicit = torch.tensor([[[2, -1]], [[2, -1]]])
+    recomputation.columns = lambda n, t: [2, n - 1]
+    for settings in ({}, {"use_cache": False}, {"num_beams": 1, "prefill_chunk_size": 2}):
+        found = generate(model, **left_padded(rows), intervention_locations=explicit, **settings)
+        assert found.tolist() == [recomputation.greedy(row)[0].tolist() for row in rows]
+
+
+def test_subspaces_follow_their_row_into_its_beams(simple):
+    model, _ = simple
+    rows = torch.stack([prompt(7, seed=1), prompt(7, seed=2)])
+    chosen = [[[0, 1], [3]]] * len(model.interventions)
+    together = generate(model, input_ids=rows, subspaces=chosen, num_beams=2)
+    alone = [
+        generate(model, input_ids=row[None], subspaces=[[one]] * len(chosen), num_beams=2)
+        for row, one in zip(rows, ([0, 1], [3]), strict=True)
+    ]
+    assert together.tolist() == torch.cat(alone).tolist()
+    assert together.tolist() != generate(model, input_ids=rows, num_beams=2).tolist()
+
+
+def test_padding_is_told_from_the_pad_token_where_that_is_safe(simple):
+    model, recomputation = simple
+    rows = [prompt(length, seed=length) for length in (4, 8)]
+    found = generate(model, input_ids=left_padded(rows)["input_ids"])
+    assert found.tolist() == [recomputation.greedy(row)[0].tolist() for row in rows]
+
+
+def test_a_pad_token_that_also_ends_texts_hides_no_token(simple):
+    model, recomputation = simple
+    row = prompt(6)
+    row[0] = 1
+    model.generation_config.pad_token_id = model.generation_config.eos_token_id = 1
+    expected = recomputation.greedy(row)[0]
+    assert 1 not in expected
+    assert generate(model, input_ids=row[None])[0].tolist() == expected.tolist()
+
+
+def test_a_second_turn_may_go_on_from_the_cache_of_the_first(causal):
+    model = wrap(bare(causal), "all")
+    recomputation = Recomputation(causal, model, POSITIONS["all"])
+    first = model.generate(
+        input_ids=prompt(5)[None], max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+    )
+    turn = torch.cat([first.sequences[0], prompt(4, seed=9)])
+    found = generate(model, input_ids=turn[None], past_key_values=first.past_key_values)
+    assert found[0].tolist() == recomputation.greedy(turn)[0].tolist()
+
+
+@pytest.mark.parametrize("index", [5, -6])
+def test_a_position_outside_the_prompt_is_refused(causal, index):
+    model = wrap(bare(causal), index)
+    with pytest.raises(ValueError, match=f"position {index} is outside the prompt of row 0"):
+        generate(model, **left_padded([prompt(5), prompt(9)]))
+
+
+def test_a_generation_that_fails_leaves_the_base_model_bare(simple):
+    model, _ = simple
+    ids = prompt(7)[None]
+    expected = bare(model.config.model_type).generate(ids, max_new_tokens=3, do_sample=False)
+
+    def stop(ids, scores, **kwargs):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        generate(model, input_ids=ids, stopping_criteria=[stop])
+    assert torch.equal(model.model.generate(ids, max_new_tokens=3, do_sample=False), expected)
+    with model.disable_adapter():
+        assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), expected)
