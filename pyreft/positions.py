@@ -282,8 +282,11 @@ def register_position(name: str, function: PositionFunction) -> PositionFunction
     Raises:
         ValueError: If the name is reserved or no identifier.
     """
-    reserved = name in (*_REGIONS, "all") or re.fullmatch(r"[fl]\d+", name)
-    if not name.isidentifier() or reserved:
+    word = name if isinstance(name, str) else ""
+    reserved = word in (*_REGIONS, "all") or re.fullmatch(r"[fl]\d+", word)
+    if not word.isidentifier() or reserved:
         raise ValueError(f"{name!r} cannot name a position function: {GRAMMAR}.")
+    if not callable(function):
+        raise TypeError(f"a position function is callable, got {function!r}.")
     _functions[name] = function
     return function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyreft.positions import NO_POSITION, PositionSpec
+from pyreft.positions import NO_POSITION
 
 
 class ReftType(str, Enum):
@@ -32,10 +33,10 @@ def parse_positions(positions: str) -> tuple[int, int]:
     Raises:
         ValueError: If the spec says anything else than f<n> and l<n>.
     """
-    spec = PositionSpec.parse(positions)
-    if spec != PositionSpec(first=spec.first, last=spec.last):
-        raise ValueError(f"only f<n> and l<n> count tokens, got {positions!r}.")
-    return spec.first, spec.last
+    match = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", positions)
+    if not positions or match is None:
+        raise ValueError(f'positions are "f<n>", "l<n>" or "f<n>+l<n>", got {positions!r}.')
+    return int(match[1] or 0), int(match[2] or 0)
 
 
 def get_intervention_locations(

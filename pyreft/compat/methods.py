@@ -106,14 +106,6 @@ class UpstreamMethods:
         """Let the base model learn as well."""
         self.model.requires_grad_(True)
 
-    def place_interventions(self) -> None:
-        """Move every intervention to where the part of the base model is that it edits."""
-        for module, component in zip(
-            self.interventions.values(), self._hooks.components, strict=True
-        ):
-            parameter = next(component.module.parameters(), next(self.model.parameters()))
-            module.to(parameter.device)
-
     # ---- counting -------------------------------------------------------------------------
 
     def count_parameters(self, include_model: bool = False) -> int:

@@ -89,7 +89,7 @@ class InterventionConfig:
             "layer": rest.pop("layer", None),
             "component": rest.pop("component", "block_output"),
             "positions": None if positions is None else PositionSpec.parse(positions),
-            "heads": None if heads is None else tuple(heads),
+            "heads": read_heads(heads),
         }
         if not isinstance(place["component"], str):
             raise TypeError(f"a component is named by a string, got {place['component']!r}.")
@@ -166,8 +166,23 @@ class InterventionConfig:
         if values.get("positions") is not None:
             values["positions"] = PositionSpec.parse(values["positions"])
         if values.get("heads") is not None:
-            values["heads"] = tuple(values["heads"])
+            values["heads"] = read_heads(values["heads"])
         return cls(**values)
+
+
+def read_heads(heads: Any) -> tuple[int, ...] | None:
+    """Heads as a tuple.
+
+    Raises:
+        ValueError: If they are no list of different indices from 0.
+    """
+    if heads is None:
+        return None
+    given = list(heads) if isinstance(heads, (list, tuple, range)) else []
+    indices = [head for head in given if type(head) is int and head >= 0]
+    if not given or len(set(indices)) < len(given):
+        raise ValueError(f"heads must be a list of different indices from 0, got {heads!r}.")
+    return tuple(given)
 
 
 def _describe(intervention: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyreft.config.intervention import InterventionConfig
+from pyreft.config.intervention import InterventionConfig, read_heads
 from pyreft.interventions import intervention_class, kind_of
 from pyreft.positions import PositionSpec
 
@@ -92,6 +92,7 @@ class ReftConfig:
             self.representations = self._read_representations()
             return
         self.positions = PositionSpec.parse(self.positions)
+        read_heads(self.heads)
         if isinstance(self.kind, str):
             intervention_class(self.kind)
         elif kind_of(self.kind) is None:
@@ -160,7 +161,7 @@ class ReftConfig:
                     positions=positions,
                     kind=str(self.kind),
                     arguments=self._arguments(),
-                    heads=None if self.heads is None else tuple(self.heads),
+                    heads=read_heads(self.heads),
                 )
                 for positions in ([self.positions] if self.tied else self.positions.parts())
                 for layer in self._layers(num_layers)

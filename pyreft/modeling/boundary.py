@@ -21,6 +21,7 @@ def find_tokens(
     labels: Tensor | None = None,
     completion_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    explicit: bool = False,
 ) -> Tokens:
     """Tell prompt, completion and padding apart.
 
@@ -36,25 +37,31 @@ def find_tokens(
         labels: (B, T) labels, -100 where there is none; other shapes are not read.
         completion_mask: (B, T), nonzero on the completion.
         position_ids: (B, T), if the caller gave any; they show whether a row holds several texts.
+        explicit: Whether the caller says all positions. Then a row of several texts is one prompt,
+            and so is all of a batch whose mask is not (B, T).
 
     Raises:
-        ValueError: If the attention mask is not (B, T), a row has no label at all, or a row
-            holds several texts.
+        ValueError: If a row has no label at all; or, unless positions are explicit, if the mask is
+            not (B, T) or a row holds several texts.
     """
-    if attention_mask is None:
-        text = torch.ones(shape, dtype=torch.bool, device=device)
-    elif attention_mask.shape != shape:
+    text = torch.ones(shape, dtype=torch.bool, device=device)
+    if isinstance(attention_mask, Tensor) and attention_mask.shape == shape:
+        text = attention_mask.to(device=device, dtype=torch.bool)
+    elif attention_mask is not None and not explicit:
         raise ValueError(
             f"positions are found in an attention mask of shape (batch, tokens) = {shape}, got "
-            f"{tuple(attention_mask.shape)}. Give a 2-D mask, or explicit intervention_locations."
+            f"{tuple(getattr(attention_mask, 'shape', ())) or type(attention_mask).__name__}. Give "
+            "a 2-D mask, or explicit intervention_locations."
         )
-    else:
-        text = attention_mask.to(device=device, dtype=torch.bool)
-    _refuse_packed(text, position_ids)
-    if completion_mask is not None:
-        ends = completion_mask.to(device=device, dtype=torch.bool)
-        source = "completion_mask"
-    elif labels is not None and labels.shape == shape:
+    packed = _is_packed(text, position_ids)
+    if packed and not explicit:
+        raise ValueError(
+            "a row of the batch is packed (its position_ids start again), so its prompts cannot be "
+            "told apart: give intervention_locations, or train on one text a row."
+        )
+    if completion_mask is not None and not packed:
+        ends, source = completion_mask.to(device=device, dtype=torch.bool), "completion_mask"
+    elif labels is not None and labels.shape == shape and not packed:
         ends, source = labels.to(device) != -100, "labels"
     else:
         return Tokens(prompt=text, completion=torch.zeros_like(text), input_ids=input_ids)
@@ -68,13 +75,9 @@ def find_tokens(
     return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
 
 
-def _refuse_packed(text: Tensor, position_ids: Tensor | None) -> None:
+def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:
     """Position ids that start again inside a row mean that it holds several texts."""
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] != text.shape[1]:
-        return
-    step = position_ids[:, 1:] <= position_ids[:, :-1]
-    if bool((step & text[:, 1:] & text[:, :-1]).any()):
-        raise ValueError(
-            "a row of the batch is packed (its position_ids start again), so its prompts cannot be "
-            "told apart: give intervention_locations, or train on one text a row."
-        )
+        return False
+    back = position_ids[:, 1:] <= position_ids[:, :-1]
+    return bool((back.to(text.device) & text[:, 1:] & text[:, :-1]).any())

@@ -58,8 +58,12 @@ def _width(config: InterventionConfig, component: Component, default: int) -> in
                 "head_attention_value_output."
             )
         return width
-    if bad := [head for head in config.heads or () if not 0 <= head < component.num_heads]:
-        raise ValueError(f"head {bad[0]} is out of range: there are {component.num_heads}.")
+    for head in config.heads or ():
+        if head >= component.num_heads:
+            raise ValueError(
+                f"head {head} is out of range: there are {component.num_heads}, 0 to "
+                f"{component.num_heads - 1}."
+            )
     return width // component.num_heads
 
 

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -110,13 +111,21 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f'the component path {path!r} must end with ".input" or ".output" of a module, as in '
             '"model.layers[3].mlp.output".'
         )
-    try:
-        module = model.get_submodule(module_path)
-    except AttributeError:
+    module: nn.Module = model
+    for step in module_path.split("."):
+        # An attribute, since a model's `base_model` is another name of one of its children.
+        child = getattr(module, step, None)
+        if not isinstance(child, nn.Module):
+            raise ValueError(
+                f"the model {type(model).__name__} has no module {module_path!r} (from {path!r}): "
+                f"{type(module).__name__} has no {step!r}, but {_children(module) or 'nothing'}."
+            )
+        module = child
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         raise ValueError(
-            f"the model {type(model).__name__} has no module {module_path!r} (from {path!r}); "
-            f"at the top it has {', '.join(name for name, _ in model.named_children())}."
-        ) from None
+            f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
+            f"name one of them, {_children(module)}."
+        )
     return Component(module, side)
 
 
@@ -128,7 +137,7 @@ def _find_in_layer(model: PreTrainedModel, layer: nn.Module, name: str) -> Compo
     if name in ("attention_input", "attention_output"):
         return Component(attention, name.removeprefix("attention_"), config.hidden_size)
     if name.endswith("attention_value_output"):
-        projection = _linears(attention)[-1]
+        projection = _output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
         return Component(projection, "input", _features(projection)[0], heads)
     up_part, down_part, down = _feed_forward(layer, attention)
@@ -136,10 +145,15 @@ def _find_in_layer(model: PreTrainedModel, layer: nn.Module, name: str) -> Compo
         return Component(up_part, "input", config.hidden_size)
     if name == "mlp_output":
         return Component(down_part, "output", config.hidden_size)
-    activations = [m for n, m in down_part.named_modules() if n and "act" in n.split(".")[-1]]
-    if activations:
-        return Component(activations[0], "output", _features(down)[0])
+    for path, module in down_part.named_modules():
+        # One activation module may serve all layers; then it is no place in this one.
+        if "act" in path.split(".")[-1] and _uses(model, module) == 1:
+            return Component(module, "output", _features(down)[0])
     return Component(down, "input", _features(down)[0])
+
+
+def _uses(model: nn.Module, module: nn.Module) -> int:
+    return sum(m is module for _, m in model.named_modules(remove_duplicate=False))
 
 
 def _attention(layer: nn.Module) -> nn.Module:
@@ -169,8 +183,27 @@ def _feed_forward(layer: nn.Module, attention: nn.Module) -> tuple[nn.Module, nn
     return parts[0], parts[-1], _linears(parts[-1])[-1]
 
 
+def _output_projection(attention: nn.Module) -> nn.Module:
+    """The last linear map of attention that makes neither queries, keys nor values."""
+    linears = [m for n, m in attention.named_modules() if _is_linear(m) and not _makes_qkv(n)]
+    if not linears:
+        raise ValueError(
+            f"{type(attention).__name__} has no output projection among {_children(attention)}: "
+            "name the component by a path."
+        )
+    return linears[-1]
+
+
+def _makes_qkv(name: str) -> bool:
+    return re.match("w?[qkv]|c_attn|in_proj", name.split(".")[-1], re.IGNORECASE) is not None
+
+
 def _linears(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
+    return [m for m in module.modules() if _is_linear(m)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -186,7 +219,20 @@ def _features(linear: Any) -> tuple[int, int]:
 
 
 def _children(module: nn.Module) -> str:
-    return ", ".join(name for name, _ in module.named_children())
+    """The names of the children, "0 to 29" for a list."""
+    names = [name for name, _ in module.named_children()]
+    return f"0 to {len(names) - 1}" if isinstance(module, nn.ModuleList) else ", ".join(names)
+
+
+def execution_device(module: nn.Module, default: torch.device) -> torch.device:
+    """Where a module runs: where its parameters are, or where accelerate brings them from disk."""
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device.type != "meta":
+        return parameter.device
+    hooks = (getattr(m, "_hf_hook", None) for m in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    found = next((device for device in devices if device is not None), default)
+    return torch.device(found)
 
 
 def _in_list(name: str) -> bool:

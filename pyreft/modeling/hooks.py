@@ -57,6 +57,8 @@ class EditHooks:
         self.sites = [places.index(place) for place in places]
         # Site -> its edits in the forward pass that is running; None between passes.
         self._edits: Mapping[int, Sequence[Edit]] | None = None
+        # The same for the pass whose parts are being computed again in backward.
+        self._recomputed: Mapping[int, Sequence[Edit]] | None = None
         self._prompt: Placement | None = None
         self._handles = [base.register_forward_pre_hook(self._before_step, with_kwargs=True)]
         for site in sorted(set(self.sites)):
@@ -70,7 +72,11 @@ class EditHooks:
 
     def at(self, site: int) -> Sequence[Edit]:
         """The edits of a site in the forward pass that is running."""
-        return () if self._edits is None else self._edits.get(site, ())
+        edits = self._edits
+        if edits is None and self._recomputed is not None:
+            # Read in backward alone, so that one that failed leaves nothing behind.
+            edits = self._recomputed if torch._C._current_graph_task_id() != -1 else None
+        return () if edits is None else edits.get(site, ())
 
     def remove(self) -> None:
         """Take the hooks off the base model."""
@@ -111,15 +117,11 @@ class EditHooks:
         edits = self._edits
 
         def recompute(grad: Tensor) -> None:
-            self._edits = edits
-            torch.autograd.Variable._execution_engine.queue_callback(self._stop)
+            self._recomputed = edits
 
         for tensor in _tensors(outputs):
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
-
-    def _stop(self) -> None:
-        self._edits = None
 
     def _plan(self, placement: Placement | None) -> Mapping[int, Sequence[Edit]] | None:
         if placement is None:
@@ -171,16 +173,26 @@ class _SiteHook:
         edits = self.hooks.at(self.site)
         if not edits:
             return None
-        inputs = (*args, *kwargs.values())
-        if isinstance(output, Tensor):
-            return _apply(edits, output, _may_overwrite(output, inputs))
-        return (_apply(edits, output[0], _may_overwrite(output[0], inputs)), *output[1:])
+        several = isinstance(output, (tuple, list))
+        hidden = output[0] if several and output else output
+        if not isinstance(hidden, Tensor):
+            raise ValueError(
+                f"{type(module).__name__} puts out {type(output).__name__}, and no hidden state to "
+                "edit: name a module inside it."
+            )
+        in_place = _may_overwrite(module, hidden, (*args, *kwargs.values()))
+        hidden = _apply(edits, hidden, in_place)
+        return type(output)((hidden, *output[1:])) if several else hidden
 
 
 def _apply(edits: Sequence[Edit], hidden: Tensor, in_place: bool) -> Tensor:
     """(B, T, D) -> (B, T, D) with the slots of each edit replaced."""
-    if hidden.dim() != 3:
-        raise ValueError(f"a hidden state of shape (B, T, D) is edited, got {tuple(hidden.shape)}.")
+    shape = edits[0].slots.shape
+    if hidden.dim() != 3 or (not torch.compiler.is_compiling() and hidden.shape[:2] != shape):
+        raise ValueError(
+            f"hidden states of the shape (batch, tokens, width) = {(*shape, 'D')} are edited, this "
+            f"component has {tuple(hidden.shape)}."
+        )
     if not in_place:
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     flat = hidden.view(-1, hidden.shape[-1])
@@ -212,9 +224,12 @@ def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> 
     if isinstance(width, int) and width != chosen.shape[-1]:
         raise ValueError(
             f"{type(intervention).__name__} edits hidden states of width {width}, this component "
-            f"has width {chosen.shape[-1]}."
+            f"has width {chosen.shape[-1]}: say so with embed_dim among its arguments."
         )
-    edited = intervention(chosen, **extra)
+    # Any module may assume that hidden states have the type of its parameters.
+    kind = next((p.dtype for p in intervention.parameters()), chosen.dtype)
+    with torch.autocast(chosen.device.type, enabled=False):
+        edited = intervention(chosen.to(kind), **extra)
     if not isinstance(edited, Tensor) or edited.shape != chosen.shape:
         found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
         raise ValueError(
@@ -224,12 +239,14 @@ def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> 
     return edited.to(chosen.dtype)
 
 
-def _may_overwrite(hidden: Tensor, inputs: Sequence[Any]) -> bool:
-    """Whether an output can be edited in place: nobody's input, and of no use to autograd.
+def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> bool:
+    """Whether an output can be edited in place, which spares a copy of the whole hidden state.
 
-    Spares a copy of the whole hidden state for each edited layer.
+    It can if it is nobody's input, of no use to autograd, and seen by no hook of others.
     """
     if torch.compiler.is_compiling() or hidden._is_view() or not hidden.is_contiguous():
+        return False
+    if len(module._forward_hooks) > 1 or any(m._forward_hooks for m in _below(module)):
         return False
     if hidden.requires_grad and hidden.grad_fn is None:
         return False
@@ -240,6 +257,10 @@ def _may_overwrite(hidden: Tensor, inputs: Sequence[Any]) -> bool:
     # Functions written in Python may keep anything; built-in ones say what they keep.
     in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
     return not (in_python or hasattr(node, "_saved_result") or hasattr(node, "_saved_output"))
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if m is not module)
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -13,7 +14,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from pyreft.compat.methods import UpstreamMethods
 from pyreft.config import InterventionConfig, ReftConfig
 from pyreft.modeling.build import build_interventions, intervention_keys
-from pyreft.modeling.components import find_component, find_layers, text_config
+from pyreft.modeling.components import (
+    execution_device,
+    find_component,
+    find_layers,
+    text_config,
+)
 from pyreft.modeling.hooks import EditHooks
 from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
 from pyreft.modeling.saving import SavedAdapter
@@ -54,9 +60,9 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
 
     def __init__(self, config: ReftConfig, model: PreTrainedModel) -> None:
         super().__init__()
-        if not isinstance(config, ReftConfig) or not isinstance(model, nn.Module):
+        if not isinstance(config, ReftConfig) or not hasattr(model, "config"):
             raise TypeError(
-                "ReftModel takes a ReftConfig and a model, got "
+                "ReftModel takes a ReftConfig and a transformers model, got "
                 f"{type(config).__name__} and {type(model).__name__}."
             )
         self.model = model
@@ -161,18 +167,18 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         if isinstance(input_ids, Mapping) or "base" in kwargs:
             base = inputs.pop("base", None) or inputs.pop("input_ids")
             return self._forward_upstream(base, **inputs, subspaces=subspaces)
-        if self._disabled:
-            return self.model(**inputs)
         self._require_hooks()
-        placement = place_batch(
-            self.model,
-            self._configs,
-            self._hooks.sites,
-            inputs,
-            completion_mask,
-            intervention_locations,
-            subspaces,
-        )
+        placement = None
+        if not self._disabled:
+            placement = place_batch(
+                self.model,
+                self._configs,
+                self._hooks.sites,
+                inputs,
+                completion_mask,
+                intervention_locations,
+                subspaces,
+            )
         with self._hooks.editing(placement):
             outputs = self.model(**inputs)
             if self.training and _recomputes(self.model):
@@ -237,6 +243,14 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         """Take the adapter off, and return the base model as it was."""
         self._hooks.remove()
         return self.model
+
+    def place_interventions(self) -> None:
+        """Move every intervention to where the part of the base model runs that it edits."""
+        for module, component in zip(
+            self.interventions.values(), self._hooks.components, strict=True
+        ):
+            here = next(module.parameters(), torch.empty(0)).device
+            module.to(execution_device(component.module, here))
 
     def _require_hooks(self) -> None:
         if self._hooks.removed:

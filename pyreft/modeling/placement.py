@@ -21,11 +21,13 @@ class Slots:
     """The edited tokens of one intervention, as indices into the flattened (B * T) tokens.
 
     Args:
+        shape: (B, T).
         gather: (B, P), the tokens of each row, rows with fewer than P filled up with their first.
         scatter: (N,), the N <= B * P tokens that are really edited.
         kept: (N,), where those lie in the flattened `gather`, or None if it is full.
     """
 
+    shape: tuple[int, int]
     gather: Tensor
     scatter: Tensor
     kept: Tensor | None
@@ -41,11 +43,11 @@ class Slots:
         count = int(order.max()) + 1
         scatter = rows * length + columns
         if scatter.numel() == batch * count:
-            return cls(scatter.view(batch, count), scatter, None)
+            return cls((batch, length), scatter.view(batch, count), scatter, None)
         first = torch.arange(batch, device=mask.device) * length + mask.int().argmax(1)
         gather = first[:, None].repeat(1, count)
         gather[rows, order] = scatter
-        return cls(gather, scatter, rows * count + order)
+        return cls((batch, length), gather, scatter, rows * count + order)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def place_batch(
         attention_mask=mask,
         labels=inputs.get("labels") if _reads_left_to_right(base) else None,
         completion_mask=completion_mask,
-        position_ids=inputs.get("position_ids") if intervention_locations is None else None,
+        position_ids=inputs.get("position_ids"),
+        explicit=intervention_locations is not None,
     )
     directions = broadcast_subspaces(subspaces, len(configs), shape[0])
     return _checked(place(configs, sites, tokens, intervention_locations, directions))
