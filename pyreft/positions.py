@@ -18,9 +18,10 @@ A spec is parsed once into an immutable `PositionSpec` and then applied to whole
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -102,17 +103,17 @@ class PositionSpec:
             return spec
         if isinstance(spec, str):
             return cls._parse_string(spec)
-        if isinstance(spec, int) and not isinstance(spec, bool):
-            return cls(indices=(spec,))
+        if isinstance(spec, Integral) and not isinstance(spec, bool):
+            return cls(indices=(_index(spec),))
         if callable(spec):
             return cls(functions=(spec,))
-        if isinstance(spec, Iterable):
+        if isinstance(spec, Iterable) and not isinstance(spec, (bytes, Mapping)):
             indices = tuple(spec)
             if not indices:
                 raise ValueError(f"the list of positions is empty; {GRAMMAR}.")
-            if any(not isinstance(i, int) or isinstance(i, bool) for i in indices):
+            if any(not isinstance(i, Integral) or isinstance(i, bool) for i in indices):
                 raise TypeError(f"positions in a list must be integers, got {list(indices)!r}.")
-            return cls(indices=tuple(dict.fromkeys(indices)))
+            return cls(indices=_in_order(_index(i) for i in indices))
         raise TypeError(f"cannot read {spec!r} as positions; {GRAMMAR}.")
 
     @classmethod
@@ -120,7 +121,7 @@ class PositionSpec:
         first, last, regions, indices, functions = 0, 0, set(), [], []
         for part in (part.strip() for part in spec.split("+")):
             if match := re.fullmatch(r"([fl])(\d+)", part):
-                count = int(match[2])
+                count = _index(int(match[2]))
                 if count == 0 or (first if match[1] == "f" else last):
                     raise ValueError(
                         f"position spec {spec!r}: {part!r} "
@@ -132,13 +133,13 @@ class PositionSpec:
             elif part == "all":
                 regions.update(_REGIONS)
             elif re.fullmatch(r"-?\d+", part):
-                indices.append(int(part))
+                indices.append(_index(int(part)))
             elif part in _functions:
                 functions.append(part)
             else:
                 known = f" (registered: {', '.join(sorted(_functions))})" if _functions else ""
                 raise ValueError(f"position spec {spec!r}: cannot read {part!r}; {GRAMMAR}{known}.")
-        return cls(first, last, frozenset(regions), tuple(dict.fromkeys(indices)), tuple(functions))
+        return cls(first, last, frozenset(regions), _in_order(indices), tuple(functions))
 
     def __str__(self) -> str:
         """The spec in the grammar; raises ValueError for a function that has no name."""
@@ -191,8 +192,13 @@ class PositionSpec:
         return bool(
             (self.first and other.first)
             or (self.last and other.last)
-            or set(self.indices) & set(other.indices)
+            or any(self._has(index) for index in other.indices)
+            or any(other._has(index) for index in self.indices)
         )
+
+    def _has(self, index: int) -> bool:
+        """Whether an explicit position is one of this spec's, in a prompt that is long enough."""
+        return index in self.indices or 0 <= index < self.first or -self.last <= index < 0
 
     def select(self, tokens: Tokens, site: tuple[int, int] | None = None) -> Tensor:
         """Choose this spec's tokens in a batch.
@@ -237,14 +243,29 @@ class PositionSpec:
         shortest = int(tokens.prompt_length.min())
         for index in self.indices:
             if not -shortest <= index < shortest:
-                row = int(tokens.prompt_length.argmin())
+                row = (
+                    f" of row {int(tokens.prompt_length.argmin())}"
+                    if len(tokens.prompt) > 1
+                    else ""
+                )
                 raise ValueError(
-                    f"position {index} is outside the prompt of row {row}, which has {shortest} "
-                    f"tokens: positions go from {-shortest} to {shortest - 1}."
+                    f"position {index} is outside the prompt{row}, which has {shortest} tokens: "
+                    f"positions go from {-shortest} to {shortest - 1}."
                 )
         wanted = torch.tensor(self.indices, device=tokens.prompt.device)
         wanted = torch.where(wanted < 0, wanted + tokens.prompt_length, wanted)  # (B, P)
         return tokens.prompt & (tokens.index[:, :, None] == wanted[:, None, :]).any(-1)
+
+
+def _in_order(indices: Iterable[int]) -> tuple[int, ...]:
+    """Each once, as they lie in a long prompt."""
+    return tuple(sorted(set(indices), key=lambda index: (index < 0, index)))
+
+
+def _index(index: Integral | int) -> int:
+    if not -(2**31) < int(index) < 2**31:
+        raise ValueError(f"the position {index} is beyond any text; {GRAMMAR}.")
+    return int(index)
 
 
 def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:

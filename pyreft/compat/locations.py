@@ -120,16 +120,21 @@ def locations_tensor(unit_locations: Any, num_interventions: int, batch: int) ->
     if given is None:
         return None
     nested = given.tolist() if isinstance(given, Tensor) else given
-    if isinstance(nested, int):
+    if _is_index(nested):
         nested = [nested]
-    if all(isinstance(index, int) for index in nested):
+    if not isinstance(nested, (list, tuple)):
+        raise TypeError(f"unit_locations are lists of indices, got {given!r}.")
+    if all(_is_index(index) for index in nested):
         nested = [[list(nested)] * batch] * num_interventions
     _check_nesting(nested, num_interventions, batch)
-    rows = [[list(row) for row in one] for one in nested]
-    longest = max((len(row) for one in rows for row in one), default=0)
-    filled = [[row + [NO_POSITION] * (longest - len(row)) for row in one] for one in rows]
+    longest = max((len(row) for one in nested for row in one), default=0)
+    filled = [[[*row, *[NO_POSITION] * (longest - len(row))] for row in one] for one in nested]
     tensor = torch.tensor(filled, dtype=torch.long)
     return tensor.view(num_interventions, batch, longest).transpose(0, 1)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_nesting(nested: Sequence, num_interventions: int, batch: int) -> None:
@@ -140,8 +145,10 @@ def _check_nesting(nested: Sequence, num_interventions: int, batch: int) -> None
             "two interventions for each layer."
         )
     for index, one in enumerate(nested):
-        if not isinstance(one, Sequence) or len(one) != batch:
-            raise ValueError(
-                f"unit_locations of intervention {index} must be a list of positions for each of "
-                f"the {batch} rows, got {one!r}."
-            )
+        rows = one if isinstance(one, (list, tuple)) and len(one) == batch else [None]
+        for row in rows:
+            if not isinstance(row, (list, tuple)) or not all(_is_index(i) for i in row):
+                raise ValueError(
+                    f"unit_locations of intervention {index} must be a list of positions for each "
+                    f"of the {batch} rows, got {one!r}."
+                )

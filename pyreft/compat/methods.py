@@ -184,7 +184,13 @@ def _trainable(module: nn.Module) -> int:
 
 
 def _rows(base: Mapping[str, Any]) -> int:
-    return next(value for value in base.values() if isinstance(value, Tensor)).shape[0]
+    tensors = [value for value in base.values() if isinstance(value, Tensor)]
+    if not tensors:
+        raise TypeError(
+            f"a batch is a dict of tensors, input_ids among them; got {dict(base)!r}. A tokenizer "
+            'makes one with return_tensors="pt".'
+        )
+    return tensors[0].shape[0]
 
 
 def _refuse_sources(sources: Any, source_representations: Any) -> None:

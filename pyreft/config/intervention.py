@@ -58,6 +58,15 @@ class InterventionConfig:
     tied_to: int | None = None
     intervention: nn.Module | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.positions is not None:
+            object.__setattr__(self, "positions", PositionSpec.parse(self.positions))
+
+    @property
+    def place(self) -> str:
+        """Where it acts, for people."""
+        return self.component if self.layer is None else f"{self.component} of layer {self.layer}"
+
     @property
     def low_rank_dimension(self) -> int | None:
         """The rank, where the kind has one (upstream's name)."""
@@ -85,14 +94,14 @@ class InterventionConfig:
                 raise ValueError(f"representation with {name}={value!r}: only {constant!r} works.")
         positions = rest.pop("positions", None)
         heads = rest.pop("heads", None)
+        layer, component = rest.pop("layer", None), rest.pop("component", "block_output")
         place = {
-            "layer": rest.pop("layer", None),
-            "component": rest.pop("component", "block_output"),
-            "positions": None if positions is None else PositionSpec.parse(positions),
+            # Upstream does not read the layer of a path.
+            "layer": None if is_path(component) else layer,
+            "component": component,
+            "positions": positions,
             "heads": read_heads(heads),
         }
-        if not isinstance(place["component"], str):
-            raise TypeError(f"a component is named by a string, got {place['component']!r}.")
         link = rest.pop("intervention_link_key", None)
         if link is not None:
             raise ValueError(
@@ -101,10 +110,10 @@ class InterventionConfig:
             )
         chosen, by_type = rest.pop("intervention", None), rest.pop("intervention_type", None)
         chosen = next((c for c in (chosen, by_type) if c is not None), default)
-        arguments = {
-            **rest.pop("arguments", {}),
-            **{k: v for k, v in rest.items() if v is not None},
-        }
+        given = rest.pop("arguments", {})
+        if not isinstance(given, Mapping):
+            raise TypeError(f"arguments of a representation must be a dict, got {given!r}.")
+        arguments = {**given, **{k: v for k, v in rest.items() if v is not None}}
         if isinstance(chosen, nn.Module):
             return cls(**place, **_describe(chosen, arguments), intervention=chosen)
         if isinstance(chosen, str):
@@ -162,12 +171,23 @@ class InterventionConfig:
                 raise ValueError(f"the field {name!r} of an intervention cannot be {value!r}.")
         if missing := {"component", "kind", "arguments"} - set(entry):
             raise ValueError(f"an intervention lacks the field {', '.join(sorted(missing))}.")
+        if "device" in entry["arguments"]:
+            raise ValueError("an adapter cannot choose the device of an intervention.")
         values = dict(entry)
-        if values.get("positions") is not None:
-            values["positions"] = PositionSpec.parse(values["positions"])
         if values.get("heads") is not None:
             values["heads"] = read_heads(values["heads"])
         return cls(**values)
+
+
+def is_path(component: Any) -> bool:
+    """Whether a component is a path to a module, rather than a name.
+
+    Raises:
+        TypeError: If it is no string.
+    """
+    if not isinstance(component, str):
+        raise TypeError(f"a component is named by a string, got {component!r}.")
+    return "." in component or "[" in component
 
 
 def read_heads(heads: Any) -> tuple[int, ...] | None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyreft.config.intervention import InterventionConfig, read_heads
+from pyreft.config.intervention import InterventionConfig, is_path, read_heads
 from pyreft.interventions import intervention_class, kind_of
 from pyreft.positions import PositionSpec
 
 _SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
-    "layers": (str, int, list),
+    "layers": (str, Integral, list),
     "component": (str,),
-    "positions": (str, int, list),
+    "positions": (str, int, list, PositionSpec),
     "kind": (str,),
     "rank": (int,),
     "tied": (bool,),
@@ -29,6 +30,9 @@ _SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
     "dtype": (str,),
     "arguments": (dict,),
 }
+_OPTIONAL = ("heads", "act_fn", "arguments")
+# What `arguments` take the place of.
+_ARGUMENTS = ("rank", "dropout", "act_fn", "add_bias", "dtype")
 
 
 @dataclass
@@ -91,18 +95,23 @@ class ReftConfig:
         if self.representations is not None:
             self.representations = self._read_representations()
             return
+        if self.intervention_types is not None:
+            raise ValueError("intervention_types is for representations; without, say `kind`.")
         self.positions = PositionSpec.parse(self.positions)
-        read_heads(self.heads)
-        if isinstance(self.kind, str):
-            intervention_class(self.kind)
-        elif kind_of(self.kind) is None:
-            raise ValueError(
-                f"the kind {self.kind!r} is not registered: put "
-                '@pyreft.register_intervention("some_name") on the class.'
-            )
-        else:
-            self.kind = str(kind_of(self.kind))
+        self.kind = _read_kind(self.kind)
         self.dtype = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.layers, (tuple, range)):
+            self.layers = list(self.layers)
+        self.heads = None if self.heads is None else list(read_heads(self.heads) or ())
+        _check_types({name: getattr(self, name) for name in _SHORT_FORM_TYPES})
+        if is_path(self.component) and self.layers != "all":
+            raise ValueError(
+                f"the component {self.component!r} is a path, which says the layer by itself: "
+                "leave out layers."
+            )
+        changed = [name for name in _ARGUMENTS if getattr(self, name) != getattr(ReftConfig, name)]
+        if self.arguments is not None and changed:
+            raise ValueError(f"{', '.join(changed)} goes into arguments, where those are given.")
 
     def _read_representations(self) -> list[InterventionConfig]:
         changed = [
@@ -138,9 +147,9 @@ class ReftConfig:
     @property
     def names_layers(self) -> bool:
         """Whether any intervention is named by its layer, rather than by a path."""
-        return self.representations is None or any(
-            r.layer is not None for r in self.representations
-        )
+        if self.representations is None:
+            return not is_path(self.component)
+        return any(r.layer is not None for r in self.representations)
 
     def resolve(self, num_layers: int) -> list[InterventionConfig]:
         """Every intervention, one by one, for a model of so many layers.
@@ -164,7 +173,7 @@ class ReftConfig:
                     heads=read_heads(self.heads),
                 )
                 for positions in ([self.positions] if self.tied else self.positions.parts())
-                for layer in self._layers(num_layers)
+                for layer in ([None] if is_path(self.component) else self._layers(num_layers))
             ]
         for index, one in enumerate(resolved):
             if one.tied_to is not None and not 0 <= one.tied_to < index:
@@ -179,7 +188,7 @@ class ReftConfig:
             if self.layers != "all":
                 raise ValueError(f'layers must be "all" or indices, got {self.layers!r}.')
             return list(range(num_layers))
-        given = [self.layers] if isinstance(self.layers, int) else self.layers
+        given = self.layers if isinstance(self.layers, list) else [self.layers]
         layers = [_check_layer(layer, num_layers) for layer in given]
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers must be different, and at least one, got {self.layers!r}.")
@@ -202,9 +211,6 @@ class ReftConfig:
             return {"interventions": [r.to_dict() for r in self.representations]}
         entry = {name: getattr(self, name) for name in _SHORT_FORM_TYPES}
         entry["positions"] = str(self.positions)
-        for name in ("layers", "heads"):
-            if isinstance(entry[name], Sequence) and not isinstance(entry[name], str):
-                entry[name] = list(entry[name])
         return {name: value for name, value in entry.items() if value is not None}
 
     @classmethod
@@ -215,15 +221,7 @@ class ReftConfig:
             ValueError: If a field is unknown or its value does not fit.
         """
         if "interventions" not in entry:
-            for name, value in entry.items():
-                if name not in _SHORT_FORM_TYPES:
-                    raise ValueError(
-                        f"unknown field {name!r} of a config; "
-                        f"known: interventions, or {', '.join(_SHORT_FORM_TYPES)}."
-                    )
-                types = _SHORT_FORM_TYPES[name]
-                if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                    raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
+            _check_types(entry)
             return cls(**entry)
         if extra := set(entry) - {"interventions"}:
             raise ValueError(f"unknown field {', '.join(sorted(extra))} beside interventions.")
@@ -242,9 +240,40 @@ class ReftConfig:
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-def _check_layer(layer: int, num_layers: int) -> int:
-    if not isinstance(layer, int) or isinstance(layer, bool):
+def _check_types(entry: Mapping[str, Any]) -> None:
+    for name, value in entry.items():
+        if name not in _SHORT_FORM_TYPES:
+            raise ValueError(
+                f"unknown field {name!r} of a config; "
+                f"known: interventions, or {', '.join(_SHORT_FORM_TYPES)}."
+            )
+        types = _SHORT_FORM_TYPES[name]
+        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+        if wrong and not (value is None and name in _OPTIONAL):
+            raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
+
+
+def _read_kind(kind: Any) -> str:
+    if isinstance(kind, str):
+        intervention_class(kind)
+        return kind
+    if not isinstance(kind, type):
+        raise TypeError(
+            f"kind is a name or a class, got {kind!r}. A module that is made already goes into "
+            "representations."
+        )
+    if (name := kind_of(kind)) is None:
+        raise ValueError(
+            f"the class {kind.__name__} is not registered: put "
+            '@pyreft.register_intervention("some_name") on it.'
+        )
+    return name
+
+
+def _check_layer(layer: Any, num_layers: int) -> int:
+    if not isinstance(layer, Integral) or isinstance(layer, bool):
         raise TypeError(f"a layer is an index, got {layer!r}.")
+    layer = int(layer)
     if not -num_layers <= layer < num_layers:
         raise ValueError(
             f"layer {layer} is out of range: the model has {num_layers} layers, "
@@ -263,7 +292,7 @@ def _check_disjoint(resolved: Sequence[InterventionConfig]) -> None:
                 continue
             if one.positions and other.positions and one.positions.overlaps(other.positions):
                 raise ValueError(
-                    f"two interventions edit one token: {one.component} of layer {one.layer} at "
+                    f"two interventions edit one token: {one.place} at "
                     f"{other.positions!r} and at {one.positions!r}. Positions of interventions "
                     "on one layer must be disjoint."
                 )

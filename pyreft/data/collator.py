@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pyreft.positions import NO_POSITION, PositionSpec
 
-_PADDED = ("input_ids", "attention_mask", "labels", "token_type_ids", "position_ids")
+# Token columns, and what pads them; the first three are padded by the inner collator.
+_BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+_BY_TOKEN |= {"token_type_ids": 0, "position_ids": 0, "completion_mask": 0}
 
 
 class ReftDataCollator:
@@ -56,53 +58,97 @@ class ReftDataCollator:
         """Collate B examples: (B, T) token columns, (B, I, P) positions, the rest as it is.
 
         Raises:
-            ValueError: If an example has no label but -100.
+            ValueError: If examples differ in their columns, or one has no label but -100.
         """
-        examples = [{k: v for k, v in one.items() if k in _PADDED} for one in instances]
-        for index, example in enumerate(examples):
-            example["input_ids"] = torch.as_tensor(example["input_ids"]).tolist()
-            example.setdefault("attention_mask", [1] * len(example["input_ids"]))
-            _refuse_unlabelled(example, index)
-        batch = dict(self.data_collator(examples))
-        for name in instances[0]:
-            if name not in _PADDED:
-                batch[name] = _collate(name, [one[name] for one in instances])
+        if not instances or any("input_ids" not in one for one in instances):
+            raise ValueError("the batch is empty, or an example of it has no input_ids.")
+        names = list(instances[0])
+        for index, one in enumerate(instances):
+            if wrong := set(names) ^ set(one):
+                raise ValueError(
+                    f"example {index} of the batch differs from the first in the columns "
+                    f"{', '.join(sorted(wrong))}."
+                )
+        columns = {name: [_plain(one[name]) for one in instances] for name in names}
+        lengths = [len(ids) for ids in columns["input_ids"]]
+        by_token = {
+            n: columns[n] for n in names if n in _BY_TOKEN and isinstance(columns[n][0], list)
+        }
+        for name, values in by_token.items():
+            _check_lengths(name, [len(value) for value in values], lengths)
+        _refuse_unlabelled(by_token.get("labels", []))
+        by_token.setdefault("attention_mask", [[1] * length for length in lengths])
+        inner = ("input_ids", "attention_mask", "labels", "token_type_ids")
+        padded = [n for n in inner if n in by_token]
+        rows = [{n: by_token[n][i] for n in padded} for i in range(len(instances))]
+        batch = dict(self.data_collator(rows))
+        for name in names:
+            if name in by_token and name not in padded:
+                batch[name] = _pad_like(batch["attention_mask"], by_token[name], _BY_TOKEN[name])
+            elif name not in by_token:
+                batch[name] = _collate(name, columns[name])
         return batch
 
 
-def _refuse_unlabelled(example: dict[str, Any], index: int) -> None:
-    labels = example.get("labels")
-    if labels is None or not isinstance(labels, (list, Tensor)):
-        return
-    labels = torch.as_tensor(labels)
-    example["labels"] = labels.tolist()
-    if labels.dim() == 1 and bool((labels == -100).all()):
-        raise ValueError(
-            f"example {index} of the batch has no label but -100, so it teaches nothing: its "
-            "completion is empty, or was cut off."
-        )
+def _plain(value: Any) -> Any:
+    """Tensors, arrays and tuples as lists and numbers."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_lengths(name: str, found: list[int], expected: list[int]) -> None:
+    for index, (has, length) in enumerate(zip(found, expected, strict=True)):
+        if has != length:
+            raise ValueError(
+                f"example {index} of the batch has {length} input_ids, but {has} {name}."
+            )
+
+
+def _refuse_unlabelled(labels: Sequence[list]) -> None:
+    for index, row in enumerate(labels):
+        if all(label == -100 for label in row):
+            raise ValueError(
+                f"example {index} of the batch has no label but -100, so it teaches nothing: its "
+                "completion is empty, or was cut off."
+            )
+
+
+def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor:
+    """Put each row where the inner collator put its tokens: (B, T)."""
+    batch = attention_mask.new_full(attention_mask.shape, fill)
+    left = bool((attention_mask[:, -1:] == 1).all()) and not bool(attention_mask[:, 0].all())
+    for index, row in enumerate(rows):
+        where = slice(-len(row), None) if left else slice(len(row))
+        batch[index, where] = torch.tensor(row, dtype=batch.dtype)
+    return batch
 
 
 def _collate(name: str, values: list[Any]) -> Any:
-    if name in ("intervention_locations", "subspaces"):
-        rows = [torch.as_tensor(value, dtype=torch.long) for value in values]
-        if name == "subspaces" and len({row.shape for row in rows}) > 1:
-            return values
-        return _stack_positions(rows)
-    if isinstance(values[0], (Tensor, int, float)):
-        return torch.stack([torch.as_tensor(value) for value in values])
+    if name == "intervention_locations":
+        return _stack_positions(values)
+    if isinstance(values[0], (int, float)):
+        return torch.tensor(values)
+    if name == "subspaces" and len({str(_shape(value)) for value in values}) == 1:
+        return torch.tensor(values)
     return values
 
 
-def _stack_positions(rows: list[Tensor]) -> Tensor:
-    """(I, P) of each example, P differing -> (B, I, max P)."""
-    if {row.dim() for row in rows} != {2} or len({row.shape[0] for row in rows}) > 1:
-        raise ValueError(
-            "intervention_locations of an example are a list of positions for each intervention; "
-            f"the batch has the shapes {sorted({tuple(row.shape) for row in rows})}."
-        )
-    longest = max(row.shape[1] for row in rows)
-    batch = torch.full((len(rows), rows[0].shape[0], longest), NO_POSITION, dtype=torch.long)
-    for index, row in enumerate(rows):
-        batch[index, :, : row.shape[1]] = row
-    return batch
+def _shape(value: Any) -> tuple:
+    """The sizes of nested lists, down the first of each."""
+    return (len(value), *_shape(value[0])) if isinstance(value, list) and value else ()
+
+
+def _stack_positions(examples: list[Any]) -> Tensor:
+    """For each example a list of positions for each intervention -> (B, I, P), filled with none."""
+    for one in examples:
+        rows = one if isinstance(one, list) and one else [None]
+        if any(not isinstance(row, list) or any(type(i) is not int for i in row) for row in rows):
+            raise ValueError(
+                "intervention_locations of an example are a list of positions for each "
+                f"intervention, got {one!r}."
+            )
+    if len({len(one) for one in examples}) > 1:
+        raise ValueError("the examples have positions for different numbers of interventions.")
+    longest = max(len(row) for one in examples for row in one)
+    filled = [[row + [NO_POSITION] * (longest - len(row)) for row in one] for one in examples]
+    return torch.tensor(filled, dtype=torch.long).view(len(examples), -1, longest)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from pyreft.data.tokenize import fit, room, tokenize_pair, with_labels
+from pyreft.data.tokenize import describe_cut, fit, room, tokenize_pair, with_labels
 
 logger = logging.get_logger(__name__)
 
@@ -44,11 +45,24 @@ def make_examples(
         A data set with the columns input_ids, labels, and `keep_columns`.
 
     Raises:
-        ValueError: If the columns are not there; or, with its row, if a prompt or completion is
-            empty, a prompt leaves no room for its completion, or a chat has no assistant turn.
+        TypeError: If the data set is none of `datasets`.
+        ValueError: If it is empty or the columns are not there; or, with its row, if a prompt or
+            completion is empty, a prompt leaves no room for its completion, or a chat has no
+            assistant turn.
     """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        splits = f"; choose one of {list(dataset)}" if isinstance(dataset, dict) else ""
+        raise TypeError(
+            f"make_examples reads a datasets.Dataset, got {type(dataset).__name__}{splits}. Make "
+            "one of rows with datasets.Dataset.from_list."
+        )
+    streams = isinstance(dataset, IterableDataset)
+    if not streams and len(dataset) == 0:
+        raise ValueError("the data set is empty.")
     columns = dataset.column_names or list(next(iter(dataset)))
-    kept = list(keep_columns or [])
+    kept = [keep_columns] if isinstance(keep_columns, str) else list(keep_columns or [])
+    if made_here := {"input_ids", "labels", "cut"} & set(kept):
+        raise ValueError(f"cannot keep {sorted(made_here)}: columns of these names are made anew.")
     if missing := [name for name in kept if name not in columns]:
         raise ValueError(f"no column {missing[0]!r} to keep; the data set has {columns}.")
     if prompt_column in columns and completion_column in columns:
@@ -67,15 +81,18 @@ def make_examples(
         "read": read,
         "kept": kept,
         "tokenizer": tokenizer,
-        "max_length": max_length or room(tokenizer),
+        "max_length": room(tokenizer, max_length),
         "add_eos": add_eos,
+        "report": streams,
     }
     options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": arguments}
     options["remove_columns"] = columns
-    if hasattr(dataset, "num_rows"):
-        options |= {"num_proc": num_proc, "desc": "Tokenizing"}
-    made = dataset.map(_tokenize_batch, **options)
-    return _report_cut(made) if hasattr(made, "num_rows") else made.remove_columns("cut")
+    if streams:
+        return dataset.map(_tokenize_batch, **options).remove_columns("cut")
+    made = dataset.map(_tokenize_batch, num_proc=num_proc, desc="Tokenizing", **options)
+    if any(made["cut"]):
+        logger.warning(describe_cut(list(made["cut"]), arguments["max_length"]))
+    return made.remove_columns("cut")
 
 
 def _tokenize_batch(
@@ -86,6 +103,7 @@ def _tokenize_batch(
     tokenizer: Any,
     max_length: int | None,
     add_eos: bool,
+    report: bool,
 ) -> dict[str, list]:
     made: dict[str, list] = {name: [] for name in ("input_ids", "labels", "cut", *kept)}
     for number, index in enumerate(indices):
@@ -100,19 +118,30 @@ def _tokenize_batch(
                     made[name].append(batch[name][number])
         except ValueError as error:
             raise ValueError(f"row {index}: {error}.") from None
+    if report and any(made["cut"]):
+        logger.warning(describe_cut(made["cut"], max_length))
     return made
 
 
 def _pairs(row: list, tokenizer: Any, add_eos: bool) -> list[tuple[list[int], int]]:
     """The (ids, prompt length) of each example that a row makes."""
-    if len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], str):
+    chat = all(isinstance(part, list) for part in row)
+    if len(row) == 2 and not chat:
         return [tokenize_pair(tokenizer, row[0], row[1], add_eos)]
+    if not chat or not all(_is_message(m) for part in row for m in part):
+        raise ValueError(f"a chat is a list of messages with a role and content, got {row!r}")
     messages = [*row[0], *row[1]] if len(row) == 2 else row[0]
     first = len(row[0]) if len(row) == 2 else 0
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+    if any(not messages[turn].get("content") for turn in turns):
+        raise ValueError("the completion is empty: a turn of the assistant has no content")
     if not turns:
         raise ValueError("the chat has no turn of the assistant to learn")
     return [_chat_pair(tokenizer, messages[:turn], messages[: turn + 1]) for turn in turns]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str)
 
 
 def _chat_pair(tokenizer: Any, before: list, through: list) -> tuple[list[int], int]:
@@ -129,13 +158,3 @@ def _chat_pair(tokenizer: Any, before: list, through: list) -> tuple[list[int], 
     return tokenize_pair(
         tokenizer, prompt, text[len(prompt) :], add_eos=False, add_special_tokens=False
     )
-
-
-def _report_cut(made: Any) -> Any:
-    cut = [count for count in made["cut"] if count]
-    if cut:
-        logger.warning(
-            f"the completions of {len(cut)} of {len(made)} examples were cut to fit max_length, by "
-            f"{sum(cut)} tokens in all; prompts, and so positions, are whole."
-        )
-    return made.remove_columns("cut")

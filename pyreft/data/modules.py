@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
-from pyreft.data.tokenize import fit, room, tokenize_pair, with_labels
+from pyreft.data.tokenize import describe_cut, fit, room, tokenize_pair, with_labels
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
@@ -73,30 +73,38 @@ def make_multiple_position_supervised_data_module(
         share_weights: Whether each intervention edits all positions.
 
     Returns:
-        As for the last position. On a short prompt, positions that fall out are -100.
+        As for the last position. On a short prompt, positions that fall out are -100. Positions
+        in the completion are left to the model, which learns the spec: then there is no column.
 
     Raises:
         ValueError: As for the last position; or if `num_interventions` is no multiple of the
             parts of a spec whose weights are not shared.
     """
+    if isinstance(inputs, str) or isinstance(outputs, str):
+        raise TypeError("inputs and outputs are lists of texts, got a text.")
     if len(inputs) != len(outputs):
         raise ValueError(f"there are {len(inputs)} prompts, but {len(outputs)} completions.")
     specs = _specs(PositionSpec.parse(positions), num_interventions, share_weights)
     columns: dict[str, list] = {"input_ids": [], "intervention_locations": [], "labels": []}
-    cut = 0
+    by_spec = any(spec.edits_completion for spec in specs)
+    if by_spec:
+        del columns["intervention_locations"]
+    limit, cut = room(tokenizer), []
     pairs = zip(inputs, outputs, strict=True)
     for row, (prompt, completion) in enumerate(tqdm(pairs, "Tokenizing", total=len(inputs))):
         try:
             whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, not nonstop)
-            ids = fit(whole, prompt_length, room(tokenizer))
+            ids = fit(whole, prompt_length, limit)
+            if not by_spec:
+                locations = _locations(specs, ids, prompt_length)
+                columns["intervention_locations"].append(locations)
         except ValueError as error:
-            raise ValueError(f"row {row}: {error}.") from None
-        cut += len(ids) < len(whole)
+            raise ValueError(f"row {row}: {str(error).rstrip('.')}.") from None
+        cut.append(len(whole) - len(ids))
         for name, values in with_labels(ids, prompt_length).items():
             columns[name].append(values)
-        columns["intervention_locations"].append(_locations(specs, ids, prompt_length))
-    if cut:
-        logger.warning(f"the completions of {cut} of {len(inputs)} examples were cut to fit.")
+    if any(cut):
+        logger.warning(describe_cut(cut, limit))
     collator = ReftDataCollator(tokenizer=tokenizer, positions=specs)
     if hasattr(model, "record_positions"):
         model.record_positions(specs)
@@ -107,7 +115,9 @@ def make_multiple_position_supervised_data_module(
 def _specs(spec: PositionSpec, num_interventions: int, share_weights: bool) -> list[PositionSpec]:
     """The spec of each intervention."""
     parts = [spec] if share_weights else spec.parts()
-    if num_interventions < 1 or num_interventions % len(parts):
+    if not isinstance(num_interventions, int) or num_interventions < 1:
+        raise ValueError(f"num_interventions must be 1 or more, got {num_interventions!r}.")
+    if num_interventions % len(parts):
         raise ValueError(
             f"num_interventions is {num_interventions}, positions {str(spec)!r} have {len(parts)} "
             "parts: with weights that are not shared there is one intervention for each layer "

@@ -40,6 +40,9 @@ def tokenize_pair(
     Raises:
         ValueError: If prompt or completion has no token, or there is no end token to add.
     """
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(text, str):
+            raise ValueError(f"the {name} must be text, got {text!r}")
     ids = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
     # Some tokenizers close every text they are given; a prompt is not closed.
     closed = bool(ids) and add_special_tokens and ids[-1] in _closers(tokenizer)
@@ -81,10 +84,29 @@ def with_labels(ids: list[int], prompt_length: int) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [IGNORE] * prompt_length + ids[prompt_length:]}
 
 
-def room(tokenizer: Any) -> int | None:
-    """The tokenizer's own limit; those that have none say a huge number."""
+def room(tokenizer: Any, max_length: int | None = None) -> int | None:
+    """`max_length`, else the tokenizer's own limit; those that have none say a huge number.
+
+    Raises:
+        ValueError: If it leaves no room for a prompt and a completion.
+    """
+    if max_length is not None:
+        if not isinstance(max_length, int) or max_length < 2:
+            raise ValueError(
+                f"max_length is {max_length!r}: a prompt and a completion have two tokens at least."
+            )
+        return max_length
     limit = tokenizer.model_max_length
     return int(limit) if limit is not None and limit < 10**9 else None
+
+
+def describe_cut(cut: list[int], limit: int | None) -> str:
+    """What was cut from the completions, given the number of tokens cut from each example."""
+    rows = [count for count in cut if count]
+    return (
+        f"the completions of {len(rows)} of {len(cut)} examples were cut to fit max_length={limit}"
+        f", by {sum(rows)} tokens in all; prompts, and so positions, are whole."
+    )
 
 
 def _closers(tokenizer: Any) -> set[int | None]:

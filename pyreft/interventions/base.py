@@ -63,7 +63,7 @@ class LowRankIntervention(nn.Module):
         self.dtype = _as_dtype(dtype)
         self.add_bias = bool(add_bias)
         self.act_fn_name = act_fn
-        self.act_fn = ACT2FN[act_fn or "linear"]
+        self.act_fn = ACT2FN[act_fn or "linear"].to(self.dtype)
         self.dropout = nn.Dropout(dropout)
 
     def get_config(self) -> dict[str, Any]:
@@ -110,17 +110,20 @@ class LowRankIntervention(nn.Module):
         return f"embed_dim={self.embed_dim}, low_rank_dimension={self.low_rank_dimension}"
 
 
-def _check_rank(embed_dim: int, rank: int) -> None:
-    if rank is None or not 1 <= rank <= embed_dim:
+def _check_rank(embed_dim: int, rank: Any) -> None:
+    if not isinstance(rank, int) or rank is True or not 1 <= rank <= embed_dim:
         raise ValueError(
-            f"low_rank_dimension must be from 1 to embed_dim, which is {embed_dim}; got {rank}."
+            f"low_rank_dimension must be from 1 to embed_dim, which is {embed_dim}; got {rank!r}."
         )
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype must be a floating point type such as float32, got {dtype!r}.")
+    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype must be a floating point type such as float32, got {dtype!r}; there are also "
+            "float64, bfloat16 and float16."
+        )
     return found
 
 
@@ -131,7 +134,7 @@ def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:
     rows: Sequence[Any] = [subspaces] if shared else subspaces
     mask = torch.zeros(len(rows), rank, dtype=torch.bool)
     for row, indices in enumerate(rows):
-        if any(not 0 <= index < rank for index in indices):
+        if any(not isinstance(index, int) or not 0 <= index < rank for index in indices):
             raise ValueError(
                 f"subspaces must be indices from 0 to {rank - 1}, got {list(indices)}."
             )

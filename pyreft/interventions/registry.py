@@ -89,19 +89,25 @@ def constructor_arguments(intervention: Any) -> dict[str, Any]:
         ValueError: If an argument cannot be found or is not JSON.
     """
     name = type(intervention).__name__
-    if hasattr(intervention, "get_config"):
-        arguments = intervention.get_config()
-    else:
-        parameters = inspect.signature(type(intervention).__init__).parameters.values()
-        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][1:]
-        missing = [argument for argument in named if not hasattr(intervention, argument)]
-        if missing:
+    told = hasattr(intervention, "get_config")
+    arguments: dict[str, Any] = dict(intervention.get_config()) if told else {}
+    parameters = list(inspect.signature(type(intervention).__init__).parameters.values())[1:]
+    if not told and any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise ValueError(
+            f"{name} cannot be saved: its constructor takes any arguments. Define get_config() to "
+            "say which it was given."
+        )
+    # A subclass may inherit get_config() and have more arguments.
+    for parameter in parameters:
+        wanted = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not wanted or parameter.name in arguments or parameter.name == "device":
+            continue
+        if not hasattr(intervention, parameter.name):
             raise ValueError(
-                f"{name} cannot be saved: its constructor takes {', '.join(missing)}, which it "
-                "does not keep. Store each argument in an attribute of the same name, or define "
-                "get_config()."
+                f"{name} cannot be saved: its constructor takes {parameter.name!r}, which it does "
+                "not keep. Store it in an attribute of the same name, or define get_config()."
             )
-        arguments = {argument: getattr(intervention, argument) for argument in named}
+        arguments[parameter.name] = getattr(intervention, parameter.name)
     try:
         json.dumps(arguments, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -39,16 +39,17 @@ def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
             )
 
 
-def require_config(adapter: Adapter, config: ReftConfig) -> None:
-    """Raise AdapterError unless the adapter computes what this config says, positions aside."""
+def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]) -> None:
+    """Raise AdapterError unless the adapter is of this config, but for positions it left open."""
     theirs, ours = adapter.config.to_dict()["interventions"], config.to_dict()["interventions"]
     if len(theirs) != len(ours):
         raise AdapterError(
             f"{adapter.origin} has {len(theirs)} interventions, this model has {len(ours)}."
         )
     for index, (their, our) in enumerate(zip(theirs, ours, strict=True)):
-        for name in ("layer", "component", "kind", "arguments", "heads", "tied_to"):
-            if their.get(name) != our.get(name):
+        for name in ("layer", "component", "kind", "arguments", "heads", "tied_to", "positions"):
+            left_open = name == "positions" and index in left_to_batch
+            if their.get(name) != our.get(name) and not left_open:
                 raise AdapterError(
                     f"intervention {index} of {adapter.origin} has {name} {their.get(name)!r}, "
                     f"this model's has {our.get(name)!r}."
@@ -67,7 +68,8 @@ def load_tensors(adapter: Adapter, config: ReftConfig, interventions: nn.ModuleD
         raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
     for name, tensor in ours.items():
         saved = adapter.tensors[name]
-        if saved.shape != tensor.shape or not saved.is_floating_point():
+        both_float = saved.is_floating_point() and tensor.is_floating_point()
+        if saved.shape != tensor.shape or not (both_float or saved.dtype == tensor.dtype):
             raise AdapterError(
                 f"the tensor {name} of {adapter.origin} is {_describe(saved)}; the config makes it "
                 f"{_describe(tensor)}."

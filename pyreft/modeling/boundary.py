@@ -7,6 +7,8 @@ Tokens     .        p    p    p     c   c  c       .
 
 from __future__ import annotations
 
+import reprlib
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ def find_tokens(
     labels: Tensor | None = None,
     completion_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    packed: bool = False,
     explicit: bool = False,
 ) -> Tokens:
     """Tell prompt, completion and padding apart.
@@ -37,12 +40,15 @@ def find_tokens(
         labels: (B, T) labels, -100 where there is none; other shapes are not read.
         completion_mask: (B, T), nonzero on the completion.
         position_ids: (B, T), if the caller gave any; they show whether a row holds several texts.
-        explicit: Whether the caller says all positions. Then a row of several texts is one prompt,
-            and so is all of a batch whose mask is not (B, T).
+        packed: Whether rows are known to hold several texts.
+        explicit: Whether the prompt's end does not matter, since the caller says all positions or
+            all are edited. Then a row of several texts is one prompt, and so is all of a batch
+            whose mask is not (B, T).
 
     Raises:
         ValueError: If a row has no label at all; or, unless positions are explicit, if the mask is
             not (B, T) or a row holds several texts.
+        TypeError: If labels or a mask are no tensors.
     """
     text = torch.ones(shape, dtype=torch.bool, device=device)
     if isinstance(attention_mask, Tensor) and attention_mask.shape == shape:
@@ -53,19 +59,26 @@ def find_tokens(
             f"{tuple(getattr(attention_mask, 'shape', ())) or type(attention_mask).__name__}. Give "
             "a 2-D mask, or explicit intervention_locations."
         )
-    packed = _is_packed(text, position_ids)
+    packed = packed or _is_packed(text, position_ids)
     if packed and not explicit:
         raise ValueError(
-            "a row of the batch is packed (its position_ids start again), so its prompts cannot be "
-            "told apart: give intervention_locations, or train on one text a row."
+            "a row of the batch is packed (its position_ids start again, or cu_seq_lens or seq_idx "
+            "came with it), so its prompts cannot be told apart: give intervention_locations, or "
+            "train on one text a row."
         )
+    labels = None if labels is None else as_tensor("labels", labels)
     if completion_mask is not None and not packed:
-        ends, source = completion_mask.to(device=device, dtype=torch.bool), "completion_mask"
+        ends, source = as_tensor("completion_mask", completion_mask).bool(), "completion_mask"
+        if ends.shape != shape:
+            raise ValueError(
+                f"completion_mask must have the shape (batch, tokens) = {shape}, got "
+                f"{tuple(ends.shape)}."
+            )
     elif labels is not None and labels.shape == shape and not packed:
-        ends, source = labels.to(device) != -100, "labels"
+        ends, source = labels != -100, "labels"
     else:
         return Tokens(prompt=text, completion=torch.zeros_like(text), input_ids=input_ids)
-    ended = (ends & text).cumsum(1) > 0
+    ended = (ends.to(device) & text).cumsum(1) > 0
     if not bool(ended[:, -1].all()):
         row = int(ended[:, -1].int().argmin())
         raise ValueError(
@@ -73,6 +86,13 @@ def find_tokens(
             "the row, or check what was cut from it."
         )
     return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
+
+
+def as_tensor(name: str, value: object) -> Tensor:
+    """The value, which must be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {reprlib.repr(value)}.")
+    return value
 
 
 def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:

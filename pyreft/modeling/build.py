@@ -34,14 +34,20 @@ def build_interventions(
     for config, component in zip(configs, components, strict=True):
         width = _width(config, component, default_width)
         if config.tied_to is not None:
-            module = built[config.tied_to].intervention
+            other = built[config.tied_to]
+            if config.kind != other.kind:
+                raise ValueError(
+                    f"the intervention at {config.place} is {config.kind!r}, but tied to one that "
+                    f"is {other.kind!r}."
+                )
+            module = other.intervention
         else:
-            module = config.intervention or _build(config, width)
+            module = config.intervention or _build(config, width, component.width is not None)
         assert module is not None
         has = getattr(module, "embed_dim", width)
         if component.width is not None and int(has) != width:
             raise ValueError(
-                f"the intervention at {_where(config)} is for hidden states of width {int(has)}; "
+                f"the intervention at {config.place} is for hidden states of width {int(has)}; "
                 f"this model's have width {width} there."
             )
         arguments = {} if config.kind is None else constructor_arguments(module)
@@ -67,19 +73,24 @@ def _width(config: InterventionConfig, component: Component, default: int) -> in
     return width // component.num_heads
 
 
-def _build(config: InterventionConfig, width: int) -> nn.Module:
+def _build(config: InterventionConfig, width: int, known_width: bool) -> nn.Module:
     if config.kind is None:
-        raise ValueError(f"the intervention at {_where(config)} has neither kind nor module.")
+        raise ValueError(f"the intervention at {config.place} has neither kind nor module.")
     cls = intervention_class(config.kind)
     arguments: dict[str, Any] = dict(config.arguments)
     parameters = inspect.signature(cls).parameters
     if "embed_dim" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
         arguments.setdefault("embed_dim", width)
+    if arguments.get("embed_dim", width) != width and known_width:
+        raise ValueError(
+            f"the intervention at {config.place} is for hidden states of width "
+            f"{arguments['embed_dim']}; this model's have width {width} there."
+        )
     try:
         return cls(**arguments)
     except TypeError as error:
         raise ValueError(
-            f"cannot make the intervention at {_where(config)} of kind {config.kind!r} from "
+            f"cannot make the intervention at {config.place} of kind {config.kind!r} from "
             f"{arguments}: {error}"
         ) from error
 
@@ -95,8 +106,3 @@ def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
         keys.append(f"{place}#{seen.setdefault(place, 0)}")
         seen[place] += 1
     return keys
-
-
-def _where(config: InterventionConfig) -> str:
-    layer = "" if config.layer is None else f" of layer {config.layer}"
-    return f"{config.component}{layer}"

@@ -64,9 +64,12 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
         ValueError: If the model has no list of as many layers as its config says.
     """
     expected = text_config(model).num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == expected and not _in_list(name):
-            return module
+    # The text model first: a vision tower may have as many layers.
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    for root in (decoder, model):
+        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
+            if isinstance(module, nn.ModuleList) and len(module) == expected and not _in_list(name):
+                return module
     raise ValueError(
         f"{type(model).__name__} has no list of {expected} layers: name the component by a path, "
         'such as "model.layers[3].output".'
@@ -175,10 +178,10 @@ def _feed_forward(layer: nn.Module, attention: nn.Module) -> tuple[nn.Module, nn
         and not re.search("attn|attention|norm", name, re.IGNORECASE)
         and _linears(child)
     ]
-    if not parts:
+    if not parts or any(isinstance(part, nn.ModuleList) for part in parts):
         raise ValueError(
-            f"{type(layer).__name__} has no feed-forward part among {_children(layer)}: name the "
-            "component by a path."
+            f"{type(layer).__name__} has no single feed-forward part among "
+            f"{_children(layer)}: name the component by a path."
         )
     return parts[0], parts[-1], _linears(parts[-1])[-1]
 

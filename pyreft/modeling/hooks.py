@@ -190,8 +190,8 @@ def _apply(edits: Sequence[Edit], hidden: Tensor, in_place: bool) -> Tensor:
     shape = edits[0].slots.shape
     if hidden.dim() != 3 or (not torch.compiler.is_compiling() and hidden.shape[:2] != shape):
         raise ValueError(
-            f"hidden states of the shape (batch, tokens, width) = {(*shape, 'D')} are edited, this "
-            f"component has {tuple(hidden.shape)}."
+            f"hidden states of the shape (batch, tokens, width) = ({shape[0]}, {shape[1]}, D) are "
+            f"edited, this component has {tuple(hidden.shape)}."
         )
     if not in_place:
         hidden = hidden.clone(memory_format=torch.contiguous_format)

@@ -60,6 +60,10 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
 
     def __init__(self, config: ReftConfig, model: PreTrainedModel) -> None:
         super().__init__()
+        if isinstance(model, ReftModel):
+            raise TypeError(
+                "the model has an adapter already: wrap the base model, model.unwrap()."
+            )
         if not isinstance(config, ReftConfig) or not hasattr(model, "config"):
             raise TypeError(
                 "ReftModel takes a ReftConfig and a transformers model, got "

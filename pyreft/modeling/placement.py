@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyreft.config import InterventionConfig
+from pyreft.modeling.boundary import as_tensor
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
 
@@ -171,6 +172,8 @@ def _explicit_masks(
     interventions: Sequence[InterventionConfig], tokens: Tokens, explicit: Tensor
 ) -> dict[int, Tensor]:
     batch, length = tokens.prompt.shape
+    if as_tensor("intervention_locations", explicit).dtype.is_floating_point:
+        raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
     if explicit.dim() != 3 or explicit.shape[0] != batch:
         raise ValueError(
             "intervention_locations must have the shape (batch, interventions, positions) with "
@@ -218,9 +221,9 @@ def _refuse_collisions(
             if bool((both := mask & masks[other]).any()):
                 row, column = (int(i) for i in both.nonzero()[0])
                 raise ValueError(
-                    f"interventions {other} and {index} both edit {config.component} of layer "
-                    f"{config.layer} at column {column} of row {row}: positions of interventions "
-                    "on one layer must be disjoint."
+                    f"interventions {other} and {index} both edit {config.place}, at column "
+                    f"{column} of row {row}: positions of interventions on one layer must be "
+                    "disjoint."
                 )
 
 

@@ -11,10 +11,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
-from pyreft.modeling.boundary import find_tokens
+from pyreft.modeling.boundary import as_tensor, find_tokens
 from pyreft.modeling.placement import Placement, place
+from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
+
+# What packing collators tell flash attention and state space models.
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
 def place_batch(
@@ -38,24 +42,31 @@ def place_batch(
     Returns:
         The placement, or None if nothing is edited.
     """
-    first = inputs.get("input_ids")
-    if first is None:
-        first = inputs.get("inputs_embeds")
-    if first is None:
+    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if ids is None and embeddings is None:
         return None
-    shape, device = (first.shape[0], first.shape[1]), first.device
+    given = as_tensor("inputs_embeds", embeddings) if ids is None else as_tensor("input_ids", ids)
+    if given.dim() != (3 if ids is None else 2):
+        raise ValueError(
+            "input_ids must have the shape (batch, tokens), and inputs_embeds (batch, tokens, "
+            f"width); got {tuple(given.shape)}."
+        )
+    shape, device = (given.shape[0], given.shape[1]), given.device
     mask = inputs.get("attention_mask")
     if _cached_tokens(inputs) and intervention_locations is None:
         return _place_generated(configs, shape, device, mask)
+    specs = [config.positions for config in configs]
+    no_boundary = all(spec is not None and spec == PositionSpec.parse("all") for spec in specs)
     tokens = find_tokens(
         shape,
         device,
-        input_ids=inputs.get("input_ids"),
+        input_ids=ids,
         attention_mask=mask,
         labels=inputs.get("labels") if _reads_left_to_right(base) else None,
         completion_mask=completion_mask,
         position_ids=inputs.get("position_ids"),
-        explicit=intervention_locations is not None,
+        packed=any(inputs.get(name) is not None for name in _PACKED),
+        explicit=intervention_locations is not None or no_boundary,
     )
     directions = broadcast_subspaces(subspaces, len(configs), shape[0])
     return _checked(place(configs, sites, tokens, intervention_locations, directions))
@@ -123,18 +134,21 @@ def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> list | None:
                 f"got {tuple(subspaces.shape)}."
             )
         subspaces = subspaces.permute(1, 0, 2).tolist()
-    if isinstance(subspaces, int):
-        subspaces = [subspaces]
-    if all(isinstance(index, int) for index in subspaces):
-        return [[list(subspaces)] * batch] * count
-    if len(subspaces) != count:
-        raise ValueError(
-            f"subspaces are given for {len(subspaces)} interventions, the model has {count}."
-        )
-    for given in subspaces:
-        if given is not None and len(given) != batch:
-            raise ValueError(f"subspaces are given for {len(given)} rows, the batch has {batch}.")
-    return list(subspaces)
+    given = [subspaces] if isinstance(subspaces, int) else subspaces
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"subspaces are lists of indices of directions, got {subspaces!r}.")
+    if all(isinstance(index, int) for index in given):
+        return [[list(given)] * batch] * count
+    if len(given) != count:
+        raise ValueError(f"subspaces are for {len(given)} interventions, the model has {count}.")
+    for one in given:
+        rows = one is None or (isinstance(one, (list, tuple)) and len(one) == batch)
+        if not rows or not all(isinstance(row, (list, tuple)) for row in one or ()):
+            raise ValueError(
+                "subspaces of an intervention are None, or a list of directions for each of the "
+                f"{batch} rows; got {one!r}."
+            )
+    return list(given)
 
 
 def _place_generated(

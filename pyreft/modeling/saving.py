@@ -93,8 +93,11 @@ class SavedAdapter:
         """
         adapter = read_adapter(directory)
         require_base(adapter, self.model)
-        require_config(adapter, self.reft_config)
+        require_config(adapter, self.reft_config, self._left_to_batch)
         load_tensors(adapter, self.reft_config, self.interventions)
+        theirs = [config.positions for config in adapter.config.representations]
+        if all(spec is not None for spec in theirs):
+            self.record_positions([spec for spec in theirs if spec is not None])
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> Self:
@@ -113,7 +116,10 @@ class SavedAdapter:
             raise TypeError("from_pretrained takes the base model first, then the directory.")
         adapter = read_adapter(directory)
         require_base(adapter, model)
-        reft_model: Any = cls(adapter.config, model)
+        try:
+            reft_model: Any = cls(adapter.config, model)
+        except (ValueError, TypeError) as error:
+            raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
         try:
             load_tensors(adapter, reft_model.reft_config, reft_model.interventions)
         except AdapterError:

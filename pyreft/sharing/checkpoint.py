@@ -6,10 +6,11 @@ in docs/checkpoint_format.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,8 @@ from pyreft.config import ReftConfig
 CONFIG_NAME = "reft_config.json"
 WEIGHTS_NAME = "reft_model.safetensors"
 FORMAT_VERSION = "1.0"
+
+logger = logging.getLogger(__name__)
 
 # What tokenizers, trainers and repositories put beside an adapter.
 _BESIDE = re.compile(
@@ -60,18 +63,24 @@ def save_adapter(
     directory: str | os.PathLike, adapter: Adapter, allow_other_files: bool = False
 ) -> None:
     """Write an adapter; each file appears whole or not at all. See `ReftModel.save_pretrained`."""
+    # Copies, since one tensor may be known by two names.
+    tensors = {
+        name: tensor.detach().clone().contiguous() for name, tensor in adapter.tensors.items()
+    }
     entry = {
         "format_version": FORMAT_VERSION,
         "library_versions": {name: version(name) for name in ("pyreft", "torch", "transformers")},
         "base_model": adapter.base,
         **adapter.config.to_dict(),
     }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in adapter.tensors.items()}
-    path = Path(directory)
-    _refuse_foreign(path, allow_other_files)
-    path.mkdir(parents=True, exist_ok=True)
-    _write(path / WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    _write(path / CONFIG_NAME, (json.dumps(entry, indent=2) + "\n").encode())
+    content = json.dumps(entry).encode() + safetensors.torch.save(tensors)
+    entry["fingerprint"] = hashlib.sha256(content).hexdigest()
+    text = json.dumps(entry, indent=2) + "\n"
+    path = _writable(directory, allow_other_files)
+    # The weights come first and hold the config as well: until its file follows, they are enough.
+    metadata = {"format": "pt", "fingerprint": entry["fingerprint"], "reft_config": text}
+    _write(path / WEIGHTS_NAME, safetensors.torch.save(tensors, metadata=metadata))
+    _write(path / CONFIG_NAME, text.encode())
 
 
 def read_adapter(directory: str | os.PathLike) -> Adapter:
@@ -82,9 +91,19 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     """
     path = _existing(directory)
     try:
+        with safetensors.safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {error}") from error
+    try:
         entry = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
         if not isinstance(entry, dict):
             raise ValueError("it is not a JSON object")
+        if "reft_config" in metadata and entry.get("fingerprint") != metadata.get("fingerprint"):
+            # A save that was cut short between the two files, or a config put in by hand.
+            entry = _config_of_weights(entry, metadata, path)
+        entry.pop("fingerprint", None)
         _check_version(entry.pop("format_version", None))
         entry.pop("library_versions", None)
         base = entry.pop("base_model", {})
@@ -93,11 +112,21 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
         config = ReftConfig.from_dict(entry)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
-    try:
-        tensors = safetensors.torch.load_file(path / WEIGHTS_NAME)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {error}") from error
     return Adapter(config, tensors, base, os.fspath(directory))
+
+
+def _config_of_weights(entry: dict, metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    """The config to go with the weights, where the file's is another save's."""
+    if "fingerprint" not in entry:
+        return entry
+    logger.warning(
+        f"{path} holds the config of another save than its weights, which was cut short: the "
+        "config inside the weights is used. Save the adapter again to mend it."
+    )
+    inside = json.loads(metadata["reft_config"])
+    if not isinstance(inside, dict):
+        raise ValueError("the config inside the weights is not a JSON object")
+    return inside
 
 
 def _check_version(found: object) -> None:
@@ -125,30 +154,34 @@ def _existing(directory: str | os.PathLike) -> Path:
     return path
 
 
-def _refuse_foreign(path: Path, allow_other_files: bool) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise AdapterError(f"cannot save to {str(path)!r}: it is a file.")
-    names = {entry.name for entry in path.iterdir()}
+def _writable(directory: str | os.PathLike, allow_other_files: bool) -> Path:
+    """The directory, made if it was not there."""
+    if not os.fspath(directory):
+        raise AdapterError("cannot save an adapter without the name of a directory.")
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise AdapterError(f"cannot save an adapter to {str(path)!r}: {error}") from error
     foreign = sorted(n for n in names if not _BESIDE.fullmatch(n) and n != WEIGHTS_NAME)
     if foreign and CONFIG_NAME not in names and not allow_other_files:
         raise AdapterError(
             f"will not save an adapter to {str(path)!r}: it holds {', '.join(foreign[:5])}. "
             "Choose a new directory, or pass allow_other_files=True."
         )
+    return path
 
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise

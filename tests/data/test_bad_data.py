@@ -189,7 +189,6 @@ def test_what_is_cut_from_a_stream_is_stated_too(tokenizer, caplog):
     [
         (["source"], "no column 'source' to keep; the data set has .*'labels'"),
         (["labels"], "labels"),
-        ("prompt", "keep_columns.*prompt"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_refused(tokenizer, keep, message):
@@ -242,7 +241,7 @@ def test_an_example_with_every_label_minus_100_is_refused_whatever_holds_it(coll
         ([example(intervention_locations=[[0.5]])], "intervention_locations"),
         (
             [example(intervention_locations=[[0]]), example(intervention_locations=[[0], [1]])],
-            "list of positions for each intervention",
+            "positions for different numbers of interventions",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_long_completion_is_cut_and_the_cut_is_stated(tokenizer, caplog):
     rows = Dataset.from_dict({"prompt": ["hello"], "completion": ["x" * 20]})
     made = pyreft.make_examples(rows, tokenizer, max_length=12)
     assert split(tokenizer, made[0]) == ("hello", "x" * 7)
-    assert "1 of 1 examples were cut to fit max_length, by 14 tokens" in caplog.text
+    assert "1 of 1 examples were cut to fit max_length=12, by 14 tokens" in caplog.text
 
 
 def test_a_token_across_the_border_does_not_change_the_prompt(tokenizer):

