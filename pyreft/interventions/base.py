@@ -16,8 +16,8 @@ class LowRankIntervention(nn.Module):
     """Add an edit that lives in a subspace of R dimensions: h' = h + B^T c(h).
 
     A kind says what the rows B of the subspace are (`basis`) and how far to go along each
-    (`coefficients`). The edit is computed in the type of the parameters, with autocast off,
-    and added to the hidden state there: one cast in, one out.
+    (`coefficients`). The edit is computed and added in the wider type of parameters and hidden
+    state, with autocast off: one cast in, one out.
 
     Args:
         embed_dim: Width D of the edited component, in features.
@@ -98,7 +98,8 @@ class LowRankIntervention(nn.Module):
         """
         with torch.autocast(base.device.type, enabled=False):
             basis = self.basis()
-            hidden = base.to(basis.dtype)
+            widest = torch.promote_types(base.dtype, basis.dtype)
+            basis, hidden = basis.to(widest), base.to(widest)
             coefficients = self.coefficients(hidden, basis)
             if subspaces is not None:
                 chosen = _subspace_mask(subspaces, coefficients)

@@ -64,9 +64,13 @@ def _linear(
 
 def _source(intervention: _OrthonormalBasis | _FreeBasis, hidden: Tensor) -> Tensor:
     """act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
-    source = intervention.learned_source
-    learned: Tensor = intervention.act_fn(source(hidden.to(source.weight.dtype)))
+    learned: Tensor = intervention.act_fn(_apply(intervention.learned_source, hidden))
     return learned.to(hidden.dtype)
+
+
+def _apply(linear: nn.Linear, hidden: Tensor) -> Tensor:
+    """A linear map in the type it is stored in, its result in the type of `hidden`."""
+    return linear(hidden.to(linear.weight.dtype)).to(hidden.dtype)
 
 
 class LoreftIntervention(_OrthonormalBasis):
@@ -96,7 +100,7 @@ class NoreftIntervention(_FreeBasis):
     projection_bias = True
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
-        return _source(self, hidden) - self.proj_layer(hidden)
+        return _source(self, hidden) - _apply(self.proj_layer, hidden)
 
 
 class ConsreftIntervention(_OrthonormalBasis):

@@ -227,6 +227,13 @@ def _children(module: nn.Module) -> str:
     return f"0 to {len(names) - 1}" if isinstance(module, nn.ModuleList) else ", ".join(names)
 
 
+def running_model(model: Any) -> nn.Module:
+    """The transformers model itself, inside what torch.compile and PEFT put around it."""
+    while (inner := getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     """Where a module runs: where its parameters are, or where accelerate brings them from disk."""
     parameter = next(module.parameters(), None)

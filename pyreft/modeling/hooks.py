@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyreft.modeling.components import Component
+from pyreft.modeling.components import Component, running_model
 from pyreft.modeling.placement import Placement, Slots
 
 
@@ -60,7 +60,8 @@ class EditHooks:
         # The same for the pass whose parts are being computed again in backward.
         self._recomputed: Mapping[int, Sequence[Edit]] | None = None
         self._prompt: Placement | None = None
-        self._handles = [base.register_forward_pre_hook(self._before_step, with_kwargs=True)]
+        step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
+        self._handles = [step]
         for site in sorted(set(self.sites)):
             hook, module = _SiteHook(self, site), components[site].module
             if components[site].side == "input":
@@ -138,18 +139,28 @@ class EditHooks:
             edits.setdefault(self.sites[index], []).append(edit)
         return edits or None
 
-    @torch.compiler.disable
     def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._prompt is None:
-            return
-        tokens = next(
-            value
-            for name in ("input_ids", "inputs_embeds")
-            if (value := kwargs.get(name)) is not None
+        if self._prompt is not None:
+            self._edit_step(kwargs)
+
+    @torch.compiler.disable
+    def _edit_step(self, kwargs: dict[str, Any]) -> None:
+        """Find out what this step of generation sees of the prompt, and edit that."""
+        assert self._prompt is not None
+        given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds"))
+        tokens = next(value for value in given if value is not None)
+        self._edits = self._plan(
+            self._prompt.window(_start(kwargs), tokens.shape[1], tokens.shape[0])
         )
-        cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
-        self._edits = self._plan(self._prompt.window(start, tokens.shape[1], tokens.shape[0]))
+
+
+def _start(kwargs: dict[str, Any]) -> int:
+    """How many tokens come before those of a step."""
+    # Early 5.x; there a static cache miscounts under left padding.
+    if (position := kwargs.get("cache_position")) is not None:
+        return int(position[0])
+    cache = kwargs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 class _SiteHook:
@@ -226,10 +237,10 @@ def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> 
             f"{type(intervention).__name__} edits hidden states of width {width}, this component "
             f"has width {chosen.shape[-1]}: say so with embed_dim among its arguments."
         )
-    # Any module may assume that hidden states have the type of its parameters.
-    kind = next((p.dtype for p in intervention.parameters()), chosen.dtype)
+    # Any module may assume that hidden states are as wide a type as its parameters.
+    own = next((p.dtype for p in intervention.parameters()), chosen.dtype)
     with torch.autocast(chosen.device.type, enabled=False):
-        edited = intervention(chosen.to(kind), **extra)
+        edited = intervention(chosen.to(torch.promote_types(chosen.dtype, own)), **extra)
     if not isinstance(edited, Tensor) or edited.shape != chosen.shape:
         found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
         raise ValueError(

@@ -29,6 +29,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
 
 # Found on the base model, where they would do something else than their name says here.
 _NOT_OF_BASE = ("add_adapter", "load_adapter", "push_to_hub", "set_adapter", "delete_adapter")
+_NOT_OF_BASE += ("generate_batch", "init_continuous_batching")
 
 
 class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
@@ -244,7 +245,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             self._disabled = before
 
     def unwrap(self) -> PreTrainedModel:
-        """Take the adapter off, and return the base model as it was."""
+        """Take the adapter off, and return the base model, its weights as they were (and frozen)."""
         self._hooks.remove()
         return self.model
 

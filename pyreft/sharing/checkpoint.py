@@ -78,8 +78,7 @@ def save_adapter(
     text = json.dumps(entry, indent=2) + "\n"
     path = _writable(directory, allow_other_files)
     # The weights come first and hold the config as well: until its file follows, they are enough.
-    metadata = {"format": "pt", "fingerprint": entry["fingerprint"], "reft_config": text}
-    _write(path / WEIGHTS_NAME, safetensors.torch.save(tensors, metadata=metadata))
+    _write(path / WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"reft_config": text}))
     _write(path / CONFIG_NAME, text.encode())
 
 
@@ -100,9 +99,8 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
         entry = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
         if not isinstance(entry, dict):
             raise ValueError("it is not a JSON object")
-        if "reft_config" in metadata and entry.get("fingerprint") != metadata.get("fingerprint"):
-            # A save that was cut short between the two files, or a config put in by hand.
-            entry = _config_of_weights(entry, metadata, path)
+        if "fingerprint" in entry and "reft_config" in metadata:
+            entry = _config_of_weights(entry, json.loads(metadata["reft_config"]), path)
         entry.pop("fingerprint", None)
         _check_version(entry.pop("format_version", None))
         entry.pop("library_versions", None)
@@ -115,17 +113,16 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     return Adapter(config, tensors, base, os.fspath(directory))
 
 
-def _config_of_weights(entry: dict, metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    """The config to go with the weights, where the file's is another save's."""
-    if "fingerprint" not in entry:
+def _config_of_weights(entry: dict, inside: Any, path: Path) -> dict[str, Any]:
+    """The config that goes with the weights: the file's, unless that is another save's."""
+    if not isinstance(inside, dict):
+        raise ValueError("the config inside the weights is not a JSON object")
+    if inside.get("fingerprint") == entry["fingerprint"]:
         return entry
     logger.warning(
         f"{path} holds the config of another save than its weights, which was cut short: the "
         "config inside the weights is used. Save the adapter again to mend it."
     )
-    inside = json.loads(metadata["reft_config"])
-    if not isinstance(inside, dict):
-        raise ValueError("the config inside the weights is not a JSON object")
     return inside
 
 

@@ -1,5 +1,7 @@
 """Every way to generate, against a recomputation of the whole sequence for each new token."""
 
+import functools
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -25,7 +27,7 @@ POSITIONS = {
 
 def wrap(base, positions="f2+l1", **config):
     model = get_reft_model(base, ReftConfig(positions=positions, rank=4, **config)).eval()
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = VOCAB  # never generated
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.interventions.parameters():
@@ -135,8 +137,18 @@ SETTINGS = {
         "disable_compile": True,
     },
     "prompt lookup": {"prompt_lookup_num_tokens": 3},
-    "a config object": {"generation_config": GenerationConfig(do_sample=False, pad_token_id=0)},
+    "a config object": {"generation_config": GenerationConfig(num_beams=1, pad_token_id=0)},
 }
+
+
+@functools.cache
+def settings(name):
+    """Arguments for `generate`, if the base model takes them: transformers 5.0.0 has bugs."""
+    try:
+        generate(bare("llama"), input_ids=prompt(8)[None], **SETTINGS[name])
+    except (ValueError, IndexError) as error:
+        pytest.skip(f"this transformers cannot: {error}")
+    return SETTINGS[name]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -148,8 +160,7 @@ def test_greedy_decoding_is_the_recomputation(pair, setting):
         input_ids=row[None],
         attention_mask=torch.ones(1, 8, dtype=torch.long),
         max_new_tokens=NEW,
-        **({} if "generation_config" in SETTINGS[setting] else {"do_sample": False}),
-        **SETTINGS[setting],
+        **{"do_sample": False} | settings(setting),
         output_logits=True,
         return_dict_in_generate=True,
     )
@@ -184,7 +195,7 @@ def test_the_edit_decides_what_is_generated(pair):
 def test_a_left_padded_batch_is_its_rows_one_by_one(pair, setting):
     model, recomputation = pair
     rows = [prompt(length, seed=length) for length in (3, 9, 6)]
-    found = generate(model, **left_padded(rows), **SETTINGS[setting])
+    found = generate(model, **left_padded(rows), **settings(setting))
     assert found.tolist() == [recomputation.greedy(row)[0].tolist() for row in rows]
 
 
@@ -203,9 +214,9 @@ def test_beams_are_the_recomputation(pair, use_cache):
 def test_sampling_with_a_seed_is_the_recomputation(pair, use_cache):
     model, recomputation = pair
     rows = torch.stack([prompt(7, seed=1), prompt(7, seed=2)])
-    settings = {"do_sample": True, "top_k": 0, "temperature": 2.0, "num_return_sequences": 3}
+    sampling = {"do_sample": True, "top_k": 0, "temperature": 2.0, "num_return_sequences": 3}
     torch.manual_seed(3)
-    found = generate(model, input_ids=rows, use_cache=use_cache, **settings)
+    found = generate(model, input_ids=rows, use_cache=use_cache, **sampling)
     assert len({tuple(row) for row in found.tolist()}) > 2
     expected = recomputation.samples(rows.repeat_interleave(3, 0), seed=3, temperature=2.0)
     assert found.tolist() == expected.tolist()
@@ -294,8 +305,10 @@ def test_explicit_positions_win_in_generation(simple):
     rows = [prompt(length, seed=length) for length in (5, 8)]
     explicit = torch.tensor([[[2, -1]], [[2, -1]]])
     recomputation.columns = lambda n, t: [2, n - 1]
-    for settings in ({}, {"use_cache": False}, {"num_beams": 1, "prefill_chunk_size": 2}):
-        found = generate(model, **left_padded(rows), intervention_locations=explicit, **settings)
+    for use_cache in (True, False):
+        found = generate(
+            model, **left_padded(rows), intervention_locations=explicit, use_cache=use_cache
+        )
         assert found.tolist() == [recomputation.greedy(row)[0].tolist() for row in rows]
 
 

@@ -19,6 +19,7 @@ INNER = {
 
 
 def wrap(base, **config):
+    torch.manual_seed(0)
     model = get_reft_model(base, ReftConfig(**{"rank": 4, "positions": "f2+l1"} | config))
     torch.manual_seed(1)
     with torch.no_grad():
