@@ -64,13 +64,13 @@ def _linear(
 
 def _source(intervention: _OrthonormalBasis | _FreeBasis, hidden: Tensor) -> Tensor:
     """act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
-    learned: Tensor = intervention.act_fn(_apply(intervention.learned_source, hidden))
-    return learned.to(hidden.dtype)
+    return _apply(intervention.learned_source, hidden, intervention.act_fn)
 
 
-def _apply(linear: nn.Linear, hidden: Tensor) -> Tensor:
+def _apply(linear: nn.Linear, hidden: Tensor, act_fn: nn.Module | None = None) -> Tensor:
     """A linear map in the type it is stored in, its result in the type of `hidden`."""
-    return linear(hidden.to(linear.weight.dtype)).to(hidden.dtype)
+    mapped: Tensor = linear(hidden.to(linear.weight.dtype))
+    return (mapped if act_fn is None else act_fn(mapped)).to(hidden.dtype)
 
 
 class LoreftIntervention(_OrthonormalBasis):

@@ -28,8 +28,15 @@ from pyreft.modeling.saving import SavedAdapter
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
 
 # Found on the base model, where they would do something else than their name says here.
-_NOT_OF_BASE = ("add_adapter", "load_adapter", "push_to_hub", "set_adapter", "delete_adapter")
-_NOT_OF_BASE += ("generate_batch", "init_continuous_batching")
+_NOT_OF_BASE = (
+    "add_adapter",
+    "delete_adapter",
+    "generate_batch",
+    "init_continuous_batching",
+    "load_adapter",
+    "push_to_hub",
+    "set_adapter",
+)
 
 
 class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
@@ -245,7 +252,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             self._disabled = before
 
     def unwrap(self) -> PreTrainedModel:
-        """Take the adapter off, and return the base model, its weights as they were (and frozen)."""
+        """Take the adapter off, and return the base model; it stays frozen."""
         self._hooks.remove()
         return self.model
 
