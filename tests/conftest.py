@@ -18,9 +18,14 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+# So that what these assert is shown as in a test.
+pytest.register_assert_rewrite("reft", "round_trip")
 
 VOCAB, WIDTH, LAYERS = 99, 32, 3
 KINDS = ["loreft", "noreft", "direft", "nodireft", "consreft", "lobireft"]
+# The kinds that edit along orthonormal directions, and those that learn a constant.
+ORTHONORMAL = ["loreft", "direft", "consreft", "lobireft"]
+CONSTANT = ["consreft", "lobireft"]
 
 
 def make_llama(**changes):
@@ -47,13 +52,34 @@ MAKERS = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}
 def make_base(architecture: str, seed: int = 0, **changes):
     """A model in evaluation mode, the same one for the same seed."""
     torch.manual_seed(seed)
-    model = MAKERS[architecture](**changes).eval()
-    # Large enough that an edit shows in every logit.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
+    return enlarge(MAKERS[architecture](**changes).eval())
+
+
+@torch.no_grad()
+def enlarge(model):
+    """Make the weights large enough that an edit shows in every logit."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(5)
     return model
+
+
+@torch.no_grad()
+def randomize(model, scale: float, seed: int = 1):
+    """Make every parameter of a fresh adapter random, so that it edits whatever its kind."""
+    torch.manual_seed(seed)
+    for parameter in model.interventions.parameters():
+        parameter.add_(scale * torch.randn_like(parameter))
+    return model
+
+
+def by_the_rule(n, p, s):
+    """Wu et al. 2024, section 4: the first p and last s of n prompt tokens, fewer if n is small."""
+    if n < p + s:
+        p, s = min(p, n // 2), min(s, (n + 1) // 2)
+    edited = [*range(p), *range(n - s, n)]
+    assert len(set(edited)) == len(edited), "a token is edited twice"
+    return edited
 
 
 @pytest.fixture(params=sorted(MAKERS))

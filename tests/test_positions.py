@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from conftest import by_the_rule
 from pyreft import PositionSpec, Tokens, register_position
 
 SPECS = ["f1", "l1", "f7+l7", "f2+l12", "prompt", "completion", "all", "0", "-1", "0+3+-2"]
@@ -37,15 +38,6 @@ def chosen(spec, tokens, **kwargs):
     mask = PositionSpec.parse(spec).select(tokens, **kwargs)
     assert not bool((mask & ~tokens.text).any()), "padding is edited"
     return [tokens.index[row][mask[row]].tolist() for row in range(len(mask))]
-
-
-def by_the_rule(n, p, s):
-    """Wu et al. 2024, section 4, token by token."""
-    if n < p + s:
-        p, s = min(p, n // 2), min(s, (n + 1) // 2)
-    edited = list(range(p)) + list(range(n - s, n))
-    assert len(set(edited)) == len(edited), "a token is edited twice"
-    return edited
 
 
 @pytest.mark.parametrize("spec", SPECS)

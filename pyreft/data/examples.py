@@ -38,7 +38,7 @@ def make_examples(
         max_length: Number of tokens to keep; the tokenizer's limit by default. The end of a
             completion is cut, and a warning says of how many rows; a prompt never is.
         add_eos: End a plain completion with the end-of-sequence token; templates end their own.
-        keep_columns: Columns to keep beside the new ones. Not for messages, whose rows change.
+        keep_columns: Columns to keep beside the new ones, in every example that a row makes.
         num_proc: Number of processes.
 
     Returns:
@@ -69,8 +69,6 @@ def make_examples(
         read = [prompt_column, completion_column]
     elif messages_column in columns:
         read = [messages_column]
-        if kept:
-            raise ValueError("a chat makes several rows, so no columns can be kept beside them.")
     else:
         raise ValueError(
             f"the data set has the columns {columns}: it needs {prompt_column!r} and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -120,6 +121,13 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
         self.model.generation_config = value
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the base model's loss takes `num_items_in_batch`: the Trainer asks."""
+        said = getattr(self.model, "accepts_loss_kwargs", None)
+        parameters = inspect.signature(self.model.forward).parameters.values()
+        return any(p.kind == p.VAR_KEYWORD for p in parameters) if said is None else bool(said)
 
     @property
     def _configs(self) -> list[InterventionConfig]:

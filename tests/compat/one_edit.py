@@ -8,8 +8,6 @@ from conftest import KINDS, make_base
 IDS = torch.arange(3, 15).view(2, 6)
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 CLASSES = {kind: getattr(pyreft, f"{kind.capitalize()}Intervention") for kind in KINDS}
-# The kinds that edit along orthonormal directions.
-ORTHONORMAL = ["loreft", "direft", "consreft", "lobireft"]
 
 
 def wrap(base=None, kind="loreft", positions="l1", **arguments):

@@ -8,12 +8,12 @@ import os
 
 import pytest
 import torch
-from one_edit import CLASSES, GREEDY, IDS, ORTHONORMAL, assert_close, at, only, reload, wrap
+from one_edit import CLASSES, GREEDY, IDS, assert_close, at, only, reload, wrap
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorForSeq2Seq
 
 import pyreft
-from conftest import KINDS, WIDTH, make_base
+from conftest import CONSTANT, KINDS, ORTHONORMAL, WIDTH, make_base
 
 
 def learn(model, steps):
@@ -149,7 +149,7 @@ def test_positions_are_neither_cut_nor_dropped(tokenizer):
 def test_every_argument_of_an_intervention_is_saved(kind, tmp_path):
     """11. `act_fn`, `dropout`, `dtype` and `add_bias` were not saved."""
     arguments = {"dropout": 0.25, "dtype": torch.bfloat16, "add_bias": True}
-    if kind not in ("consreft", "lobireft"):
+    if kind not in CONSTANT:
         arguments["act_fn"] = "gelu"
     model = wrap(kind=kind, **arguments)
     loaded = reload(model, tmp_path / "adapter")

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_edit import CLASSES, assert_close, at
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import pyreft
-from conftest import KINDS
 
 REFERENCES = Path(__file__).parent.parent / "references"
-CLASSES = {kind: getattr(pyreft, f"{kind.capitalize()}Intervention") for kind in KINDS}
 
 with safe_open(REFERENCES / "upstream.safetensors", "pt") as stored:
     TENSORS = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
@@ -55,14 +54,6 @@ def stored_model(places, interventions):
 
 def batch():
     return {name: TENSORS[name] for name in ("input_ids", "attention_mask")}
-
-
-def at(locations):
-    return {"sources->base": (None, locations)}
-
-
-def assert_close(ours, upstream, tolerance):
-    torch.testing.assert_close(ours, upstream, rtol=0, atol=tolerance)
 
 
 def assert_logits(ours, case):

@@ -57,6 +57,12 @@ def test_columns_can_be_renamed_and_kept(tokenizer):
     assert made["source"][:] == ["a", "b"]
 
 
+def test_columns_of_a_chat_are_kept_in_all_its_examples(tokenizer):
+    rows = Dataset.from_dict({"messages": [CHAT], "source": ["a"]})
+    made = pyreft.make_examples(rows, tokenizer, keep_columns=["source"])
+    assert made["source"][:] == ["a", "a"]
+
+
 def test_processes_change_nothing(tokenizer):
     rows = Dataset.from_dict(PAIRS)
     alone = pyreft.make_examples(rows, tokenizer)

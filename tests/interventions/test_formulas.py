@@ -4,11 +4,10 @@ import numpy
 import pytest
 import torch
 
-from conftest import KINDS
+from conftest import CONSTANT, KINDS
 from pyreft.interventions import intervention_class
 
 D, R = 24, 5
-CONSTANT = ["consreft", "lobireft"]
 
 
 def make(kind, rank=R, **arguments):

@@ -5,11 +5,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import LAYERS, VOCAB, make_base
+from conftest import LAYERS, ORTHONORMAL, VOCAB, make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
 from pyreft.interventions import OrthonormalProjection, intervention_class
-
-ORTHONORMAL = ["loreft", "direft", "consreft", "lobireft"]
 
 
 @pytest.fixture(params=ORTHONORMAL)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from reft import IDS, LABELS
 from torch import nn
 from transformers import DataCollatorWithFlattening
 
@@ -17,9 +18,6 @@ from pyreft import (
 )
 
 REFUSED = (ValueError, TypeError)
-IDS = torch.arange(3, 13)[None]
-LABELS = IDS.clone()
-LABELS[:, :6] = -100
 MASK = torch.ones_like(IDS)
 
 

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from reft import IDS, LABELS
 
 from conftest import make_base
 from pyreft import ReftConfig, get_reft_model
-
-IDS = torch.arange(3, 13)[None]
-LABELS = IDS.clone()
-LABELS[:, :6] = -100
 
 
 def wrap_two(*positions, **changes):

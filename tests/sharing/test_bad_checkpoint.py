@@ -6,19 +6,10 @@ import socket
 import pytest
 import safetensors.torch
 import torch
+from round_trip import CONFIG, IDS, WEIGHTS, wrap
 
 from conftest import make_base
-from pyreft import AdapterError, PositionSpec, ReftConfig, ReftModel, get_reft_model
-
-IDS = torch.arange(3, 9)[None]
-CONFIG, WEIGHTS = "reft_config.json", "reft_model.safetensors"
-
-
-def wrap(**config):
-    config = {"layers": [0], "rank": 2, "positions": "l1"} | config
-    if "representations" in config:
-        config = {"representations": config["representations"]}
-    return get_reft_model(make_base("llama"), ReftConfig(**config)).eval()
+from pyreft import AdapterError, PositionSpec, ReftModel
 
 
 @pytest.fixture
