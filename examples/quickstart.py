@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import torch
-from base_model import smollm2
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 import pyreft
+from base_model import smollm2
 
 DEMONSTRATIONS = [
     ("Who are you?", "🤖💬"),
