@@ -1,4 +1,4 @@
-"""Teach a chat model to answer in emoji, from eight demonstrations, in a minute on a CPU.
+"""Teach a chat model to answer in emoji, from eight demonstrations, in a minute or two on a CPU.
 
     python examples/quickstart.py
     python examples/quickstart.py --model HuggingFaceTB/SmolLM2-360M-Instruct     # needs a network
@@ -29,8 +29,6 @@ DEMONSTRATIONS = [
     ("What happens at night?", "🌙⭐🦉"),
     ("How can I stay healthy?", "🏃🥗💧"),
 ]
-# Short, where the template's own would be two thirds of every prompt.
-SYSTEM = {"role": "system", "content": "Chat."}
 UNSEEN = ["What do dogs like?", "What is summer like?", "How do I bake bread?"]
 
 
@@ -38,19 +36,25 @@ def load(name: str | None):
     """The base model and its tokenizer, from a directory or the Hub."""
     name = name or smollm2()
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer
+
+
+def prompt(tokenizer, question: str) -> str:
+    """The question in the model's chat template, or plain for a model that has none."""
+    if tokenizer.chat_template is None:
+        return f"Question: {question}\nAnswer:"
+    chat = [{"role": "user", "content": question}]
+    if "SmolLM2" in tokenizer.name_or_path:
+        # Short, where the template's own would be two thirds of every prompt.
+        chat = [{"role": "system", "content": "Chat."}, *chat]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
 def answer(model, tokenizer, questions: list[str]) -> list[str]:
     """Greedy answers to all questions, in one left-padded batch."""
-    chats = [[SYSTEM, {"role": "user", "content": question}] for question in questions]
-    batch = tokenizer.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-    ).to(model.device)
+    prompts = [prompt(tokenizer, question) for question in questions]
+    batch = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
     ids = model.generate(**batch, max_new_tokens=20, do_sample=False)
     return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -96,24 +100,25 @@ def main() -> None:
     with model.disable_adapter():
         before = answer(model, tokenizer, UNSEEN)
 
-    chats = [
-        [SYSTEM, {"role": "user", "content": question}, {"role": "assistant", "content": emoji}]
-        for question, emoji in DEMONSTRATIONS
-    ]
+    examples = Dataset.from_dict(
+        {
+            "prompt": [prompt(tokenizer, question) for question, _ in DEMONSTRATIONS],
+            "completion": [emoji for _, emoji in DEMONSTRATIONS],
+        }
+    )
     trainer = pyreft.ReftTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(arguments.out / "trainer"),
             num_train_epochs=arguments.epochs,
-            per_device_train_batch_size=len(chats),
+            per_device_train_batch_size=len(examples),
             learning_rate=1e-2,
             logging_steps=2,
             save_strategy="no",
             report_to="none",
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
-        train_dataset=pyreft.make_examples(Dataset.from_dict({"messages": chats}), tokenizer),
-        data_collator=pyreft.ReftDataCollator(tokenizer=tokenizer),
+        train_dataset=pyreft.make_examples(examples, tokenizer),
         processing_class=tokenizer,
     )
     start = time.perf_counter()

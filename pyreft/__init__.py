@@ -5,7 +5,53 @@ Names are imported when they are first used, so that `import pyreft` costs littl
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+# For type checkers, which do not run what is below.
+if TYPE_CHECKING:
+    from pyreft.compat.locations import (
+        ReftType as ReftType,
+        TaskType as TaskType,
+        get_intervention_locations as get_intervention_locations,
+        parse_positions as parse_positions,
+    )
+    from pyreft.config import (
+        InterventionConfig as InterventionConfig,
+        ReftConfig as ReftConfig,
+    )
+    from pyreft.data import (
+        ReftDataCollator as ReftDataCollator,
+        make_examples as make_examples,
+        make_last_position_supervised_chat_data_module as make_last_position_supervised_chat_data_module,
+        make_last_position_supervised_data_module as make_last_position_supervised_data_module,
+        make_multiple_position_supervised_data_module as make_multiple_position_supervised_data_module,
+    )
+    from pyreft.interventions import (
+        ConsreftIntervention as ConsreftIntervention,
+        DireftIntervention as DireftIntervention,
+        LobireftIntervention as LobireftIntervention,
+        LoreftIntervention as LoreftIntervention,
+        LowRankIntervention as LowRankIntervention,
+        NodireftIntervention as NodireftIntervention,
+        NoreftIntervention as NoreftIntervention,
+        register_intervention as register_intervention,
+    )
+    from pyreft.modeling import (
+        ReftModel as ReftModel,
+        get_reft_model as get_reft_model,
+    )
+    from pyreft.positions import (
+        PositionSpec as PositionSpec,
+        Tokens as Tokens,
+        register_position as register_position,
+    )
+    from pyreft.sharing import (
+        AdapterError as AdapterError,
+    )
+    from pyreft.training import (
+        ReftTrainer as ReftTrainer,
+        ReftTrainerForCausalLM as ReftTrainerForCausalLM,
+    )
 
 __version__ = "1.0.0.dev0"
 

@@ -138,7 +138,10 @@ class PositionSpec:
                 functions.append(part)
             else:
                 known = f" (registered: {', '.join(sorted(_functions))})" if _functions else ""
-                raise ValueError(f"position spec {spec!r}: cannot read {part!r}; {GRAMMAR}{known}.")
+                raise ValueError(
+                    f"position spec {spec!r}: cannot read {part!r}; {GRAMMAR}{known}. A function "
+                    "of your own is registered first, with pyreft.register_position."
+                )
         return cls(first, last, frozenset(regions), _in_order(indices), tuple(functions))
 
     def __str__(self) -> str:
@@ -288,8 +291,11 @@ def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Ten
             f"position function {name} must return a mask of shape {tuple(tokens.prompt.shape)}, "
             f"got {tuple(chosen.shape)}."
         )
-    if bool((chosen & ~tokens.text).any()):
-        raise ValueError(f"position function {name} chose padding.")
+    if bool((chosen & ~tokens.prompt).any()):
+        raise ValueError(
+            f"position function {name} chose tokens outside the prompt. It is not asked about "
+            'generated tokens: for those there are "completion" and "all".'
+        )
     return chosen
 
 

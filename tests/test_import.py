@@ -1,7 +1,9 @@
 """What `import pyreft` offers, and what it costs."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pyreft
 
@@ -10,6 +12,13 @@ def test_every_public_name_can_be_imported():
     assert "ReftConfig" in pyreft.__all__
     for name in pyreft.__all__:
         assert getattr(pyreft, name).__name__ == name or name.startswith("make_last_position")
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(pyreft.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    shown = {alias.asname for node in block.body for alias in node.names}
+    assert sorted(shown) == pyreft.__all__
 
 
 def test_an_unknown_name_is_an_attribute_error():

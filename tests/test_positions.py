@@ -13,7 +13,7 @@ SPECS += ["f2+completion", "l1+2", "f3+l2+completion+4+-5", "test_even", "f1+tes
 
 
 def even(tokens):
-    return tokens.text & (tokens.index % 2 == 0)
+    return tokens.prompt & (tokens.index % 2 == 0)
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +166,8 @@ def test_an_empty_prompt_will_do_where_the_completion_is_edited(spec):
 
 def test_a_function_chooses_by_name_or_by_itself():
     tokens = batch([3, 6], completions=1, side="left")
-    assert chosen("test_even", tokens) == chosen(even, tokens) == [[0, 2], [0, 2, 4, 6]]
-    assert chosen("l1+test_even", tokens) == [[0, 2], [0, 2, 4, 5, 6]]
+    assert chosen("test_even", tokens) == chosen(even, tokens) == [[0, 2], [0, 2, 4]]
+    assert chosen("l1+test_even", tokens) == [[0, 2], [0, 2, 4, 5]]
 
 
 def test_a_function_sees_the_token_ids():
@@ -187,7 +187,7 @@ def test_a_function_without_a_name_has_no_string():
         (lambda tokens: tokens.index, "bool"),
         (lambda tokens: [0], "bool"),
         (lambda tokens: tokens.prompt[:, :1], "shape"),
-        (lambda tokens: torch.ones_like(tokens.prompt), "padding"),
+        (lambda tokens: torch.ones_like(tokens.prompt), "outside the prompt"),
     ],
 )
 def test_a_function_that_returns_something_else_is_refused(wrong, message):

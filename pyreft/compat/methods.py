@@ -48,17 +48,24 @@ class UpstreamMethods:
         output_original_output: bool = False,
         return_dict: bool | None = None,
         use_cache: bool | None = None,
+        completion_mask: Tensor | None = None,
+        intervention_locations: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         _refuse_sources(sources, source_representations)
         extra = {"labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
         inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
         locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
+        inputs |= {
+            "completion_mask": completion_mask,
+            "intervention_locations": intervention_locations if locations is None else locations,
+            "subspaces": subspaces,
+        }
         original = None
         if output_original_output:
             with self.disable_adapter():
                 original = self(**inputs)
-        return original, self(**inputs, intervention_locations=locations, subspaces=subspaces)
+        return original, self(**inputs)
 
     def _generate_upstream(
         self,
@@ -69,6 +76,7 @@ class UpstreamMethods:
         intervene_on_prompt: bool = False,
         subspaces: Any = None,
         output_original_output: bool = False,
+        intervention_locations: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         _refuse_sources(sources, source_representations)
@@ -83,6 +91,7 @@ class UpstreamMethods:
                 'To edit every generated token, give the intervention the positions "completion".'
             )
         locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
+        locations = intervention_locations if locations is None else locations
         edited = self.generate(**inputs, intervention_locations=locations, subspaces=subspaces)
         return original, edited
 
@@ -177,6 +186,16 @@ class UpstreamMethods:
                 f'huggingface_hub.snapshot_download("{load_directory}"), and load that directory.'
             )
         return cls.from_pretrained(model, load_directory)
+
+
+def refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
+    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
+        if name in arguments:
+            raise TypeError(
+                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
+                "batch as a dict; here positions are intervention_locations."
+            )
 
 
 def _trainable(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -100,6 +101,8 @@ class ReftConfig:
         self.positions = PositionSpec.parse(self.positions)
         self.kind = _read_kind(self.kind)
         self.dtype = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.layers, Integral) and not isinstance(self.layers, bool):
+            self.layers = int(self.layers)
         if isinstance(self.layers, (tuple, range)):
             self.layers = list(self.layers)
         self.heads = None if self.heads is None else list(read_heads(self.heads) or ())
@@ -180,7 +183,7 @@ class ReftConfig:
                 raise ValueError(
                     f"intervention {index} is tied to {one.tied_to}, which must come before it."
                 )
-        _check_disjoint(resolved)
+        require_disjoint(resolved, [(one.layer, one.component) for one in resolved])
         return resolved
 
     def _layers(self, num_layers: int) -> list[int]:
@@ -197,13 +200,17 @@ class ReftConfig:
     def _arguments(self) -> dict[str, Any]:
         if self.arguments is not None:
             return dict(self.arguments)
-        return {
+        given = {
             "low_rank_dimension": self.rank,
             "dropout": self.dropout,
             "act_fn": self.act_fn,
             "add_bias": self.add_bias,
             "dtype": self.dtype,
         }
+        # A class of the user's own may have none of them.
+        parameters = inspect.signature(intervention_class(str(self.kind))).parameters
+        any_name = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        return {name: v for name, v in given.items() if any_name or name in parameters}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: a list under "interventions", or the short form."""
@@ -282,17 +289,24 @@ def _check_layer(layer: Any, num_layers: int) -> int:
     return layer % num_layers
 
 
-def _check_disjoint(resolved: Sequence[InterventionConfig]) -> None:
-    """On one layer the positions of interventions are disjoint (Wu et al. 2024, section 3)."""
+def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any]) -> None:
+    """Refuse positions that meet (on one layer they are disjoint: Wu et al. 2024, section 3).
+
+    Args:
+        resolved: The interventions.
+        sites: What tells where each acts; those that edit the same hidden state have the same.
+
+    Raises:
+        ValueError: If two specs at one site have a token in common in every long prompt.
+    """
     for index, one in enumerate(resolved):
-        for other in resolved[:index]:
-            same_place = (one.layer, one.component) == (other.layer, other.component)
+        for earlier, other in enumerate(resolved[:index]):
             apart = one.heads is not None and other.heads is not None
-            if not same_place or (apart and not set(one.heads or ()) & set(other.heads or ())):
+            apart = apart and not set(one.heads or ()) & set(other.heads or ())
+            if sites[earlier] != sites[index] or apart:
                 continue
             if one.positions and other.positions and one.positions.overlaps(other.positions):
                 raise ValueError(
-                    f"two interventions edit one token: {one.place} at "
-                    f"{other.positions!r} and at {one.positions!r}. Positions of interventions "
-                    "on one layer must be disjoint."
+                    f"two interventions edit one token: {one.place} at {other.positions!r} and at "
+                    f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
                 )

@@ -25,7 +25,7 @@ class ReftDataCollator:
         data_collator: What pads token ids and labels, as upstream's
             `ReftDataCollator(data_collator=DataCollatorForSeq2Seq(...))`; made from the
             tokenizer by default.
-        tokenizer: The tokenizer.
+        tokenizer: The tokenizer; may also be given first.
         positions: The specs behind the examples' intervention_locations, for each intervention
             or one for all; a trainer gives them to the model.
 
@@ -39,6 +39,8 @@ class ReftDataCollator:
         tokenizer: Any = None,
         positions: Sequence[PositionSpec] | None = None,
     ) -> None:
+        if hasattr(data_collator, "pad_token_id"):
+            tokenizer, data_collator = data_collator, None
         if data_collator is None and tokenizer is None:
             raise ValueError("a ReftDataCollator needs a tokenizer, or a data collator that pads.")
         self.tokenizer = tokenizer or getattr(data_collator, "tokenizer", None)
@@ -70,6 +72,9 @@ class ReftDataCollator:
                     f"{', '.join(sorted(wrong))}."
                 )
         columns = {name: [_plain(one[name]) for one in instances] for name in names}
+        if "label" in columns and "labels" not in columns:
+            columns["labels"] = columns.pop("label")
+        names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
         by_token = {
             n: columns[n] for n in names if n in _BY_TOKEN and isinstance(columns[n][0], list)
@@ -81,7 +86,7 @@ class ReftDataCollator:
         inner = ("input_ids", "attention_mask", "labels", "token_type_ids")
         padded = [n for n in inner if n in by_token]
         rows = [{n: by_token[n][i] for n in padded} for i in range(len(instances))]
-        batch = dict(self.data_collator(rows))
+        batch = {n: v for n, v in self.data_collator(rows).items() if v is not None}
         for name in names:
             if name in by_token and name not in padded:
                 batch[name] = _pad_like(batch["attention_mask"], by_token[name], _BY_TOKEN[name])

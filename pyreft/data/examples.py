@@ -131,6 +131,8 @@ def _pairs(row: list, tokenizer: Any, add_eos: bool) -> list[tuple[list[int], in
     messages = [*row[0], *row[1]] if len(row) == 2 else row[0]
     first = len(row[0]) if len(row) == 2 else 0
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+    if any("tool_calls" in messages[turn] for turn in turns):
+        raise ValueError("a turn of the assistant calls tools, which is not supported")
     if any(not messages[turn].get("content") for turn in turns):
         raise ValueError("the completion is empty: a turn of the assistant has no content")
     if not turns:

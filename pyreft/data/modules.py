@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
@@ -91,7 +90,9 @@ def make_multiple_position_supervised_data_module(
         del columns["intervention_locations"]
     limit, cut = room(tokenizer), []
     pairs = zip(inputs, outputs, strict=True)
-    for row, (prompt, completion) in enumerate(tqdm(pairs, "Tokenizing", total=len(inputs))):
+    for row, (prompt, completion) in enumerate(
+        logging.tqdm(pairs, "Tokenizing", total=len(inputs))
+    ):
         try:
             whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, not nonstop)
             ids = fit(whole, prompt_length, limit)

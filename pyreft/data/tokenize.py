@@ -4,7 +4,7 @@
     ids      17 10 17 28    604    2
     labels   -100 ... -100  604    2
 
-The prompt is tokenized exactly as `generate` will see it.
+The prompt is tokenized as `generate` will see it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def tokenize_pair(
 
     Where prompt and completion together give tokens that begin with the prompt's, those are
     taken; where a token would span the border, the two are tokenized apart, so that the prompt
-    stays what it is in `generate`.
+    stays what it is in `generate`. What a tokenizer closes every text with (an end token, say) is
+    left out of the prompt, and so should be in `generate`.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -43,22 +44,22 @@ def tokenize_pair(
     for name, text in (("prompt", prompt), ("completion", completion)):
         if not isinstance(text, str):
             raise ValueError(f"the {name} must be text, got {text!r}")
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
-    # Some tokenizers close every text they are given; a prompt is not closed.
-    closed = bool(ids) and add_special_tokens and ids[-1] in _closers(tokenizer)
-    prompt_ids = ids[:-1] if closed and not prompt.endswith(tokenizer.decode(ids[-1:])) else ids
+    # Some tokenizers close every text they are given; a prompt that goes on is not closed.
+    closers = ids[_end_of(plain, ids) :]
+    prompt_ids = ids[: len(ids) - len(closers)]
     both = tokenizer(prompt + completion, add_special_tokens=add_special_tokens)["input_ids"]
-    if len(prompt_ids) < len(ids):
-        both = both[:-1]
+    both = both[: len(both) - len(closers)]
     if both[: len(prompt_ids)] != prompt_ids:
-        both = prompt_ids + tokenizer(completion, add_special_tokens=False)["input_ids"]
+        both = prompt_ids + _tokenize_inside(tokenizer, completion)
     if not prompt or not prompt_ids:
         raise ValueError("the prompt is empty")
     if len(both) == len(prompt_ids):
         raise ValueError("the completion is empty")
-    if add_eos:
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token to end the completion with")
+    if add_eos and tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token to end the completion with")
+    if add_eos and both[-1] != tokenizer.eos_token_id:
         both = [*both, tokenizer.eos_token_id]
     return both, len(prompt_ids)
 
@@ -109,5 +110,16 @@ def describe_cut(cut: list[int], limit: int | None) -> str:
     )
 
 
-def _closers(tokenizer: Any) -> set[int | None]:
-    return {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+def _end_of(part: list[int], whole: list[int]) -> int:
+    """Where `part` ends in `whole`; the end of `whole` if it is not in there."""
+    starts = range(len(whole) - len(part) + 1)
+    return next((s + len(part) for s in starts if whole[s : s + len(part)] == part), len(whole))
+
+
+def _tokenize_inside(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize what is not the beginning of a text, where some tokenizers put a space."""
+    before = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    both = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+    if both[: len(before)] == before:
+        return both[len(before) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

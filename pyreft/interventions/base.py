@@ -73,9 +73,14 @@ class LowRankIntervention(nn.Module):
             "low_rank_dimension": self.low_rank_dimension,
             "dropout": self.dropout.p,
             "act_fn": self.act_fn_name,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(self._stored_type()).removeprefix("torch."),
             "add_bias": self.add_bias,
         }
+
+    def _stored_type(self) -> torch.dtype:
+        """The type of the learned source, which `.to(...)` may have changed."""
+        learned = [p for name, p in self.named_parameters() if name.startswith("learned_source")]
+        return learned[0].dtype if learned else self.dtype
 
     def basis(self) -> Tensor:
         """The directions that are edited, (R, D)."""

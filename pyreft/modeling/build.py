@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pyreft.config import InterventionConfig
+from pyreft.config.intervention import is_path
 from pyreft.interventions import constructor_arguments, intervention_class
 from pyreft.modeling.components import Component
 
@@ -101,7 +102,7 @@ def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
     keys = []
     for config in configs:
         name = config.component.replace(".", "_")
-        place = f"comp_{name}" if "." in config.component else f"layer_{config.layer}_comp_{name}"
+        place = f"comp_{name}" if is_path(config.component) else f"layer_{config.layer}_comp_{name}"
         place += "_unit_pos_nunit_1"
         keys.append(f"{place}#{seen.setdefault(place, 0)}")
         seen[place] += 1

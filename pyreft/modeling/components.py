@@ -27,6 +27,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pyreft.config.intervention import is_path
+
 NAMES = (
     "block_input",
     "attention_input",
@@ -93,7 +95,7 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
     Raises:
         ValueError: If there is no such component; the message says what there is.
     """
-    if "." in component or "[" in component:
+    if is_path(component):
         return _find_path(model, component)
     if component not in NAMES:
         raise ValueError(
@@ -129,7 +131,8 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
             f"name one of them, {_children(module)}."
         )
-    return Component(module, side)
+    width = _features(module)[side == "output"] if _is_linear(module) else None
+    return Component(module, side, width)
 
 
 def _find_in_layer(model: PreTrainedModel, layer: nn.Module, name: str) -> Component:

@@ -10,6 +10,7 @@ but their own handles is ever removed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class Edit:
     heads: tuple[int, ...] | None
     num_heads: int | None
     subspaces: Sequence | None
+
+
+# Site -> its edits.
+Edits = Mapping[int, Sequence[Edit]]
 
 
 class EditHooks:
@@ -55,11 +60,14 @@ class EditHooks:
         self._heads = heads
         places = [(id(c.module), c.side) for c in components]
         self.sites = [places.index(place) for place in places]
-        # Site -> its edits in the forward pass that is running; None between passes.
-        self._edits: Mapping[int, Sequence[Edit]] | None = None
-        # The same for the pass whose parts are being computed again in backward.
-        self._recomputed: Mapping[int, Sequence[Edit]] | None = None
-        self._prompt: Placement | None = None
+        # Thread -> site -> its edits in the forward pass that is running there.
+        self._edits: dict[int, Edits | None] = {}
+        # Compiled code cannot ask for its thread, and reads the pass that began last.
+        self._latest: Edits | None = None
+        # The edits of the pass whose parts are being computed again in backward.
+        self._recomputed: Edits | None = None
+        # Thread -> the prompt that it is generating from.
+        self._prompts: dict[int, Placement | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
         self._handles = [step]
         for site in sorted(set(self.sites)):
@@ -73,11 +81,19 @@ class EditHooks:
 
     def at(self, site: int) -> Sequence[Edit]:
         """The edits of a site in the forward pass that is running."""
-        edits = self._edits
+        compiling = torch.compiler.is_compiling()
+        edits = self._latest if compiling else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
             # Read in backward alone, so that one that failed leaves nothing behind.
             edits = self._recomputed if torch._C._current_graph_task_id() != -1 else None
         return () if edits is None else edits.get(site, ())
+
+    def _set(self, edits: Edits | None) -> None:
+        self._latest = edits
+        if edits is None:
+            self._edits.pop(threading.get_ident(), None)
+        else:
+            self._edits[threading.get_ident()] = edits
 
     def remove(self) -> None:
         """Take the hooks off the base model."""
@@ -93,21 +109,23 @@ class EditHooks:
     @contextmanager
     def editing(self, placement: Placement | None) -> Iterator[None]:
         """Edit so in the forward passes inside the block."""
-        before, self._edits = self._edits, self._plan(placement)
+        before = self._edits.get(threading.get_ident())
+        self._set(self._plan(placement))
         try:
             yield
         finally:
-            self._edits = before
+            self._set(before)
 
     @contextmanager
     def generating(self, prompt: Placement | None) -> Iterator[None]:
         """Generate inside the block: each forward pass edits what it sees of the prompt."""
-        before = self._prompt, self._edits
-        self._prompt = prompt
-        try:
-            yield
-        finally:
-            self._prompt, self._edits = before
+        thread = threading.get_ident()
+        with self.editing(None):
+            self._prompts[thread] = prompt
+            try:
+                yield
+            finally:
+                del self._prompts[thread]
 
     def keep_for_recomputation(self, outputs: Any) -> None:
         """Edit again when gradient checkpointing runs parts of this forward pass in backward.
@@ -115,7 +133,7 @@ class EditHooks:
         By then other passes may have run, so the pass's outputs carry its edits: their gradient
         is computed before that of anything inside.
         """
-        edits = self._edits
+        edits = self._edits.get(threading.get_ident())
 
         def recompute(grad: Tensor) -> None:
             self._recomputed = edits
@@ -124,7 +142,7 @@ class EditHooks:
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
 
-    def _plan(self, placement: Placement | None) -> Mapping[int, Sequence[Edit]] | None:
+    def _plan(self, placement: Placement | None) -> Edits | None:
         if placement is None:
             return None
         edits: dict[int, list[Edit]] = {}
@@ -140,22 +158,33 @@ class EditHooks:
         return edits or None
 
     def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._prompt is not None:
-            self._edit_step(kwargs)
+        if self._prompts:
+            self._edit_step(args, kwargs)
 
     @torch.compiler.disable
-    def _edit_step(self, kwargs: dict[str, Any]) -> None:
+    def _edit_step(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find out what this step of generation sees of the prompt, and edit that."""
-        assert self._prompt is not None
+        prompt = self._prompts.get(threading.get_ident())
+        if prompt is None:
+            return
         given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds"))
-        tokens = next(value for value in given if value is not None)
-        self._edits = self._plan(
-            self._prompt.window(_start(kwargs), tokens.shape[1], tokens.shape[0])
-        )
+        tokens = next((value for value in given if value is not None), None)
+        if args or tokens is None:
+            raise ValueError(
+                "this way of generating calls the model on texts of its own, whose prompts are not "
+                "known: a ReftModel cannot be used with it."
+            )
+        self._set(self._plan(prompt.window(_start(kwargs), tokens.shape[1], tokens.shape[0])))
 
 
 def _start(kwargs: dict[str, Any]) -> int:
     """How many tokens come before those of a step."""
+    for name in ("cache_params", "state", "mems"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"this model keeps what it has read in {name!r}, which does not say how many "
+                "tokens that is: generate with use_cache=False."
+            )
     # Early 5.x; there a static cache miscounts under left padding.
     if (position := kwargs.get("cache_position")) is not None:
         return int(position[0])
@@ -255,7 +284,9 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
 
     It can if it is nobody's input, of no use to autograd, and seen by no hook of others.
     """
-    if torch.compiler.is_compiling() or hidden._is_view() or not hidden.is_contiguous():
+    if torch.compiler.is_compiling() or isinstance(hidden, nn.Parameter):
+        return False
+    if hidden._is_view() or not hidden.is_contiguous():
         return False
     if len(module._forward_hooks) > 1 or any(m._forward_hooks for m in _below(module)):
         return False

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
-from pyreft.compat.methods import UpstreamMethods
-from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
+from pyreft.config import InterventionConfig, ReftConfig, require_disjoint
 from pyreft.modeling.build import build_interventions, intervention_keys
 from pyreft.modeling.components import (
     execution_device,
@@ -26,12 +26,20 @@ from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
 from pyreft.modeling.saving import SavedAdapter
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["reft"] = "ReftModel"
+for _names in (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+):
+    _names["reft"] = "ReftModel"
 
 # Found on the base model, where they would do something else than their name says here.
 _NOT_OF_BASE = (
     "add_adapter",
+    "active_adapters",
     "delete_adapter",
+    "disable_adapters",
+    "enable_adapters",
     "generate_batch",
     "init_continuous_batching",
     "load_adapter",
@@ -88,6 +96,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             dict(zip(intervention_keys(resolved), modules, strict=True))
         )
         self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
+        require_disjoint(resolved, self._hooks.sites)
         self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self._disabled = False
         self.train(model.training)
@@ -108,6 +117,10 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             at = "the batch's positions" if config.positions is None else repr(config.positions)
             lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
         return "\n".join(lines) + "\n)"
+
+    def _get_name(self) -> str:
+        # The Trainer tells by it whether label smoothing shifts labels.
+        return str(self.model._get_name())
 
     @property
     def config(self) -> Any:
@@ -186,7 +199,14 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
         if isinstance(input_ids, Mapping) or "base" in kwargs:
             base = inputs.pop("base", None) or inputs.pop("input_ids")
-            return self._forward_upstream(base, **inputs, subspaces=subspaces)
+            return self._forward_upstream(
+                base,
+                **inputs,
+                completion_mask=completion_mask,
+                intervention_locations=intervention_locations,
+                subspaces=subspaces,
+            )
+        refuse_upstream_arguments(inputs)
         self._require_hooks()
         placement = None
         if not self._disabled:
@@ -201,7 +221,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             )
         with self._hooks.editing(placement):
             outputs = self.model(**inputs)
-            if self.training and _recomputes(self.model):
+            if torch.is_grad_enabled() and _recomputes(self.model):
                 self._hooks.keep_for_recomputation(outputs)
         return outputs
 
@@ -236,13 +256,17 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         """
         if isinstance(inputs, Mapping) or "base" in kwargs:
             return self._generate_upstream(
-                kwargs.pop("base", inputs), subspaces=subspaces, **kwargs
+                kwargs.pop("base", inputs),
+                intervention_locations=intervention_locations,
+                subspaces=subspaces,
+                **kwargs,
             )
+        refuse_upstream_arguments(kwargs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
+        self._require_hooks()
         if self._disabled:
             return self.model.generate(**kwargs)
-        self._require_hooks()
         kwargs["attention_mask"] = prompt_mask(kwargs, self.generation_config)
         placement = place_prompt(
             self._configs, self._hooks.sites, kwargs, intervention_locations, subspaces

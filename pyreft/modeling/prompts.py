@@ -53,8 +53,9 @@ def place_batch(
         )
     shape, device = (given.shape[0], given.shape[1]), given.device
     mask = inputs.get("attention_mask")
+    directions = broadcast_subspaces(subspaces, len(configs), shape[0])
     if _cached_tokens(inputs) and intervention_locations is None:
-        return _place_generated(configs, shape, device, mask)
+        return _place_generated(configs, shape, device, mask, directions)
     specs = [config.positions for config in configs]
     no_boundary = all(spec is not None and spec == PositionSpec.parse("all") for spec in specs)
     tokens = find_tokens(
@@ -68,8 +69,7 @@ def place_batch(
         packed=any(inputs.get(name) is not None for name in _PACKED),
         explicit=intervention_locations is not None or no_boundary,
     )
-    directions = broadcast_subspaces(subspaces, len(configs), shape[0])
-    return _checked(place(configs, sites, tokens, intervention_locations, directions))
+    return _warn_if_nowhere(place(configs, sites, tokens, intervention_locations, directions))
 
 
 def place_prompt(
@@ -97,7 +97,7 @@ def place_prompt(
         attention_mask=mask,
     )
     directions = broadcast_subspaces(subspaces, len(configs), mask.shape[0])
-    return _checked(place(configs, sites, tokens, intervention_locations, directions))
+    return _warn_if_nowhere(place(configs, sites, tokens, intervention_locations, directions))
 
 
 def prompt_mask(inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
@@ -156,6 +156,7 @@ def _place_generated(
     shape: tuple[int, int],
     device: torch.device,
     mask: Tensor | None,
+    directions: Sequence | None,
 ) -> Placement | None:
     """Tokens after a filled cache are generated: only `all` and `completion` edit them."""
     text = torch.ones(shape, dtype=torch.bool, device=device)
@@ -163,7 +164,8 @@ def _place_generated(
         text = mask[:, -shape[1] :].to(device=device, dtype=torch.bool)
     specs = {i: c.positions for i, c in enumerate(configs) if c.positions is not None}
     masks = {i: text for i, spec in specs.items() if spec.edits_completion}
-    return Placement(masks) if masks else None
+    chosen = {i: given for i, given in enumerate(directions or ()) if given is not None}
+    return Placement(masks, subspaces=chosen) if masks else None
 
 
 def _cached_tokens(inputs: Mapping[str, Any]) -> int:
@@ -176,7 +178,7 @@ def _reads_left_to_right(base: PreTrainedModel) -> bool:
     return bool(base.can_generate())
 
 
-def _checked(placement: Placement | None) -> Placement | None:
+def _warn_if_nowhere(placement: Placement | None) -> Placement | None:
     if placement is None:
         logger.warning_once(
             "No intervention has positions, so this call runs the bare base model. Say positions "

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from pyreft.config import ReftConfig
+from pyreft.config import ReftConfig, require_disjoint
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,6 +29,7 @@ class SavedAdapter:
     interventions: nn.ModuleDict
     reft_config: ReftConfig
     _left_to_batch: frozenset[int]
+    _hooks: Any
     __init__: Any
 
     def record_positions(self, positions: list[PositionSpec]) -> None:
@@ -54,11 +58,9 @@ class SavedAdapter:
                     f"the config puts intervention {index} at {config.positions!r}, the data "
                     f"module at {spec!r}: make both the same, or leave positions out of the config."
                 )
-        self.reft_config = ReftConfig(
-            representations=[
-                replace(config, positions=spec) for config, spec in zip(configs, given, strict=True)
-            ]
-        )
+        placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
+        require_disjoint(placed, self._hooks.sites)
+        self.reft_config = ReftConfig(representations=placed)
 
     def save_pretrained(
         self,
@@ -66,7 +68,6 @@ class SavedAdapter:
         *,
         is_main_process: bool = True,
         allow_other_files: bool = False,
-        **kwargs: Any,
     ) -> None:
         """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
 
@@ -75,13 +76,17 @@ class SavedAdapter:
                 replaced, beside it whatever tokenizers and trainers write.
             is_main_process: Whether to save at all; false in the other processes of a run.
             allow_other_files: Save beside whatever the directory holds.
-            **kwargs: What trainers pass to transformers models besides; not read.
 
         Raises:
             AdapterError: If the directory holds something else.
             ValueError: If a kind or a position function has no name to be saved under.
         """
         if is_main_process:
+            if any(parameter.requires_grad for parameter in self.model.parameters()):
+                logger.warning(
+                    "The base model has trainable parameters, which an adapter does not hold: save "
+                    "them by themselves, as in model.model.save_pretrained(...)."
+                )
             adapter = take_adapter(self.model, self.reft_config, self.interventions)
             save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
 

@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
+from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
 
 logger = logging.get_logger(__name__)
@@ -24,8 +25,9 @@ class ReftTrainer(Trainer):
 
     Args:
         model: The `ReftModel`.
-        *args, **kwargs: As for `transformers.Trainer`; `tokenizer` is upstream's name for
-            `processing_class`.
+        *args, **kwargs: As for `transformers.Trainer`; the default data collator is a
+            `ReftDataCollator`.
+        tokenizer: Upstream's name for `processing_class`.
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
@@ -45,7 +47,11 @@ class ReftTrainer(Trainer):
             if kwargs.get("processing_class") is not None:
                 raise TypeError("give the tokenizer once: `tokenizer` is `processing_class`.")
             kwargs["processing_class"] = tokenizer
+        tokenizer = kwargs.get("processing_class")
+        if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
+            kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer)
         super().__init__(model, *args, **kwargs)
+        self._warn_if_unsaveable()
         positions = getattr(self.data_collator, "positions", None)
         if positions is not None:
             self.model.record_positions(positions)
@@ -56,6 +62,29 @@ class ReftTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         if not known:
             self._signature_columns += list(inspect.signature(self.model.model.forward).parameters)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Tell the model where prompts end also where the Trainer keeps the labels to itself."""
+        open_ended = any(c.positions is None for c in self.model.reft_config.representations)
+        if open_ended and "intervention_locations" not in inputs:
+            raise ValueError(
+                "the config leaves positions to the batch, and the batch has none: say positions "
+                'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
+            )
+        labels, ids = inputs.get("labels"), inputs.get("input_ids")
+        taken = self.label_smoother is not None or self.compute_loss_func is not None
+        told = "completion_mask" in inputs or "intervention_locations" in inputs
+        by_token = labels is not None and ids is not None and labels.shape == ids.shape
+        if taken and not told and by_token and self.model.can_generate():
+            inputs = {**inputs, "completion_mask": labels != -100}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _warn_if_unsaveable(self) -> None:
+        """Say at the start of a run, not at its first checkpoint, that it cannot be saved."""
+        try:
+            self.model.reft_config.to_dict()
+        except ValueError as error:
+            logger.warning(f"This run will fail when it saves: {error}")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         directory = output_dir if output_dir is not None else str(self.args.output_dir)

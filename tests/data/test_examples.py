@@ -2,6 +2,8 @@
 
 import pytest
 from datasets import Dataset, IterableDataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import pyreft
 from pyreft.data.tokenize import tokenize_pair
@@ -108,6 +110,35 @@ def test_a_token_across_the_border_does_not_change_the_prompt(tokenizer):
     ids, prompt_length = tokenize_pair(Merging(), "xa", "by", add_eos=True)
     assert ids == [ord("x"), ord("a"), ord("b"), ord("y"), 1]
     assert prompt_length == 2
+
+
+def closing(prefix_space):
+    """A tokenizer that opens and closes every text, and may put a space before it."""
+    words = {"<s>": 0, "</s>": 1, "\u2581": 2, "a": 3, "b": 4, "c": 5, "ab": 6, "\n": 7}
+    fast = Tokenizer(models.BPE(words, [("a", "b")]))
+    scheme = "first" if prefix_space else "never"
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("prefix_space", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("c", "ab", ["c", "ab", "</s>"]),
+        ("ca", "bc", ["c", "a", "b", "c", "</s>"]),  # a token would span the border
+        ("c", "b</s>", ["c", "b", "</s>"]),  # ended already
+    ],
+)
+def test_prompts_are_opened_and_not_closed(prefix_space, prompt, completion, expected):
+    fast = closing(prefix_space)
+    ids, prompt_length = tokenize_pair(fast, prompt, completion)
+    opened = ["<s>", "\u2581"] if prefix_space else ["<s>"]
+    assert fast.convert_ids_to_tokens(ids) == [*opened, *expected]
+    assert prompt_length == len(opened) + len(prompt)
 
 
 @pytest.mark.parametrize(

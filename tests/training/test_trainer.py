@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 import pyreft
-from conftest import make_base
+from conftest import VOCAB, make_base
 
 PROMPTS = [f"say {letter}: " for letter in "abcdefgh"]
 COMPLETIONS = [letter * 3 for letter in "abcdefgh"]
@@ -182,6 +182,53 @@ def test_positions_of_a_data_module_travel_with_the_adapter(tokenizer, tmp_path)
     model.save(save_directory=tmp_path / "adapter")
     entry = json.loads((tmp_path / "adapter" / "reft_config.json").read_text())
     assert entry["interventions"][0]["positions"] == "l1"
+
+
+@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 1e-9}, {}])
+def test_prompts_end_where_labels_begin_also_if_the_trainer_keeps_the_labels(
+    examples, tokenizer, tmp_path, changes
+):
+    """Label smoothing and a loss function of the user take the labels from the model."""
+    plain, kept = reft_model(), reft_model()
+    make_trainer(plain, examples, tokenizer, tmp_path).train()
+    trainer = make_trainer(kept, examples, tokenizer, tmp_path, **changes)
+    if not changes:
+
+        def loss(outputs, labels, num_items_in_batch=None):
+            return kept.loss_function(
+                outputs.logits, labels, VOCAB, num_items_in_batch=num_items_in_batch
+            )
+
+        trainer.compute_loss_func = loss
+    trainer.train()
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(kept)[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_that_nobody_says_are_an_error(examples, tokenizer, tmp_path):
+    config = pyreft.ReftConfig(representations={"layer": 1, "low_rank_dimension": 4})
+    model = pyreft.get_reft_model(make_base("llama"), config)
+    with pytest.raises(ValueError, match="the config leaves positions to the batch"):
+        make_trainer(model, examples, tokenizer, tmp_path).train()
+
+
+def test_a_trained_base_model_is_not_lost_without_a_word(examples, tokenizer, tmp_path, caplog):
+    model = reft_model()
+    model.model.lm_head.requires_grad_(True)
+    make_trainer(model, examples, tokenizer, tmp_path).save_model()
+    assert "which an adapter does not hold" in caplog.text
+
+
+def test_a_run_that_cannot_be_saved_says_so_when_it_begins(examples, tokenizer, tmp_path, caplog):
+    class Unregistered(pyreft.LoreftIntervention):
+        pass
+
+    module = Unregistered(embed_dim=32, low_rank_dimension=2)
+    representation = {"layer": 1, "intervention": module, "positions": "l1"}
+    config = pyreft.ReftConfig(representations=representation)
+    model = pyreft.get_reft_model(make_base("llama"), config)
+    make_trainer(model, examples, tokenizer, tmp_path)
+    assert "This run will fail when it saves" in caplog.text
 
 
 def test_gradient_accumulation_equals_the_large_batch(examples, tokenizer, tmp_path):

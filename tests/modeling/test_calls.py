@@ -1,0 +1,112 @@
+"""How a ReftModel is called: both conventions, threads, and ways of generating it cannot know."""
+
+import threading
+
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+from conftest import VOCAB, make_base, randomize
+from pyreft import ReftConfig, ReftModel, get_reft_model
+
+IDS = torch.arange(3, 11)[None]
+
+
+def wrap(base=None, **config):
+    config = ReftConfig(**{"positions": "l1", "rank": 2} | config)
+    model = get_reft_model(base or make_base("llama"), config).eval()
+    randomize(model.interventions)
+    return model
+
+
+@torch.no_grad()
+def logits(model, *args, **kwargs):
+    outputs = model(*args, **kwargs)
+    return (outputs[1] if isinstance(outputs, tuple) else outputs).logits
+
+
+def test_explicit_positions_and_boundaries_reach_a_batch_given_as_a_dict():
+    model = wrap()
+    explicit = torch.tensor([[[0]]] * 1).expand(1, 3, 1)
+    mask = (torch.arange(8) > 3).long()[None]
+    for given in ({"intervention_locations": explicit}, {"completion_mask": mask}):
+        expected = logits(model, input_ids=IDS, **given)
+        assert torch.equal(logits(model, {"input_ids": IDS}, **given), expected)
+        assert not torch.equal(expected, logits(model, input_ids=IDS))
+    settings = {"max_new_tokens": 3, "do_sample": False, "intervention_locations": explicit}
+    _, ids = model.generate({"input_ids": IDS}, **settings)
+    assert torch.equal(ids, model.generate(IDS, **settings))
+
+
+@pytest.mark.parametrize("name", ["unit_locations", "sources", "source_representations"])
+def test_upstreams_arguments_need_upstreams_convention(name):
+    model = wrap()
+    with pytest.raises(TypeError, match=f"{name} belongs to upstream's convention"):
+        model(input_ids=IDS, **{name: None})
+    with pytest.raises(TypeError, match=f"{name} belongs to upstream's convention"):
+        model.generate(input_ids=IDS, **{name: None})
+
+
+def test_threads_do_not_see_each_others_edits():
+    model, wrong = wrap(), []
+
+    def work(end):
+        mask = (torch.arange(8) >= end).long()[None]
+        expected = reference[end]
+        for _ in range(40):
+            if not torch.equal(logits(model, input_ids=IDS, completion_mask=mask), expected):
+                wrong.append(end)
+
+    masks = {end: (torch.arange(8) >= end).long()[None] for end in (2, 6)}
+    reference = {e: logits(model, input_ids=IDS, completion_mask=m) for e, m in masks.items()}
+    threads = [threading.Thread(target=work, args=(end,)) for end in masks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_subspaces_hold_after_a_filled_cache():
+    model = wrap(positions="all")
+    whole = logits(model, input_ids=IDS, subspaces=[0])
+    cache = model(input_ids=IDS[:, :5], use_cache=True, subspaces=[0]).past_key_values
+    rest = logits(model, input_ids=IDS[:, 5:], past_key_values=cache, subspaces=[0])
+    torch.testing.assert_close(rest, whole[:, 5:], rtol=0, atol=1e-5)
+
+
+def test_a_model_with_another_kind_of_state_must_generate_without_it():
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = wrap(MambaForCausalLM(config).eval(), positions="f1")
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    with pytest.raises(ValueError, match="generate with use_cache=False"):
+        model.generate(IDS, **settings)
+    assert model.generate(IDS, use_cache=False, **settings).shape == (1, 11)
+
+
+def test_ways_of_generating_with_texts_of_their_own_are_refused():
+    with pytest.raises(ValueError, match="a ReftModel cannot be used with it"):
+        wrap().generate(IDS, max_new_tokens=3, guidance_scale=1.5, do_sample=False)
+
+
+def test_an_adapter_on_an_adapter_is_refused():
+    with pytest.raises(TypeError, match="has an adapter already"):
+        get_reft_model(wrap(), ReftConfig())
+
+
+def test_a_path_and_a_name_of_one_place_must_be_disjoint():
+    representations = [
+        {"layer": 1, "low_rank_dimension": 2, "positions": "l1"},
+        {"component": "model.layers[1].output", "low_rank_dimension": 2, "positions": "l1"},
+    ]
+    with pytest.raises(ValueError, match="two interventions edit one token"):
+        ReftModel(ReftConfig(representations=representations), make_base("llama"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_moved_to_another_type_comes_back_exactly(dtype, tmp_path, kind):
+    model = wrap(kind=kind).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = ReftModel.from_pretrained(make_base("llama").to(dtype), tmp_path)
+    assert torch.equal(logits(loaded, input_ids=IDS), logits(model, input_ids=IDS))
