@@ -14,9 +14,8 @@ IDS = torch.arange(3, 11)[None]
 
 def wrap(base=None, **config):
     config = ReftConfig(**{"positions": "l1", "rank": 2} | config)
-    model = get_reft_model(base or make_base("llama"), config).eval()
-    randomize(model.interventions)
-    return model
+    model = get_reft_model(make_base("llama") if base is None else base, config).eval()
+    return randomize(model, 0.2)
 
 
 @torch.no_grad()
