@@ -204,9 +204,9 @@ class _SiteHook:
         if not edits:
             return None
         if args:
-            return (_apply(edits, args[0], in_place=False), *args[1:]), kwargs
+            return (_edit_hidden(edits, args[0], in_place=False), *args[1:]), kwargs
         name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, name: _apply(edits, kwargs[name], in_place=False)}
+        return args, {**kwargs, name: _edit_hidden(edits, kwargs[name], in_place=False)}
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Edit what comes out of the module: its output, or the first of several."""
@@ -221,11 +221,11 @@ class _SiteHook:
                 "edit: name a module inside it."
             )
         in_place = _may_overwrite(module, hidden, (*args, *kwargs.values()))
-        hidden = _apply(edits, hidden, in_place)
+        hidden = _edit_hidden(edits, hidden, in_place)
         return type(output)((hidden, *output[1:])) if several else hidden
 
 
-def _apply(edits: Sequence[Edit], hidden: Tensor, in_place: bool) -> Tensor:
+def _edit_hidden(edits: Sequence[Edit], hidden: Tensor, in_place: bool) -> Tensor:
     """(B, T, D) -> (B, T, D) with the slots of each edit replaced."""
     shape = edits[0].slots.shape
     if hidden.dim() != 3 or (not torch.compiler.is_compiling() and hidden.shape[:2] != shape):
@@ -250,16 +250,16 @@ def _run(edit: Edit, chosen: Tensor) -> Tensor:
     """Call the intervention: (B, P, D) -> (B, P, D)."""
     extra = {} if edit.subspaces is None else {"subspaces": edit.subspaces}
     if edit.num_heads is None:
-        return _checked(edit.intervention, chosen, extra)
+        return _call(edit.intervention, chosen, extra)
     by_head = chosen.unflatten(-1, (edit.num_heads, -1))  # (B, P, H, D / H)
     if edit.heads is None:
-        return _checked(edit.intervention, by_head, extra).flatten(-2)
+        return _call(edit.intervention, by_head, extra).flatten(-2)
     heads = torch.tensor(edit.heads, device=chosen.device)
-    edited = _checked(edit.intervention, by_head.index_select(-2, heads), extra)
+    edited = _call(edit.intervention, by_head.index_select(-2, heads), extra)
     return by_head.index_copy(-2, heads, edited).flatten(-2)
 
 
-def _checked(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
+def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
     width = getattr(intervention, "embed_dim", None)
     if isinstance(width, int) and width != chosen.shape[-1]:
         raise ValueError(

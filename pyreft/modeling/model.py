@@ -15,6 +15,7 @@ from transformers.models.auto import modeling_auto
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import InterventionConfig, ReftConfig, require_disjoint
 from pyreft.modeling.build import build_interventions, intervention_keys
+from pyreft.modeling.calls import place_batch, place_prompt, prompt_mask
 from pyreft.modeling.components import (
     execution_device,
     find_component,
@@ -22,7 +23,6 @@ from pyreft.modeling.components import (
     text_config,
 )
 from pyreft.modeling.hooks import EditHooks
-from pyreft.modeling.prompts import place_batch, place_prompt, prompt_mask
 from pyreft.modeling.saving import SavedAdapter
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
