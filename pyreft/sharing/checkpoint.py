@@ -91,7 +91,7 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     path = _existing(directory)
     try:
         with safetensors.safe_open(path / WEIGHTS_NAME, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {error}") from error
