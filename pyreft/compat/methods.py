@@ -80,11 +80,6 @@ class UpstreamMethods:
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         _refuse_sources(sources, source_representations)
-        inputs = dict(base) | kwargs
-        original = None
-        if output_original_output:
-            with self.disable_adapter():
-                original = self.generate(**inputs)
         if unit_locations is not None and not intervene_on_prompt:
             raise ValueError(
                 "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
@@ -92,6 +87,11 @@ class UpstreamMethods:
             )
         locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
         locations = intervention_locations if locations is None else locations
+        inputs = dict(base) | kwargs
+        original = None
+        if output_original_output:
+            with self.disable_adapter():
+                original = self.generate(**inputs)
         edited = self.generate(**inputs, intervention_locations=locations, subspaces=subspaces)
         return original, edited
 

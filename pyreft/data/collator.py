@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyreft.positions import NO_POSITION, PositionSpec
 
-# Token columns, and what pads them; the first three are padded by the inner collator.
+# Token columns, and what fills them up.
 _BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": -100}
 _BY_TOKEN |= {"token_type_ids": 0, "position_ids": 0, "completion_mask": 0}
 

@@ -45,7 +45,7 @@ def tokenize_pair(
         if not isinstance(text, str):
             raise ValueError(f"the {name} must be text, got {text!r}")
     plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
+    ids = tokenizer(prompt)["input_ids"] if add_special_tokens else plain
     # Some tokenizers close every text they are given; a prompt that goes on is not closed.
     closers = ids[_end_of(plain, ids) :]
     prompt_ids = ids[: len(ids) - len(closers)]

@@ -43,14 +43,12 @@ def build_interventions(
                 )
             module = other.intervention
         else:
-            module = config.intervention or _build(config, width, component.width is not None)
+            # Before it is made: a config may ask for any size.
+            asked = config.arguments.get("embed_dim", width)
+            _require_width(config, component, asked, width)
+            module = config.intervention or _build(config, width)
         assert module is not None
-        has = getattr(module, "embed_dim", width)
-        if component.width is not None and int(has) != width:
-            raise ValueError(
-                f"the intervention at {config.place} is for hidden states of width {int(has)}; "
-                f"this model's have width {width} there."
-            )
+        _require_width(config, component, getattr(module, "embed_dim", width), width)
         arguments = {} if config.kind is None else constructor_arguments(module)
         built.append(replace(config, intervention=module, arguments=arguments))
     return built
@@ -74,7 +72,15 @@ def _width(config: InterventionConfig, component: Component, default: int) -> in
     return width // component.num_heads
 
 
-def _build(config: InterventionConfig, width: int, known_width: bool) -> nn.Module:
+def _require_width(config: InterventionConfig, component: Component, has: Any, width: int) -> None:
+    if component.width is not None and has != width:
+        raise ValueError(
+            f"the intervention at {config.place} is for hidden states of width {has}; this model's "
+            f"have width {width} there."
+        )
+
+
+def _build(config: InterventionConfig, width: int) -> nn.Module:
     if config.kind is None:
         raise ValueError(f"the intervention at {config.place} has neither kind nor module.")
     cls = intervention_class(config.kind)
@@ -82,11 +88,6 @@ def _build(config: InterventionConfig, width: int, known_width: bool) -> nn.Modu
     parameters = inspect.signature(cls).parameters
     if "embed_dim" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
         arguments.setdefault("embed_dim", width)
-    if arguments.get("embed_dim", width) != width and known_width:
-        raise ValueError(
-            f"the intervention at {config.place} is for hidden states of width "
-            f"{arguments['embed_dim']}; this model's have width {width} there."
-        )
     try:
         return cls(**arguments)
     except TypeError as error:

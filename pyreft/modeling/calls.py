@@ -19,6 +19,8 @@ logger = logging.get_logger(__name__)
 
 # What packing collators tell flash attention and state space models.
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+# Needs no prompt to be found.
+_ALL = PositionSpec.parse("all")
 
 
 def place_batch(
@@ -56,8 +58,7 @@ def place_batch(
     directions = broadcast_subspaces(subspaces, len(configs), shape[0])
     if _cached_tokens(inputs) and intervention_locations is None:
         return _place_generated(configs, shape, device, mask, directions)
-    specs = [config.positions for config in configs]
-    no_boundary = all(spec is not None and spec == PositionSpec.parse("all") for spec in specs)
+    no_boundary = all(config.positions == _ALL for config in configs)
     tokens = find_tokens(
         shape,
         device,
@@ -123,10 +124,10 @@ def prompt_mask(inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
     return (ids != pad).long()
 
 
-def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> list | None:
-    """One entry for each intervention: None, or a list of directions for each row."""
+def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
+    """For each intervention that is not edited whole, a list of directions for each row."""
     if subspaces is None:
-        return None
+        return {}
     if isinstance(subspaces, Tensor):
         if subspaces.dim() != 3:
             raise ValueError(
@@ -138,7 +139,7 @@ def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> list | None:
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"subspaces are lists of indices of directions, got {subspaces!r}.")
     if all(isinstance(index, int) for index in given):
-        return [[list(given)] * batch] * count
+        return dict.fromkeys(range(count), [list(given)] * batch)
     if len(given) != count:
         raise ValueError(f"subspaces are for {len(given)} interventions, the model has {count}.")
     for one in given:
@@ -148,7 +149,7 @@ def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> list | None:
                 "subspaces of an intervention are None, or a list of directions for each of the "
                 f"{batch} rows; got {one!r}."
             )
-    return list(given)
+    return {index: one for index, one in enumerate(given) if one is not None}
 
 
 def _place_generated(
@@ -156,7 +157,7 @@ def _place_generated(
     shape: tuple[int, int],
     device: torch.device,
     mask: Tensor | None,
-    directions: Sequence | None,
+    directions: Mapping[int, Sequence],
 ) -> Placement | None:
     """Tokens after a filled cache are generated: only `all` and `completion` edit them."""
     text = torch.ones(shape, dtype=torch.bool, device=device)
@@ -164,8 +165,7 @@ def _place_generated(
         text = mask[:, -shape[1] :].to(device=device, dtype=torch.bool)
     specs = {i: c.positions for i, c in enumerate(configs) if c.positions is not None}
     masks = {i: text for i, spec in specs.items() if spec.edits_completion}
-    chosen = {i: given for i, given in enumerate(directions or ()) if given is not None}
-    return Placement(masks, subspaces=chosen) if masks else None
+    return Placement(masks, subspaces=directions) if masks else None
 
 
 def _cached_tokens(inputs: Mapping[str, Any]) -> int:

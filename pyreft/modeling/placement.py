@@ -117,7 +117,7 @@ def place(
     sites: Sequence[int],
     tokens: Tokens,
     explicit: Tensor | None = None,
-    subspaces: Sequence | None = None,
+    subspaces: Mapping[int, Sequence] | None = None,
 ) -> Placement | None:
     """Choose the tokens of every intervention.
 
@@ -128,7 +128,7 @@ def place(
         explicit: (B, I, P) or (B, 1, P) positions that win over those of the interventions.
             A position is the index of a token in its sequence, padding not counted; negative
             ones count from the end of the prompt, and -100 is none.
-        subspaces: For each intervention None, or a list of directions for each row.
+        subspaces: For an intervention, the directions to edit for each row.
 
     Returns:
         The placement, or None if no intervention has positions.
@@ -149,8 +149,7 @@ def place(
         for index in masks
         if explicit is None and (spec := interventions[index].positions) and spec.edits_completion
     )
-    chosen = {i: s for i, s in enumerate(subspaces or ()) if s is not None}
-    return Placement(masks, completion, chosen)
+    return Placement(masks, completion, subspaces or {})
 
 
 def _spec_masks(

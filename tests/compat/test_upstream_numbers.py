@@ -14,7 +14,7 @@ import pyreft
 REFERENCES = Path(__file__).parent.parent / "references"
 
 with safe_open(REFERENCES / "upstream.safetensors", "pt") as stored:
-    TENSORS = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    TENSORS = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     ABOUT = {name: json.loads(value) for name, value in stored.metadata().items()}
 INTEGERS = json.loads((REFERENCES / "upstream_locations.json").read_text())
 
