@@ -29,6 +29,7 @@ class UpstreamMethods:
     # What `ReftModel` defines.
     model: Any
     interventions: nn.ModuleDict
+    trained: Any
     _hooks: Any
     __call__: Any
     generate: Any
@@ -108,8 +109,9 @@ class UpstreamMethods:
         return self.model.device
 
     def disable_model_gradients(self) -> None:
-        """Freeze the base model."""
+        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
         self.model.requires_grad_(False)
+        self.trained.enable_gradients()
 
     def enable_model_gradients(self) -> None:
         """Let the base model learn as well."""
@@ -151,13 +153,7 @@ class UpstreamMethods:
     def save_intervention(
         self, save_directory: str | os.PathLike, include_model: bool = True
     ) -> None:
-        """Save the adapter. A base model that learned as well is not part of an adapter."""
-        if include_model and _trainable(self.model):
-            raise ValueError(
-                "the base model has trainable parameters, which an adapter does not hold: save "
-                "them with model.model.save_pretrained(...), and the adapter with "
-                "include_model=False."
-            )
+        """Save the adapter, and whatever of the base model is trained with it in any case."""
         self.save_pretrained(save_directory)
 
     def load_intervention(

@@ -1,6 +1,7 @@
 """What is learned, and where: JSON in, JSON out."""
 
+from pyreft.config.disjoint import require_disjoint
 from pyreft.config.intervention import InterventionConfig
-from pyreft.config.reft import ReftConfig, require_disjoint
+from pyreft.config.reft import ReftConfig
 
 __all__ = ["InterventionConfig", "ReftConfig", "require_disjoint"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyreft.config.disjoint import require_disjoint
 from pyreft.config.intervention import InterventionConfig, is_path, read_heads
 from pyreft.interventions import intervention_class, kind_of
 from pyreft.positions import PositionSpec
@@ -30,8 +31,11 @@ _SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
     "add_bias": (bool,),
     "dtype": (str,),
     "arguments": (dict,),
+    "modules_to_save": (list,),
 }
-_OPTIONAL = ("heads", "act_fn", "arguments")
+_OPTIONAL = ("heads", "act_fn", "arguments", "modules_to_save")
+# What goes with representations.
+_BESIDE = ("representations", "kind", "intervention_types", "modules_to_save")
 # What `arguments` take the place of.
 _ARGUMENTS = ("rank", "dropout", "act_fn", "add_bias", "dtype")
 
@@ -55,7 +59,8 @@ class ReftConfig:
 
     Args:
         representations: Upstream's form: one dict or a list of them, see
-            `InterventionConfig.from_representation`. Excludes all arguments below but `kind`.
+            `InterventionConfig.from_representation`. Excludes all arguments below but `kind` and
+            `modules_to_save`.
         layers: "all", an index, or indices; negative ones count from the last layer.
         component: Where in the layer; see `pyreft.modeling.components`.
         positions: A position spec; see `pyreft.positions`.
@@ -70,6 +75,9 @@ class ReftConfig:
         dtype: Type of the parameters.
         arguments: Constructor arguments, in place of rank, dropout, act_fn, add_bias and dtype,
             for a kind of your own.
+        modules_to_save: Modules of the base model that are trained beside the interventions and
+            saved with them, such as the head of a classifier: names, or ends of names, as in
+            PEFT. A single parameter may be named as well.
         intervention_types: Upstream's class for representations that name none.
 
     Raises:
@@ -90,9 +98,11 @@ class ReftConfig:
     add_bias: bool = False
     dtype: str | torch.dtype = "float32"
     arguments: dict[str, Any] | None = None
+    modules_to_save: Sequence[str] | None = None
     intervention_types: Any = None
 
     def __post_init__(self) -> None:
+        self.modules_to_save = _read_names(self.modules_to_save)
         if self.representations is not None:
             self.representations = self._read_representations()
             return
@@ -120,8 +130,7 @@ class ReftConfig:
         changed = [
             f.name
             for f in fields(self)
-            if f.name not in ("representations", "kind", "intervention_types")
-            and getattr(self, f.name) != f.default
+            if f.name not in _BESIDE and getattr(self, f.name) != f.default
         ]
         if changed:
             raise ValueError(
@@ -215,7 +224,8 @@ class ReftConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON values: a list under "interventions", or the short form."""
         if self.representations is not None:
-            return {"interventions": [r.to_dict() for r in self.representations]}
+            listed: dict[str, Any] = {"interventions": [r.to_dict() for r in self.representations]}
+            return listed | ({"modules_to_save": n} if (n := self.modules_to_save) else {})
         entry = {name: getattr(self, name) for name in _SHORT_FORM_TYPES}
         entry["positions"] = str(self.positions)
         return {name: value for name, value in entry.items() if value is not None}
@@ -230,12 +240,15 @@ class ReftConfig:
         if "interventions" not in entry:
             _check_types(entry)
             return cls(**entry)
-        if extra := set(entry) - {"interventions"}:
+        if extra := set(entry) - {"interventions", "modules_to_save"}:
             raise ValueError(f"unknown field {', '.join(sorted(extra))} beside interventions.")
         listed = entry["interventions"]
         if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
             raise ValueError("the field 'interventions' must be a list of objects.")
-        return cls(representations=[InterventionConfig.from_dict(one) for one in listed])
+        return cls(
+            representations=[InterventionConfig.from_dict(one) for one in listed],
+            modules_to_save=entry.get("modules_to_save"),
+        )
 
     def to_json_file(self, path: str | Path) -> None:
         """Write the config as JSON."""
@@ -277,6 +290,18 @@ def _read_kind(kind: Any) -> str:
     return name
 
 
+def _read_names(names: Any) -> list[str] | None:
+    if names is None:
+        return None
+    listed = list(names) if isinstance(names, (list, tuple)) else []
+    if not listed or not all(isinstance(name, str) and name for name in listed):
+        raise ValueError(
+            f"modules_to_save must be a list of names of modules, got {names!r}; for the head of a "
+            'classifier of BERT ["classifier"], of Llama ["score"].'
+        )
+    return listed
+
+
 def _check_layer(layer: Any, num_layers: int) -> int:
     if not isinstance(layer, Integral) or isinstance(layer, bool):
         raise TypeError(f"a layer is an index, got {layer!r}.")
@@ -287,26 +312,3 @@ def _check_layer(layer: Any, num_layers: int) -> int:
             f"0 to {num_layers - 1}."
         )
     return layer % num_layers
-
-
-def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any]) -> None:
-    """Refuse positions that meet (on one layer they are disjoint: Wu et al. 2024, section 3).
-
-    Args:
-        resolved: The interventions.
-        sites: What tells where each acts; those that edit the same hidden state have the same.
-
-    Raises:
-        ValueError: If two specs at one site have a token in common in every long prompt.
-    """
-    for index, one in enumerate(resolved):
-        for earlier, other in enumerate(resolved[:index]):
-            apart = one.heads is not None and other.heads is not None
-            apart = apart and not set(one.heads or ()) & set(other.heads or ())
-            if sites[earlier] != sites[index] or apart:
-                continue
-            if one.positions and other.positions and one.positions.overlaps(other.positions):
-                raise ValueError(
-                    f"two interventions edit one token: {one.place} at {other.positions!r} and at "
-                    f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
-                )

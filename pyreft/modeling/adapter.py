@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,16 +15,42 @@ from pyreft.modeling.components import text_config
 from pyreft.sharing import Adapter, AdapterError
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers")
+# Before the names of trained tensors of the base model.
+_OF_BASE = "base_model."
 
 
 def take_adapter(
-    model: PreTrainedModel, config: ReftConfig, interventions: nn.ModuleDict
+    model: PreTrainedModel,
+    config: ReftConfig,
+    interventions: nn.ModuleDict,
+    trained: Mapping[str, Tensor],
 ) -> Adapter:
-    """What there is to save."""
+    """What there is to save.
+
+    Args:
+        model: The base model.
+        config: The config.
+        interventions: The interventions.
+        trained: Tensors of the base model that are trained as well, by their name in it.
+
+    Raises:
+        ValueError: If a tensor is not finite.
+    """
     sizes = text_config(model)
     base = {"name_or_path": model.config.name_or_path or None}
     base |= {name: getattr(sizes, name) for name in _SIZES}
-    return Adapter(config, _tensors(config.representations, interventions), base)
+    tensors = _tensors(config.representations, interventions, trained)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"the parameter {name} is not finite (NaN or infinite), so the adapter is not "
+                "saved: training has diverged. Go back to an earlier checkpoint and lower the "
+                "learning rate."
+            )
+    named = config.modules_to_save or []
+    by_hand = [n for n in trained if not any(n == m or n.startswith(f"{m}.") for m in named)]
+    config = replace(config, modules_to_save=[*named, *by_hand] or None)
+    return Adapter(config, tensors, base)
 
 
 def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
@@ -56,13 +83,24 @@ def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]
                 )
 
 
-def load_tensors(adapter: Adapter, config: ReftConfig, interventions: nn.ModuleDict) -> None:
-    """Copy the saved tensors into the interventions, all of them or none.
+def load_tensors(
+    adapter: Adapter,
+    config: ReftConfig,
+    interventions: nn.ModuleDict,
+    trained: Mapping[str, Tensor],
+) -> None:
+    """Copy the saved tensors into interventions and base model, all of them or none.
 
     Raises:
         AdapterError: If a name or a shape differs.
     """
-    ours = _tensors(config.representations, interventions)
+    ours = _tensors(config.representations, interventions, trained)
+    theirs = [name.removeprefix(_OF_BASE) for name in adapter.tensors if name.startswith(_OF_BASE)]
+    if set(theirs) != set(trained):
+        raise AdapterError(
+            f"{adapter.origin} was trained with modules_to_save {sorted(theirs) or None}, this "
+            f"model with {sorted(trained) or None}."
+        )
     if wrong := sorted(set(ours) ^ set(adapter.tensors)):
         verb = "lacks" if wrong[0] in ours else "has the unknown"
         raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
@@ -80,10 +118,13 @@ def load_tensors(adapter: Adapter, config: ReftConfig, interventions: nn.ModuleD
 
 
 def _tensors(
-    configs: Sequence[InterventionConfig], interventions: nn.ModuleDict
+    configs: Sequence[InterventionConfig],
+    interventions: nn.ModuleDict,
+    trained: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Every tensor of the interventions by name; those of tied ones once."""
-    return {
+    """Every tensor of the adapter by name; those of tied interventions once."""
+    of_base = {f"{_OF_BASE}{name}": tensor for name, tensor in trained.items()}
+    return of_base | {
         f"{key}.{name}": tensor
         for config, (key, module) in zip(configs, interventions.items(), strict=True)
         if config.tied_to is None

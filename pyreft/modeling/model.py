@@ -24,6 +24,7 @@ from pyreft.modeling.components import (
 )
 from pyreft.modeling.hooks import EditHooks
 from pyreft.modeling.saving import SavedAdapter
+from pyreft.modeling.trained import TrainedModules
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
 for _names in (
@@ -65,6 +66,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
     Attributes:
         model: The base model.
         interventions: The modules by key, "layer_15_comp_block_output_unit_pos_nunit_1#0".
+        trained: The parts of the base model that are trained as well, `modules_to_save`.
         reft_config: The config, every intervention spelled out.
         config: The base model's config, as transformers and its trainers expect.
 
@@ -87,10 +89,13 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 f"{type(config).__name__} and {type(model).__name__}."
             )
         self.model = model
+        self.trained = TrainedModules(model, config.modules_to_save or ())
         resolved = config.resolve(len(find_layers(model)) if config.names_layers else 0)
         components = [find_component(model, c.layer, c.component) for c in resolved]
         resolved = build_interventions(resolved, components, text_config(model).hidden_size)
-        self.reft_config = ReftConfig(representations=resolved)
+        self.reft_config = ReftConfig(
+            representations=resolved, modules_to_save=self.trained.names or None
+        )
         modules = [c.intervention for c in resolved if c.intervention is not None]
         self.interventions = nn.ModuleDict(
             dict(zip(intervention_keys(resolved), modules, strict=True))
@@ -116,6 +121,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         ):
             at = "the batch's positions" if config.positions is None else repr(config.positions)
             lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
+        if self.trained.names:
+            lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
         return "\n".join(lines) + "\n)"
 
     def _get_name(self) -> str:
@@ -277,14 +284,20 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Run the bare base model inside the block."""
-        before, self._disabled = self._disabled, True
-        try:
+        if self._disabled:
             yield
+            return
+        self._disabled = True
+        try:
+            with self.trained.original():
+                yield
         finally:
-            self._disabled = before
+            self._disabled = False
 
     def unwrap(self) -> PreTrainedModel:
-        """Take the adapter off, and return the base model; it stays frozen."""
+        """Take the adapter off, and return the base model, as it was; it stays frozen."""
+        if not self._hooks.removed:
+            self.trained.restore()
         self._hooks.remove()
         return self.model
 

@@ -6,16 +6,15 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from pyreft.config import ReftConfig, require_disjoint
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
+from pyreft.modeling.lora import has_peft, load_peft, peft_tensors, save_peft
+from pyreft.modeling.trained import TrainedModules, trained_by_hand
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
-
-logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +26,7 @@ class SavedAdapter:
     # What `ReftModel` defines.
     model: Any
     interventions: nn.ModuleDict
+    trained: TrainedModules
     reft_config: ReftConfig
     _left_to_batch: frozenset[int]
     _hooks: Any
@@ -60,7 +60,7 @@ class SavedAdapter:
                 )
         placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
         require_disjoint(placed, self._hooks.sites)
-        self.reft_config = ReftConfig(representations=placed)
+        self.reft_config = replace(self.reft_config, representations=placed)
 
     def save_pretrained(
         self,
@@ -70,6 +70,9 @@ class SavedAdapter:
         allow_other_files: bool = False,
     ) -> None:
         """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
+
+        Parameters of the base model that are trained are saved with it: `modules_to_save`, and
+        whatever else requires a gradient. A LoRA of PEFT's goes into PEFT's own files beside them.
 
         Args:
             save_directory: A new or empty directory, or one that holds an adapter, which is
@@ -82,13 +85,18 @@ class SavedAdapter:
             ValueError: If a kind or a position function has no name to be saved under.
         """
         if is_main_process:
-            if any(parameter.requires_grad for parameter in self.model.parameters()):
-                logger.warning(
-                    "The base model has trainable parameters, which an adapter does not hold: save "
-                    "them by themselves, as in model.model.save_pretrained(...)."
-                )
-            adapter = take_adapter(self.model, self.reft_config, self.interventions)
+            adapter = take_adapter(
+                self.model, self.reft_config, self.interventions, self._trained_tensors()
+            )
             save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
+            if peft_tensors(self.model):
+                save_peft(self.model, save_directory)
+
+    def _trained_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the base model that belong to the adapter, but for what PEFT saves."""
+        named = self.trained.tensors()
+        beside = [*named.values(), *peft_tensors(self.model).values()]
+        return named | trained_by_hand(self.model, beside)
 
     def load_weights(self, directory: str | os.PathLike) -> None:
         """Load the weights of a saved adapter of the same config into this one.
@@ -99,7 +107,12 @@ class SavedAdapter:
         adapter = read_adapter(directory)
         require_base(adapter, self.model)
         require_config(adapter, self.reft_config, self._left_to_batch)
-        load_tensors(adapter, self.reft_config, self.interventions)
+        if has_peft(directory) != bool(peft_tensors(self.model)):
+            has, lacks = ("this model", directory)[:: -1 if has_peft(directory) else 1]
+            raise AdapterError(f"{has} has a LoRA of PEFT's, {lacks} has none.")
+        load_tensors(adapter, self.reft_config, self.interventions, self._trained_tensors())
+        if has_peft(directory):
+            load_peft(self.model, directory)
         theirs = [config.positions for config in adapter.config.representations]
         if all(spec is not None for spec in theirs):
             self.record_positions([spec for spec in theirs if spec is not None])
@@ -121,15 +134,21 @@ class SavedAdapter:
             raise TypeError("from_pretrained takes the base model first, then the directory.")
         adapter = read_adapter(directory)
         require_base(adapter, model)
+        base: Any = load_peft(model, directory) if has_peft(directory) else model
         try:
-            reft_model: Any = cls(adapter.config, model)
+            reft_model: Any = cls(adapter.config, base)
+            try:
+                trained = reft_model.trained.tensors()
+                load_tensors(adapter, reft_model.reft_config, reft_model.interventions, trained)
+            except AdapterError:
+                reft_model.unwrap()
+                raise
         except (ValueError, TypeError) as error:
+            if base is not model:
+                base.unload()
+            if isinstance(error, AdapterError):
+                raise
             raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
-        try:
-            load_tensors(adapter, reft_model.reft_config, reft_model.interventions)
-        except AdapterError:
-            reft_model.unwrap()
-            raise
         reft_model.place_interventions()
         reft_model.disable_model_gradients()
         return reft_model.eval()

@@ -47,7 +47,8 @@ class Adapter:
 
     Args:
         config: The interventions.
-        tensors: Their parameters by name, "<key of the intervention>.<name in the module>".
+        tensors: Their parameters by name, "<key of the intervention>.<name in the module>", and
+            trained tensors of the base model, "base_model.<name in the base model>".
         base: What is said of the base model: name_or_path, model_type, hidden_size,
             num_hidden_layers.
         origin: Where it was read from.

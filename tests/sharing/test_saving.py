@@ -55,12 +55,16 @@ def test_what_cannot_come_back_is_not_saved(message, there, tmp_path):
     assert directory.exists() == there
 
 
-def test_a_base_model_that_learns_is_not_dropped_in_silence(tmp_path):
+def test_a_base_model_that_learns_is_saved_as_well(tmp_path):
     model = wrap()
     model.enable_model_gradients()
-    with pytest.raises(ValueError, match=r"trainable parameters.*include_model=False"):
-        model.save_intervention(tmp_path / "adapter")
-    assert not (tmp_path / "adapter").exists()
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(1.5)
+    model.save_intervention(tmp_path / "adapter")
+    loaded = pyreft.ReftModel.load(tmp_path / "adapter", make_base("llama"))
+    ours, theirs = model.model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # ---- where an adapter is saved -------------------------------------------------------------------

@@ -212,13 +212,6 @@ def test_positions_that_nobody_says_are_an_error(examples, tokenizer, tmp_path):
         make_trainer(model, examples, tokenizer, tmp_path).train()
 
 
-def test_a_trained_base_model_is_not_lost_without_a_word(examples, tokenizer, tmp_path, caplog):
-    model = reft_model()
-    model.model.lm_head.requires_grad_(True)
-    make_trainer(model, examples, tokenizer, tmp_path).save_model()
-    assert "which an adapter does not hold" in caplog.text
-
-
 def test_a_run_that_cannot_be_saved_says_so_when_it_begins(examples, tokenizer, tmp_path, caplog):
     class Unregistered(pyreft.LoreftIntervention):
         pass

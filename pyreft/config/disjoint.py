@@ -1,0 +1,31 @@
+"""On one layer the positions of interventions are disjoint (Wu et al. 2024, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyreft.config.intervention import InterventionConfig
+
+
+def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any]) -> None:
+    """Refuse positions that meet.
+
+    Args:
+        resolved: The interventions.
+        sites: What tells where each acts; those that edit the same hidden state have the same.
+
+    Raises:
+        ValueError: If two specs at one site have a token in common in every long prompt.
+    """
+    for index, one in enumerate(resolved):
+        for earlier, other in enumerate(resolved[:index]):
+            apart = one.heads is not None and other.heads is not None
+            apart = apart and not set(one.heads or ()) & set(other.heads or ())
+            if sites[earlier] != sites[index] or apart:
+                continue
+            if one.positions and other.positions and one.positions.overlaps(other.positions):
+                raise ValueError(
+                    f"two interventions edit one token: {one.place} at {other.positions!r} and at "
+                    f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
+                )

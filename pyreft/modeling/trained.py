@@ -1,0 +1,130 @@
+"""Parts of the base model that are trained beside the interventions: the head of a classifier, say.
+
+They are trained in place and belong to the adapter: saved with it, and taken off with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainedModules(nn.Module):
+    """The modules and parameters of a base model that an adapter names in `modules_to_save`.
+
+    What they were is kept, so that the bare base model can be run and given back.
+
+    Args:
+        base: The base model.
+        names: Names of modules or parameters, or the ends of such names, as in PEFT.
+
+    Attributes:
+        names: The full names that were found.
+
+    Raises:
+        ValueError: If nothing has such a name, or what has it shares a weight with the rest.
+    """
+
+    def __init__(self, base: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        # In a list, so that the base model is no submodule of this one.
+        self._base = [base]
+        self.names = [full for name in names for full in _find(base, name)]
+        self._tensor_names = _tensor_names(base, self.names)
+        _refuse_shared(base, self._tensor_names)
+        for index, tensor in enumerate(self.tensors().values()):
+            # Buffers, so that they move along with the model.
+            self.register_buffer(f"original_{index}", tensor.detach().clone(), persistent=False)
+        self.enable_gradients()
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.names)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trained tensors by their name in the base model."""
+        return {name: _tensor(self._base[0], name) for name in self._tensor_names}
+
+    def enable_gradients(self) -> None:
+        """Let the named parts learn, whatever else of the base model is frozen."""
+        for tensor in self.tensors().values():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(True)
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Put back, inside the block, what the named parts were."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back for good what the named parts were, frozen as the rest."""
+        for index, tensor in enumerate(self.tensors().values()):
+            tensor.copy_(self.get_buffer(f"original_{index}"))
+            tensor.requires_grad_(False)
+
+    def _swap(self) -> None:
+        # Data, so that a gradient that is still to be computed sees no change.
+        for index, tensor in enumerate(self.tensors().values()):
+            original = self.get_buffer(f"original_{index}")
+            tensor.data, original.data = original.data, tensor.data
+
+
+def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Parameters of the base model that learn without being named anywhere.
+
+    Scripts written for upstream set `requires_grad` of the head by themselves.
+
+    Args:
+        base: The base model.
+        beside: Parameters that are saved elsewhere.
+    """
+    known = {tensor.data_ptr() for tensor in beside}
+    learning = ((n, p) for n, p in base.named_parameters() if p.requires_grad)
+    return {name: parameter for name, parameter in learning if parameter.data_ptr() not in known}
+
+
+def _find(base: nn.Module, name: str) -> list[str]:
+    """The full names that are `name`, or end with it."""
+    modules = [full for full, _ in base.named_modules() if full]
+    for there in (modules, [full for full, _ in base.named_parameters()]):
+        exact = [full for full in there if full == name]
+        if found := exact or [full for full in there if full.endswith(f".{name}")]:
+            return found
+    top = ", ".join(child for child, _ in base.named_children())
+    raise ValueError(
+        f"{type(base).__name__} has no module {name!r} to train and save. Its parts are {top}; see "
+        "named_modules() of the model."
+    )
+
+
+def _tensor_names(base: nn.Module, names: Sequence[str]) -> list[str]:
+    """The parameters and saved buffers of named modules, in order, each once."""
+    there = base.state_dict(keep_vars=True)
+    under = [full for full in there if any(full == n or full.startswith(f"{n}.") for n in names)]
+    return list(dict.fromkeys(under))
+
+
+def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:
+    by_tensor: dict[int, list[str]] = {}
+    for full, parameter in base.named_parameters(remove_duplicate=False):
+        by_tensor.setdefault(id(parameter), []).append(full)
+    for group in by_tensor.values():
+        named = [full for full in group if full in names]
+        if named and len(named) < len(group):
+            other = next(full for full in group if full not in named)
+            raise ValueError(
+                f"cannot train {named[0]} of the base model: it is the same tensor as {other}, "
+                "which would change as well. Load the model with tie_word_embeddings=False."
+            )
+
+
+def _tensor(base: nn.Module, name: str) -> Tensor:
+    module, _, last = name.rpartition(".")
+    return getattr(base.get_submodule(module), last)
