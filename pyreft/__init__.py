@@ -49,8 +49,11 @@ if TYPE_CHECKING:
         AdapterError as AdapterError,
     )
     from pyreft.training import (
+        AdapterCheckpoints as AdapterCheckpoints,
         ReftTrainer as ReftTrainer,
         ReftTrainerForCausalLM as ReftTrainerForCausalLM,
+        ReftTrainerForCausalLMDistributed as ReftTrainerForCausalLMDistributed,
+        ReftTrainerForSequenceClassification as ReftTrainerForSequenceClassification,
     )
 
 __version__ = "1.0.0.dev0"
@@ -83,7 +86,13 @@ _HOMES = {
     "pyreft.modeling": ("ReftModel", "get_reft_model"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.sharing": ("AdapterError",),
-    "pyreft.training": ("ReftTrainer", "ReftTrainerForCausalLM"),
+    "pyreft.training": (
+        "AdapterCheckpoints",
+        "ReftTrainer",
+        "ReftTrainerForCausalLM",
+        "ReftTrainerForCausalLMDistributed",
+        "ReftTrainerForSequenceClassification",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,5 +1,17 @@
-"""The trainers."""
+"""ReftTrainer and its tasks."""
 
-from pyreft.training.trainer import ReftTrainer, ReftTrainerForCausalLM
+from pyreft.training.checkpoints import AdapterCheckpoints
+from pyreft.training.trainer import (
+    ReftTrainer,
+    ReftTrainerForCausalLM,
+    ReftTrainerForCausalLMDistributed,
+    ReftTrainerForSequenceClassification,
+)
 
-__all__ = ["ReftTrainer", "ReftTrainerForCausalLM"]
+__all__ = [
+    "AdapterCheckpoints",
+    "ReftTrainer",
+    "ReftTrainerForCausalLM",
+    "ReftTrainerForCausalLMDistributed",
+    "ReftTrainerForSequenceClassification",
+]
