@@ -1,0 +1,93 @@
+"""Every example runs, on tiny models of random weights, and so does every benchmark."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import make_base
+from test_docs import bytes_tokenizer
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
+    # PEFT asks an old name of transformers.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
+
+RUNS = {
+    "quickstart.py": ["--epochs", "2"],
+    "classification.py": ["--epochs", "2"],
+    "benchmarks/module_cost.py": ["--rounds", "2", "--width", "32"],
+    "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
+}
+ENCODERS = ("classification.py", "benchmarks/glue.py")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Directories of a tiny decoder and a tiny encoder, each with its tokenizer."""
+    directories = {}
+    for architecture in ("llama", "bert"):
+        directory = tmp_path_factory.mktemp(architecture)
+        model = make_base(architecture, vocab_size=300, num_hidden_layers=6)
+        # An encoder without a head, as encoders come.
+        (model.bert if architecture == "bert" else model).save_pretrained(directory)
+        bytes_tokenizer().save_pretrained(directory)
+        directories[architecture] = str(directory)
+    return directories
+
+
+def run(name, arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def glue(directory):
+    """A few rows of MRPC and RTE, in their own layout."""
+    heads = {"MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"}
+    heads["RTE"] = "index\tsentence1\tsentence2\tlabel"
+    for task, head in heads.items():
+        (directory / task).mkdir(parents=True)
+        for part in ("train", "dev"):
+            rows = [f"{i % 2}\t1\t2\tone {i}\ttwo {i}" for i in range(8)]
+            if task == "RTE":
+                names = ("entailment", "not_entailment")
+                rows = [f"{i}\tone {i}\ttwo {i}\t{names[i % 2]}" for i in range(8)]
+            (directory / task / f"{part}.tsv").write_text("\n".join([head, *rows]) + "\n")
+    return str(directory)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
+    arguments = [*RUNS[name]]
+    if "module_cost" not in name:
+        arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]
+    if "glue" in name:
+        arguments += ["--data", glue(tmp_path / "glue")]
+    run(name, arguments, monkeypatch, tmp_path)
+    assert capsys.readouterr().out
+
+
+def test_every_example_is_run_here():
+    scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
+    assert scripts - {"base_model.py"} == set(RUNS)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_the_classifier_reads_a_file_of_the_users(suffix, models, monkeypatch, tmp_path, capsys):
+    path = tmp_path / f"reviews.{suffix}"
+    rows = [{"review": f"text {i}", "stars": i % 3} for i in range(12)]
+    mark = {"csv": ",", "tsv": "\t"}.get(suffix)
+    lines = [json.dumps(row) for row in rows]
+    if mark:
+        lines = [mark.join(rows[0]), *(mark.join(str(v) for v in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    arguments = ["--data", str(path), "--text", "review", "--label", "stars", "--epochs", "1"]
+    run("classification.py", [*arguments, "--model", models["bert"]], monkeypatch, tmp_path)
+    assert re.search("rows of 0, 1, 2", capsys.readouterr().out)
