@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from conftest import make_base
 from test_docs import bytes_tokenizer
@@ -65,6 +66,8 @@ def glue(directory):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
+    if "glue" in name and "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
+        pytest.skip("this transformers cannot group by length under that name")
     arguments = [*RUNS[name]]
     if "module_cost" not in name:
         arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]

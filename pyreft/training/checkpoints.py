@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    get_last_checkpoint,
-    rotate_checkpoints,
-)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 
 if TYPE_CHECKING:
@@ -92,12 +88,8 @@ class AdapterCheckpoints(_Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
             _publish(unfinished, run, name)
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            kept = {run / name, Path(self.state.best_model_checkpoint or run / name)}
+            _delete_old(run, kept, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(run / name))
@@ -112,3 +104,13 @@ def _publish(unfinished: Path, run: Path, name: str) -> None:
         os.replace(run / name, unfinished / "replaced")
     os.replace(unfinished / name, run / name)
     shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _delete_old(run: Path, kept: set[Path], limit: int | None) -> None:
+    """Delete the oldest checkpoints over the limit, but none of those kept."""
+    if not limit or limit < 1:
+        return
+    others = [p for p in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p not in kept]
+    others.sort(key=lambda path: path.stat().st_mtime)
+    for old in others[: max(0, len(others) + len(kept) - limit)]:
+        shutil.rmtree(old, ignore_errors=True)
