@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from pyreft.modeling.components import (
     find_layers,
     text_config,
 )
-from pyreft.modeling.hooks import EditHooks
+from pyreft.modeling.hooks import EditHooks, tensors_in
+from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
@@ -99,6 +100,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         require_disjoint(resolved, self._hooks.sites)
         self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self._disabled = False
+        self._replicas = Replicas()
         self.train(model.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -223,6 +225,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             outputs = self.model(**inputs)
             if torch.is_grad_enabled() and _recomputes(self.model):
                 self._hooks.keep_for_recomputation(outputs)
+        if torch.is_grad_enabled():
+            self._replicas.follow(self, tensors_in(outputs))
         return outputs
 
     def generate(
@@ -295,6 +299,13 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         ):
             here = next(module.parameters(), torch.empty(0)).device
             module.to(execution_device(component.module, here))
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            "a ReftModel does not run under torch.nn.DataParallel, which would edit its copies on "
+            "other GPUs with the interventions of the first one. Start one process for each GPU, "
+            "`torchrun --nproc-per-node N script.py`, or show one GPU only, CUDA_VISIBLE_DEVICES=0."
+        )
 
     def _require_hooks(self) -> None:
         if self._hooks.removed:

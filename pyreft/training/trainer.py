@@ -7,17 +7,17 @@ import os
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
+from pyreft.training.distributed import ReplicatedAdapter
 
 logger = logging.get_logger(__name__)
 
 
-class ReftTrainer(Trainer):
+class ReftTrainer(ReplicatedAdapter):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
     Checkpoints hold the adapter in place of the model. Positions that the config leaves to the
@@ -87,6 +87,8 @@ class ReftTrainer(Trainer):
             logger.warning(f"This run will fail when it saves: {error}")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         directory = output_dir if output_dir is not None else str(self.args.output_dir)
         os.makedirs(directory, exist_ok=True)
         # Whatever else is there: a run must not end with its result refused.
