@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pyreft.training import (
         ReftTrainer as ReftTrainer,
         ReftTrainerForCausalLM as ReftTrainerForCausalLM,
+        shard_only_frozen as shard_only_frozen,
     )
 
 __version__ = "1.0.0.dev0"
@@ -83,7 +84,7 @@ _HOMES = {
     "pyreft.modeling": ("ReftModel", "get_reft_model"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.sharing": ("AdapterError",),
-    "pyreft.training": ("ReftTrainer", "ReftTrainerForCausalLM"),
+    "pyreft.training": ("ReftTrainer", "ReftTrainerForCausalLM", "shard_only_frozen"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -221,12 +221,12 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 intervention_locations,
                 subspaces,
             )
+        self._replicas.before_forward(self)
         with self._hooks.editing(placement):
             outputs = self.model(**inputs)
-            if torch.is_grad_enabled() and _recomputes(self.model):
+            if torch.is_grad_enabled():
                 self._hooks.keep_for_recomputation(outputs)
-        if torch.is_grad_enabled():
-            self._replicas.follow(self, tensors_in(outputs))
+                self._replicas.after_forward(self, tensors_in(outputs))
         return outputs
 
     def generate(
@@ -313,12 +313,6 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 "the adapter was taken off its base model by unwrap(); wrap the base model again "
                 "with get_reft_model or ReftModel.from_pretrained."
             )
-
-
-def _recomputes(model: PreTrainedModel) -> bool:
-    """Whether gradient checkpointing is on; transformers changed its name for that in 5.x."""
-    now = getattr(model, "is_activation_checkpointing", None)
-    return bool(model.is_gradient_checkpointing if now is None else now)
 
 
 def get_reft_model(

@@ -8,6 +8,7 @@ FSDP averages the gradients of what it shards, and of nothing else. DDP averages
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,8 +29,15 @@ class Replicas:
         # The backward pass that was last told to average at its end.
         self._backward = -1
 
-    def follow(self, model: nn.Module, outputs: Any) -> None:
-        """Take care of one forward pass, if the model is sharded over several processes.
+    def before_forward(self, model: nn.Module) -> None:
+        """Make them equal, if that was not done yet and the model is sharded by now."""
+        if not self._equal and _is_sharded(model):
+            self._equal = True
+            for parameter in replicated(model):
+                dist.broadcast(parameter.detach(), src=0)
+
+    def after_forward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:
+        """Average gradients at the end of the backward pass.
 
         Args:
             model: The model.
@@ -37,10 +45,6 @@ class Replicas:
         """
         if not _is_sharded(model):
             return
-        if not self._equal:
-            self._equal = True
-            for parameter in replicated(model):
-                dist.broadcast(parameter.detach(), src=0)
 
         def average_at_end(grad: Tensor) -> None:
             backward = torch._C._current_graph_task_id()
@@ -60,6 +64,20 @@ def replicated(model: nn.Module) -> list[nn.Parameter]:
 
     trained = (p for p in model.parameters() if p.requires_grad)
     return [p for p in trained if not isinstance(p, DTensor)]
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model of whose interventions this process has shards only.
+
+    Raises:
+        ValueError: If FSDP2 was not told to leave them alone.
+    """
+    if {type(p).__name__ for p in model.parameters()} & {"DTensor"}:
+        raise ValueError(
+            "the interventions are sharded over the processes, so that none of them has one to "
+            "save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
+            "before accelerator.prepare, or fully_shard the base model alone."
+        )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from pyreft.config import ReftConfig, require_disjoint
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
+from pyreft.modeling.replicas import require_whole
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
 
@@ -79,9 +80,11 @@ class SavedAdapter:
 
         Raises:
             AdapterError: If the directory holds something else.
-            ValueError: If a kind or a position function has no name to be saved under.
+            ValueError: If a kind or a position function has no name to be saved under, or this
+                process has only shards of the interventions.
         """
         if is_main_process:
+            require_whole(self.interventions)
             if any(parameter.requires_grad for parameter in self.model.parameters()):
                 logger.warning(
                     "The base model has trainable parameters, which an adapter does not hold: save "

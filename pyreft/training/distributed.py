@@ -14,8 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer
+from transformers.utils import logging
 
 from pyreft.modeling import ReftModel
+
+logger = logging.get_logger(__name__)
 
 
 class ReplicatedAdapter(Trainer):
@@ -29,6 +32,11 @@ class ReplicatedAdapter(Trainer):
             # search in vain, and cannot search under reentrant gradient checkpointing.
             self.args.ddp_find_unused_parameters = False
         super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            logger.warning(
+                f"accelerate does not shard models on {self.args.device.type}: each process has "
+                "the whole base model, and `fsdp` changes nothing else."
+            )
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         with self._without_fsdp():

@@ -1,14 +1,20 @@
 """One process of a run with several: trains as its arguments say, and writes down what came out.
 
-    python -m torch.distributed.run --nproc_per_node 2 distributed_worker.py DIRECTORY ddp fsdp
+python -m torch.distributed.run --nproc_per_node 2 distributed_worker.py DIRECTORY ddp
 """
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -20,6 +26,22 @@ STEPS, ROWS_PER_STEP = 6, 4
 # The tokens of each prompt, and of each completion. A prompt of one token has no first half, so
 # that "f2" edits nothing there.
 LENGTHS = [(1, 2), (6, 7), (1, 5), (4, 1), (9, 3), (1, 1), (2, 8), (1, 4), (5, 2), (1, 6)]
+
+
+def allow_fsdp_on_cpu():
+    """accelerate turns FSDP on for accelerators only, and else runs DDP without a word.
+
+    All that comes after works on CPU as well.
+    """
+    init = AcceleratorState.__init__
+
+    def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_fsdp
 
 
 class Rows(Dataset):
@@ -51,7 +73,12 @@ def make_model(seed):
     base = make_base("llama")
     torch.manual_seed(seed)
     interventions = [
-        {"layer": layer, "component": "block_output", "positions": positions, "low_rank_dimension": 2}
+        {
+            "layer": layer,
+            "component": "block_output",
+            "positions": positions,
+            "low_rank_dimension": 2,
+        }
         for layer in (0, 1)
         for positions in ("f2", "l2")
     ]
@@ -60,8 +87,8 @@ def make_model(seed):
 
 def train(directory, *, processes, resume=None, **arguments):
     """The trainer after a run of `STEPS` steps of `ROWS_PER_STEP` rows, in all processes."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    model = make_model(seed=0 if resume is None else 7 + rank)
+    rank = int(os.environ.get("RANK", "0"))
+    model = make_model(seed=rank if resume is None else 7 + rank)
     trainer = pyreft.ReftTrainer(
         model=model,
         args=TrainingArguments(
@@ -96,31 +123,77 @@ def train(directory, *, processes, resume=None, **arguments):
     return trainer
 
 
-SHARDED = {
-    "fsdp": True,
-    "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
-}
+LAYERS_SHARDED = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+
+
+def loop(*, processes, plugin=None):
+    """A loop of one's own with accelerate, in which a part of the base model is trained as well."""
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    model = make_model(seed=accelerator.process_index)
+    model.model.model.norm.weight.requires_grad_(True)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-2)
+    if plugin is not None:
+        pyreft.shard_only_frozen(accelerator, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    rows, losses = Rows(), []
+    for step in range(STEPS):
+        batch = [rows[(step * ROWS_PER_STEP + i) % len(rows)] for i in range(ROWS_PER_STEP)]
+        tokens = sum(int((row["labels"] != -100).sum()) for row in batch)
+        mine = batch[accelerator.process_index :: processes]
+        total = 0.0
+        for i, row in enumerate(mine):
+            last = i == len(mine) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                loss = model(**pad([row]), num_items_in_batch=tokens).loss
+                accelerator.backward(loss * processes)
+            total += loss.item()
+        accelerator.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(accelerator.reduce(torch.tensor(total), "sum"))
+    model = accelerator.unwrap_model(model)
+    return {"losses": torch.stack(losses)} | trained(model)
+
+
+def trained(model):
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def of_trainer(trainer):
+    """What a process ends with: its losses, how much of the base it has, its copy of the rest."""
+    history = trainer.state.log_history
+    losses = torch.tensor([entry["loss"] for entry in history if "loss" in entry])
+    sharded = sum(isinstance(p, DTensor) for p in trainer.model.model.parameters())
+    return {"losses": losses, "sharded": torch.tensor(sharded)} | trained(trainer.model)
 
 
 def main():
-    out, ways = Path(sys.argv[1]), sys.argv[2:]
-    for way in ways:
-        arguments = SHARDED if way == "fsdp" else {}
+    out, way = Path(sys.argv[1]), sys.argv[2]
+    if way.startswith("fsdp"):
+        allow_fsdp_on_cpu()
+    if way == "loop":
+        write(loop(processes=2), out, way)
+    elif way == "fsdp-loop":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            activation_checkpointing=True,
+        )
+        write(loop(processes=2, plugin=plugin), out, way)
+    else:
+        arguments = {"fsdp": True, "fsdp_config": LAYERS_SHARDED} if way == "fsdp" else {}
         trainer = train(out / way, processes=2, **arguments)
-        keep(trainer, out / f"{way}-{dist.get_rank()}.safetensors")
+        write(of_trainer(trainer), out, way)
         resume = str(out / way / "checkpoint-3")
         trainer = train(out / f"{way}-resumed", processes=2, resume=resume, **arguments)
-        keep(trainer, out / f"{way}-resumed-{dist.get_rank()}.safetensors")
+        write(of_trainer(trainer), out, f"{way}-resumed")
     dist.destroy_process_group()
 
 
-def keep(trainer, path):
-    """What a process ends with: its losses, and its copy of the adapter."""
-    history = trainer.state.log_history
-    losses = torch.tensor([entry["loss"] for entry in history if "loss" in entry])
-    measured = torch.tensor([entry["eval_loss"] for entry in history if "eval_loss" in entry])
-    parameters = {name: p.detach() for name, p in trainer.model.interventions.named_parameters()}
-    save_file({"losses": losses, "eval_losses": measured, **parameters}, path)
+def write(tensors, out, name):
+    save_file(tensors, out / f"{name}-{dist.get_rank()}.safetensors")
 
 
 if __name__ == "__main__":
