@@ -1,18 +1,23 @@
-"""One process of a run with several: trains as its arguments say, and writes down what came out.
+"""One process of a run with several: trains in several ways, and writes down what came out.
 
-python -m torch.distributed.run --nproc_per_node 2 distributed_worker.py DIRECTORY ddp
+python -m torch.distributed.run --nproc_per_node 2 distributed_worker.py DIRECTORY
 """
 
 import contextlib
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
@@ -76,11 +81,11 @@ def make_model(seed):
         {
             "layer": layer,
             "component": "block_output",
-            "positions": positions,
+            "positions": spec,
             "low_rank_dimension": 2,
         }
         for layer in (0, 1)
-        for positions in ("f2", "l2")
+        for spec in ("f2", "l2")
     ]
     return pyreft.get_reft_model(base, pyreft.ReftConfig(representations=interventions))
 
@@ -123,12 +128,27 @@ def train(directory, *, processes, resume=None, **arguments):
     return trainer
 
 
-LAYERS_SHARDED = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+LAYER = "LlamaDecoderLayer"
+WAYS = {
+    "ddp": {},
+    "fsdp": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [LAYER]}},
+}
+
+
+def sharding():
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+        transformer_cls_names_to_wrap=[LAYER],
+        activation_checkpointing=True,
+    )
 
 
 def loop(*, processes, plugin=None):
     """A loop of one's own with accelerate, in which a part of the base model is trained as well."""
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    # Processes that wait for each other in vain end in an error.
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=120))
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[patience])
     model = make_model(seed=accelerator.process_index)
     model.model.model.norm.weight.requires_grad_(True)
     model.train()
@@ -169,26 +189,17 @@ def of_trainer(trainer):
 
 
 def main():
-    out, way = Path(sys.argv[1]), sys.argv[2]
-    if way.startswith("fsdp"):
-        allow_fsdp_on_cpu()
-    if way == "loop":
-        write(loop(processes=2), out, way)
-    elif way == "fsdp-loop":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="TRANSFORMER_BASED_WRAP",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-            activation_checkpointing=True,
-        )
-        write(loop(processes=2, plugin=plugin), out, way)
-    else:
-        arguments = {"fsdp": True, "fsdp_config": LAYERS_SHARDED} if way == "fsdp" else {}
+    out = Path(sys.argv[1])
+    allow_fsdp_on_cpu()
+    write(loop(processes=2), out, "loop")
+    for way, arguments in WAYS.items():
         trainer = train(out / way, processes=2, **arguments)
         write(of_trainer(trainer), out, way)
         resume = str(out / way / "checkpoint-3")
         trainer = train(out / f"{way}-resumed", processes=2, resume=resume, **arguments)
         write(of_trainer(trainer), out, f"{way}-resumed")
+    AcceleratorState._reset_state()
+    write(loop(processes=2, plugin=sharding()), out, "fsdp-loop")
     dist.destroy_process_group()
 
 

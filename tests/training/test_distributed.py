@@ -24,26 +24,19 @@ OF_THE_RUN = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_ar
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run the worker in two processes, once for each way: the directory where all of them wrote."""
-    out = tmp_path_factory.mktemp("runs")
-    done = set()
-
-    def start(way):
-        if way not in done:
-            script = str(TESTS / "training" / "distributed_worker.py")
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            environment = os.environ | {
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(pyreft.__file__).parents[1])]),
-            }
-            command = [*launcher, "--nproc_per_node", "2", script, str(out), way]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert ended.returncode == 0, ended.stderr
-            done.add(way)
-        return out
-
-    return start
+def out(tmp_path_factory):
+    """Where two processes wrote what they ended with, for each way to train."""
+    directory = tmp_path_factory.mktemp("runs")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(pyreft.__file__).parents[1])]),
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = str(TESTS / "training" / "distributed_worker.py")
+    command = [*launcher, "--nproc_per_node", "2", script, str(directory)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -63,43 +56,39 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("way", TRAINER + LOOP)
-def test_two_processes_train_as_one_does(way, run, alone):
-    out = run(way)
+def test_two_processes_train_as_one_does(way, out, alone):
     for rank in (0, 1):
         assert_close(load_file(out / f"{way}-{rank}.safetensors"), alone[way])
 
 
 @pytest.mark.parametrize("way", TRAINER)
-def test_the_last_checkpoint_is_that_of_one_process(way, run, alone):
-    last = load_file(run(way) / way / "checkpoint-6" / "reft_model.safetensors")
+def test_the_last_checkpoint_is_that_of_one_process(way, out, alone):
+    last = load_file(out / way / "checkpoint-6" / "reft_model.safetensors")
     assert_close(last, alone[way]["last"])
 
 
 @pytest.mark.parametrize("way", TRAINER + LOOP)
-def test_the_processes_end_with_the_same_bits(way, run):
-    first, second = (load_file(run(way) / f"{way}-{rank}.safetensors") for rank in (0, 1))
+def test_the_processes_end_with_the_same_bits(way, out):
+    first, second = (load_file(out / f"{way}-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("way", TRAINER)
-def test_a_checkpoint_is_written_once_and_holds_no_base_model(way, run):
-    out = run(way)
+def test_a_checkpoint_is_written_once_and_holds_no_base_model(way, out):
     assert {path.name for path in (out / way).iterdir()} == {"checkpoint-3", "checkpoint-6"}
     files = {path.name for path in (out / way / "checkpoint-6").iterdir()}
     assert files == ADAPTER | OF_THE_RUN | {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 @pytest.mark.parametrize("way", TRAINER)
-def test_a_resumed_run_of_two_processes_is_the_same_bit_for_bit(way, run):
-    out = run(way)
+def test_a_resumed_run_of_two_processes_is_the_same_bit_for_bit(way, out):
     names = [f"{way}/checkpoint-6", f"{way}-resumed/checkpoint-6"]
     whole, resumed = (load_file(out / name / "reft_model.safetensors") for name in names)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("way", TRAINER)
-def test_two_processes_end_with_the_best_adapter(way, run):
-    out = run(way)
+def test_two_processes_end_with_the_best_adapter(way, out):
     best = pyreft.ReftModel.from_pretrained(make_base("llama"), out / way / "checkpoint-3")
     last = pyreft.ReftModel.from_pretrained(make_base("llama"), out / way / "checkpoint-6")
     ended = load_file(out / f"{way}-1.safetensors")
@@ -109,8 +98,8 @@ def test_two_processes_end_with_the_best_adapter(way, run):
             assert not torch.equal(ended[name], last.get_parameter(name))
 
 
-def test_fsdp_shards_the_base_model_and_no_intervention(run):
-    ended = load_file(run("fsdp") / "fsdp-0.safetensors")
+def test_fsdp_shards_the_base_model_and_no_intervention(out):
+    ended = load_file(out / "fsdp-0.safetensors")
     layers = sum(
         name.startswith("model.layers") for name, _ in make_base("llama").named_parameters()
     )
