@@ -75,7 +75,7 @@ def pad(rows):
 
 def make_model(seed):
     """The same base model in each process, and an adapter that starts as the seed says."""
-    base = make_base("llama")
+    base = make_base("llama", tie_word_embeddings=True)
     torch.manual_seed(seed)
     interventions = [
         {
@@ -128,18 +128,14 @@ def train(directory, *, processes, resume=None, **arguments):
     return trainer
 
 
-LAYER = "LlamaDecoderLayer"
-WAYS = {
-    "ddp": {},
-    "fsdp": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [LAYER]}},
-}
+WAYS = {"ddp": {}, "fsdp": {"fsdp": True, "fsdp_config": {"version": 2}}}
 
 
 def sharding():
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="TRANSFORMER_BASED_WRAP",
-        transformer_cls_names_to_wrap=[LAYER],
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         activation_checkpointing=True,
     )
 

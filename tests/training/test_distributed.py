@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 import pyreft
-from conftest import make_base
 
 TESTS = Path(__file__).parent.parent
 TRAINER = ["ddp", "fsdp"]
@@ -89,8 +88,9 @@ def test_a_resumed_run_of_two_processes_is_the_same_bit_for_bit(way, out):
 
 @pytest.mark.parametrize("way", TRAINER)
 def test_two_processes_end_with_the_best_adapter(way, out):
-    best = pyreft.ReftModel.from_pretrained(make_base("llama"), out / way / "checkpoint-3")
-    last = pyreft.ReftModel.from_pretrained(make_base("llama"), out / way / "checkpoint-6")
+    base = distributed_worker.make_model(seed=0).unwrap()
+    best = pyreft.ReftModel.from_pretrained(base, out / way / "checkpoint-3")
+    last = pyreft.ReftModel.from_pretrained(best.unwrap(), out / way / "checkpoint-6")
     ended = load_file(out / f"{way}-1.safetensors")
     for name, parameter in best.named_parameters():
         if name.startswith("interventions."):
@@ -100,10 +100,8 @@ def test_two_processes_end_with_the_best_adapter(way, out):
 
 def test_fsdp_shards_the_base_model_and_no_intervention(out):
     ended = load_file(out / "fsdp-0.safetensors")
-    layers = sum(
-        name.startswith("model.layers") for name, _ in make_base("llama").named_parameters()
-    )
-    assert ended["sharded"] >= layers
+    base = distributed_worker.make_model(seed=0).model
+    assert ended["sharded"] >= len(list(base.model.layers.parameters()))
 
 
 def test_an_intervention_without_a_token_has_the_gradient_zero():
