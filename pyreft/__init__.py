@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ReftTrainerForCausalLM as ReftTrainerForCausalLM,
         ReftTrainerForCausalLMDistributed as ReftTrainerForCausalLMDistributed,
         ReftTrainerForSequenceClassification as ReftTrainerForSequenceClassification,
+        shard_only_frozen as shard_only_frozen,
     )
 
 __version__ = "1.0.0.dev0"
@@ -92,6 +93,7 @@ _HOMES = {
         "ReftTrainerForCausalLM",
         "ReftTrainerForCausalLMDistributed",
         "ReftTrainerForSequenceClassification",
+        "shard_only_frozen",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -138,7 +138,7 @@ class EditHooks:
         def recompute(grad: Tensor) -> None:
             self._recomputed = edits
 
-        for tensor in _tensors(outputs):
+        for tensor in tensors_in(outputs):
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
 
@@ -146,7 +146,9 @@ class EditHooks:
         if placement is None:
             return None
         edits: dict[int, list[Edit]] = {}
-        for index, slots in placement.slots().items():
+        # In training an intervention that finds no token has the gradient zero, and not none: the
+        # other processes, which may have a token for it, wait for its gradient.
+        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
             edit = Edit(
                 self._interventions[index],
                 slots,
@@ -305,12 +307,13 @@ def _below(module: nn.Module) -> Iterator[nn.Module]:
     return (m for m in module.modules() if m is not module)
 
 
-def _tensors(outputs: Any) -> Iterator[Tensor]:
+def tensors_in(outputs: Any) -> Iterator[Tensor]:
+    """The tensors that a model put out, however they are packed."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping):
         for value in outputs.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(outputs, (tuple, list)):
         for value in outputs:
-            yield from _tensors(value)
+            yield from tensors_in(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from pyreft.modeling.components import (
     find_layers,
     text_config,
 )
-from pyreft.modeling.hooks import EditHooks
+from pyreft.modeling.hooks import EditHooks, tensors_in
+from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
 from pyreft.modeling.trained import TrainedModules
 
@@ -104,6 +105,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         require_disjoint(resolved, self._hooks.sites)
         self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self._disabled = False
+        self._replicas = Replicas()
         self.train(model.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -226,10 +228,12 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 intervention_locations,
                 subspaces,
             )
+        self._replicas.before_forward(self)
         with self._hooks.editing(placement):
             outputs = self.model(**inputs)
-            if torch.is_grad_enabled() and _recomputes(self.model):
+            if torch.is_grad_enabled():
                 self._hooks.keep_for_recomputation(outputs)
+                self._replicas.after_forward(self, tensors_in(outputs))
         return outputs
 
     def generate(
@@ -309,18 +313,19 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             here = next(module.parameters(), torch.empty(0)).device
             module.to(execution_device(component.module, here))
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            "a ReftModel does not run under torch.nn.DataParallel, which would edit its copies on "
+            "other GPUs with the interventions of the first one. Start one process for each GPU, "
+            "`torchrun --nproc-per-node N script.py`, or show one GPU only, CUDA_VISIBLE_DEVICES=0."
+        )
+
     def _require_hooks(self) -> None:
         if self._hooks.removed:
             raise RuntimeError(
                 "the adapter was taken off its base model by unwrap(); wrap the base model again "
                 "with get_reft_model or ReftModel.from_pretrained."
             )
-
-
-def _recomputes(model: PreTrainedModel) -> bool:
-    """Whether gradient checkpointing is on; transformers changed its name for that in 5.x."""
-    now = getattr(model, "is_activation_checkpointing", None)
-    return bool(model.is_gradient_checkpointing if now is None else now)
 
 
 def get_reft_model(

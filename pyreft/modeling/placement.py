@@ -34,12 +34,19 @@ class Slots:
     kept: Tensor | None
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> Slots | None:
-        """From a (B, T) mask; None if it chooses nothing."""
+    def from_mask(cls, mask: Tensor, even_if_none: bool = False) -> Slots | None:
+        """From a (B, T) mask.
+
+        Args:
+            mask: (B, T), the tokens to edit.
+            even_if_none: For a mask that chooses nothing, slots that gather the first token of
+                each row and edit none, in place of None.
+        """
         rows, columns = mask.nonzero(as_tuple=True)
-        if rows.numel() == 0:
-            return None
         batch, length = mask.shape
+        if rows.numel() == 0:
+            first = torch.arange(batch, device=mask.device)[:, None] * length
+            return cls((batch, length), first, rows, rows) if even_if_none else None
         order = (mask.long().cumsum(1) - 1)[rows, columns]
         count = int(order.max()) + 1
         scatter = rows * length + columns
@@ -89,12 +96,12 @@ class Placement:
         subspaces = {index: repeat(given, rows) for index, given in self.subspaces.items()}
         return Placement(masks, self.generated, subspaces)
 
-    def slots(self) -> dict[int, Slots]:
-        """The slots of every intervention that edits anything."""
+    def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
+        """The slots of every intervention that edits anything, or of all that have a mask."""
         made: dict[int, Slots | None] = {}
         for mask in self.masks.values():
             if id(mask) not in made:
-                made[id(mask)] = Slots.from_mask(mask)
+                made[id(mask)] = Slots.from_mask(mask, even_if_none)
         found = ((index, made[id(mask)]) for index, mask in self.masks.items())
         return {index: slots for index, slots in found if slots is not None}
 

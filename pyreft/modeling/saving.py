@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pyreft.config import ReftConfig, require_disjoint
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.modeling.lora import has_peft, load_peft, peft_tensors, save_peft
+from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.trained import TrainedModules, trained_by_hand
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
@@ -82,9 +83,11 @@ class SavedAdapter:
 
         Raises:
             AdapterError: If the directory holds something else.
-            ValueError: If a kind or a position function has no name to be saved under.
+            ValueError: If a kind or a position function has no name to be saved under, or this
+                process has only shards of the interventions.
         """
         if is_main_process:
+            require_whole(self.interventions)
             adapter = take_adapter(
                 self.model, self.reft_config, self.interventions, self._trained_tensors()
             )

@@ -1,6 +1,7 @@
 """ReftTrainer and its tasks."""
 
 from pyreft.training.checkpoints import AdapterCheckpoints
+from pyreft.training.distributed import shard_only_frozen
 from pyreft.training.trainer import (
     ReftTrainer,
     ReftTrainerForCausalLM,
@@ -14,4 +15,5 @@ __all__ = [
     "ReftTrainerForCausalLM",
     "ReftTrainerForCausalLMDistributed",
     "ReftTrainerForSequenceClassification",
+    "shard_only_frozen",
 ]

@@ -40,6 +40,8 @@ class AdapterCheckpoints(_Trainer):
     _unfinished: Path | None = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         directory = output_dir if output_dir is not None else str(self.args.output_dir)
         os.makedirs(directory, exist_ok=True)
         model: Any = self.model

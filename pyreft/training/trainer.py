@@ -13,13 +13,14 @@ from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import require_finite, require_labels
+from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.generation import GeneratedPredictions
 from pyreft.training.measures import describe_interventions
 
 logger = logging.get_logger(__name__)
 
 
-class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, Trainer):
+class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, Trainer):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
     Checkpoints hold the adapter in place of the model, and are there whole or not at all.

@@ -1,0 +1,106 @@
+"""Every process has the whole of what is trained, also where the base model is sharded over them.
+
+    FSDP2      frozen parameters of the base model, one shard of each for a process
+    Replicas   interventions and whatever else is trained, whole in each process
+
+FSDP averages the gradients of what it shards, and of nothing else. DDP averages all by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Replicas:
+    """Keeps the trained parameters of a model equal in all processes.
+
+    They start as they are in the first process, and after each backward pass their gradients
+    are averaged. The average of what is averaged already is the same again, so it does not matter
+    over how many passes gradients are accumulated, nor whether somebody averages them as well.
+    """
+
+    def __init__(self) -> None:
+        self._equal = False
+        # The backward pass that was last told to average at its end.
+        self._backward = -1
+
+    def before_forward(self, model: nn.Module) -> None:
+        """Make them equal, if that was not done yet and the model is sharded by now."""
+        if not self._equal and _is_sharded(model):
+            self._equal = True
+            for parameter in replicated(model):
+                dist.broadcast(parameter.detach(), src=0)
+
+    def after_forward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:
+        """Average gradients at the end of the backward pass.
+
+        Args:
+            model: The model.
+            outputs: The tensors that it put out, whose gradients are the first to be computed.
+        """
+        if not _is_sharded(model):
+            return
+
+        def average_at_end(grad: Tensor) -> None:
+            backward = torch._C._current_graph_task_id()
+            if backward != self._backward:
+                self._backward = backward
+                engine: Any = torch.autograd.Variable._execution_engine
+                engine.queue_callback(lambda: average_gradients(replicated(model)))
+
+        for tensor in outputs:
+            if tensor.requires_grad:
+                tensor.register_hook(average_at_end)
+
+
+def replicated(model: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters that no process shares with another."""
+    from torch.distributed.tensor import DTensor
+
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return [p for p in trained if not isinstance(p, DTensor)]
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model of whose interventions this process has shards only.
+
+    Raises:
+        ValueError: If FSDP2 was not told to leave them alone.
+    """
+    if {type(p).__name__ for p in model.parameters()} & {"DTensor"}:
+        raise ValueError(
+            "the interventions are sharded over the processes, so that none of them has one to "
+            "save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
+            "before accelerator.prepare, or fully_shard the base model alone."
+        )
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average gradients over all processes, at once; one that is missing everywhere stays so."""
+    wide = torch.float32
+    for parameter in parameters:
+        wide = torch.promote_types(wide, parameter.dtype)
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=wide)
+    parts = [used.to(parameters[0].device)]
+    parts += [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat([part.to(wide) for part in parts])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    anywhere, *averages = flat.split([part.numel() for part in parts])
+    for parameter, count, average in zip(parameters, anywhere.tolist(), averages, strict=True):
+        if count:
+            parameter.grad = average.view_as(parameter).to(parameter.dtype)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
