@@ -26,7 +26,7 @@ def test_it_gives_the_numbers_of_the_base_model(architecture):
 
 
 def test_it_generates_as_the_base_model():
-    model, reference = pair()
+    _, reference = pair()
     settings = {"max_new_tokens": 4, "do_sample": False}
     expected = make_base("llama").generate(IDS, **settings)
     assert torch.equal(reference.generate(IDS, **settings), expected)
@@ -79,8 +79,7 @@ def test_what_it_does_not_define_is_the_models():
     model, reference = pair()
     assert reference.config is model.config
     assert (reference.device, reference.dtype) == (model.device, model.dtype)
-    with pytest.raises(AttributeError):
-        reference.nothing_of_this_name
+    assert not hasattr(reference, "nothing_of_this_name")
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
