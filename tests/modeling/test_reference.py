@@ -87,3 +87,13 @@ def test_a_copy_is_the_reference_of_a_copied_model(duplicate):
     _, reference = pair()
     again = duplicate(reference)
     assert torch.equal(again(IDS).logits, reference(IDS).logits)
+
+
+def test_parts_of_the_base_model_that_are_trained_are_what_they_were():
+    model = wrap(make_base("llama"), modules_to_save=["lm_head"])
+    reference, before = ReferenceModel(model), make_base("llama")
+    with torch.no_grad():
+        model.model.lm_head.weight.mul_(2)
+    assert torch.equal(reference(IDS).logits, before(IDS).logits)
+    assert torch.equal(reference.state_dict()["lm_head.weight"], before.lm_head.weight)
+    assert not torch.equal(model(IDS).logits, before(IDS).logits)
