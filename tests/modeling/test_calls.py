@@ -9,6 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import VOCAB, make_base, randomize
 from pyreft import ReftConfig, ReftModel, get_reft_model
+from pyreft.modeling import calls
 
 IDS = torch.arange(3, 11)[None]
 
@@ -142,3 +143,16 @@ def test_a_forward_that_a_trainer_put_in_its_place_is_edited():
     assert torch.equal(logits(model, IDS, labels=labels), expected)
     with model.disable_adapter():
         assert torch.equal(logits(model, IDS, labels=labels), logits(make_base("llama"), IDS))
+
+
+@pytest.mark.parametrize("positions", ["l1", "all"])
+def test_training_without_labels_says_what_the_prompt_then_is(positions, caplog):
+    model = wrap(positions=positions).train()
+    calls.logger.warning_once.cache_clear()
+    told = {"completion_mask": (torch.arange(8) > 3).long()[None]}
+    model(IDS, **told)
+    model(IDS, labels=IDS.masked_fill(torch.arange(8) < 4, -100))
+    logits(model, IDS)
+    assert not caplog.text
+    model(IDS)
+    assert ("all of each row is taken for its prompt" in caplog.text) == (positions == "l1")
