@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--positions", default="f3+l3")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch-size", type=int, default=4, help="pairs in a step")
     parser.add_argument("--max-length", type=int, default=64, help="tokens of an example")
