@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         register_intervention as register_intervention,
     )
     from pyreft.modeling import (
+        ReferenceModel as ReferenceModel,
         ReftModel as ReftModel,
         get_reft_model as get_reft_model,
     )
@@ -84,7 +85,7 @@ _HOMES = {
         "NoreftIntervention",
         "register_intervention",
     ),
-    "pyreft.modeling": ("ReftModel", "get_reft_model"),
+    "pyreft.modeling": ("ReferenceModel", "ReftModel", "get_reft_model"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.sharing": ("AdapterError",),
     "pyreft.training": (

@@ -276,8 +276,9 @@ def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
         row = int(tokens.prompt_length.argmin())
         raise ValueError(
             f"the prompt of row {row} is empty, so {spec!r} has no position there. Labels that "
-            "begin at the first token leave no prompt: set them to -100 on the prompt, or choose "
-            'the positions "all" or "completion".'
+            "begin at the first token leave no prompt: set them to -100 on the prompt (data with a "
+            "prompt and a completion, or a chat given to pyreft.make_examples), or choose the "
+            'positions "all" or "completion".'
         )
 
 

@@ -15,13 +15,19 @@ from test_docs import bytes_tokenizer
 EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
-    # PEFT asks an old name of transformers.
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    # PEFT and TRL use old names of transformers.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
 ]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 RUNS = {
     "quickstart.py": ["--epochs", "2"],
     "classification.py": ["--epochs", "2"],
+    "sft.py": ["--epochs", "1"],
+    "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "benchmarks/module_cost.py": ["--rounds", "2", "--width", "32"],
     "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
 }
@@ -37,7 +43,9 @@ def models(tmp_path_factory):
         model = make_base(architecture, vocab_size=300, num_hidden_layers=6)
         # An encoder without a head, as encoders come.
         (model.bert if architecture == "bert" else model).save_pretrained(directory)
-        bytes_tokenizer().save_pretrained(directory)
+        tokenizer = bytes_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(directory)
         directories[architecture] = str(directory)
     return directories
 
@@ -68,6 +76,8 @@ def glue(directory):
 def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
     if "glue" in name and "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
         pytest.skip("this transformers cannot group by length under that name")
+    if name in ("sft.py", "dpo.py"):
+        pytest.importorskip("trl")
     arguments = [*RUNS[name]]
     if "module_cost" not in name:
         arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]
@@ -94,3 +104,29 @@ def test_the_classifier_reads_a_file_of_the_users(suffix, models, monkeypatch, t
     arguments = ["--data", str(path), "--text", "review", "--label", "stars", "--epochs", "1"]
     run("classification.py", [*arguments, "--model", models["bert"]], monkeypatch, tmp_path)
     assert re.search("rows of 0, 1, 2", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", [[], ["--peft-lora"]])
+def test_preference_tuning_reads_piqa_and_reports_both_methods(
+    method, models, monkeypatch, tmp_path, capsys
+):
+    pytest.importorskip("trl")
+    asked = "Choose the solution: Q{}?\n\nSolution1: a\n\nSolution2: b\n\nAnswer format: x"
+    rows = [{"instruction": asked.format(i), "answer": f"solution{1 + i % 2}"} for i in range(12)]
+    (tmp_path / "piqa.json").write_text(json.dumps(rows))
+    arguments = ["--piqa", "piqa.json", "--limit", "10", "--epochs", "1", *method]
+    run("dpo.py", [*arguments, "--model", models["llama"]], monkeypatch, tmp_path)
+    result = json.loads((tmp_path / "out/dpo/result.json").read_text())
+    assert result["method"] == ("LoRA" if method else "LoReFT")
+    assert result["pairs"] == {"train": 6, "test": 4}
+    assert abs(result["margin"][0]) < 1e-4
+    assert 0 <= result["held_out_accuracy"] <= 1
+
+
+def test_sft_reads_prompts_and_completions(models, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("trl")
+    rows = [{"prompt": f"say {i}: ", "completion": str(i)} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--data", "rows.jsonl", "--epochs", "1", "--model", models["llama"]]
+    run("sft.py", arguments, monkeypatch, tmp_path)
+    assert "loss" in capsys.readouterr().out

@@ -39,6 +39,10 @@ class LowRankIntervention(nn.Module):
     """
 
     constant_source = False
+    # Whether the edit replaces the projection of the hidden state, or comes on top of it.
+    replaces_projection = False
+    # The source of a coefficient: a map of the hidden state, or a constant.
+    learned_source: Any
 
     def __init__(
         self,
@@ -89,6 +93,32 @@ class LowRankIntervention(nn.Module):
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
         """How far to move along each direction: (..., D), (R, D) -> (..., R)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def edit_nothing(self) -> None:
+        """Set the learned source so that the edit is zero, up to rounding.
+
+        Training then begins at the base model, from which preference tuning measures how far it
+        goes. A fresh intervention is random, as in the paper.
+
+        Raises:
+            ValueError: If no source makes the edit zero: ConsReFT, and some activations.
+        """
+        linear = self.act_fn_name in (None, "linear")
+        if self.replaces_projection and (self.constant_source or not linear):
+            raise ValueError(
+                f"no source of {type(self).__name__} with act_fn={self.act_fn_name!r} equals the "
+                "projection of every hidden state, so it cannot edit nothing: use loreft or direft "
+                "without an activation."
+            )
+        if self.act_fn(torch.zeros(1, dtype=self.dtype)).any():
+            raise ValueError(f"act_fn={self.act_fn_name!r} is not zero at zero: use another.")
+        for parameter in (
+            [self.learned_source] if self.constant_source else self.learned_source.parameters()
+        ):
+            parameter.zero_()
+        if self.replaces_projection:
+            self.learned_source.weight.copy_(self.basis())
 
     def forward(
         self, base: Tensor, source: Tensor | None = None, subspaces: Subspaces | None = None

@@ -34,7 +34,7 @@ class _OrthonormalBasis(LowRankIntervention):
         )
         if self.constant_source:
             start = torch.rand(self.low_rank_dimension, dtype=self.dtype, device=device)
-            self.learned_source: Any = nn.Parameter(start)
+            self.learned_source = nn.Parameter(start)
         else:
             self.learned_source = _linear(self, device)
 
@@ -83,6 +83,8 @@ class LoreftIntervention(_OrthonormalBasis):
     Args, Shape, Raises: see `LowRankIntervention`.
     """
 
+    replaces_projection = True
+
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
         return _source(self, hidden) - hidden @ basis.mT
 
@@ -98,9 +100,16 @@ class NoreftIntervention(_FreeBasis):
     """
 
     projection_bias = True
+    replaces_projection = True
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
         return _source(self, hidden) - _apply(self.proj_layer, hidden)
+
+    @torch.no_grad()
+    def edit_nothing(self) -> None:
+        super().edit_nothing()
+        if self.proj_layer.bias is not None:
+            self.learned_source.bias.copy_(self.proj_layer.bias)
 
 
 class ConsreftIntervention(_OrthonormalBasis):
@@ -115,6 +124,7 @@ class ConsreftIntervention(_OrthonormalBasis):
     """
 
     constant_source = True
+    replaces_projection = True
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
         return self.learned_source - hidden @ basis.mT

@@ -47,7 +47,7 @@ def find_tokens(
 
     Raises:
         ValueError: If a row has no label at all; or, unless positions are explicit, if the mask is
-            not (B, T) or a row holds several texts.
+            not (B, T) or a row holds several texts or answers.
         TypeError: If labels or a mask are no tensors.
     """
     text = torch.ones(shape, dtype=torch.bool, device=device)
@@ -85,7 +85,22 @@ def find_tokens(
             f"nothing ends the prompt of row {row}: its {source} mark no token as completion. Drop "
             "the row, or check what was cut from it."
         )
+    if source == "labels":
+        _refuse_several(ends.to(device), text & ended)
     return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
+
+
+def _refuse_several(labelled: Tensor, completion: Tensor) -> None:
+    """Labels that stop and begin again are those of several turns, or of several texts."""
+    again = ((completion & ~labelled).cumsum(1) > 0) & completion & labelled
+    if bool(again.any()):
+        row = int(again.any(1).int().argmax())
+        raise ValueError(
+            f"the labels of row {row} stop and begin again, as in a chat with several answers or "
+            "in packed texts, and only the first would have its prompt edited. Make one example of "
+            "each answer with pyreft.make_examples, or say with completion_mask where the prompt "
+            "ends."
+        )
 
 
 def as_tensor(name: str, value: object) -> Tensor:

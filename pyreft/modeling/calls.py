@@ -59,6 +59,9 @@ def place_batch(
     if _cached_tokens(inputs) and intervention_locations is None:
         return _place_generated(configs, shape, device, mask, directions)
     no_boundary = all(config.positions == _ALL for config in configs)
+    told = (intervention_locations, completion_mask, inputs.get("labels"))
+    if base.training and not no_boundary and all(one is None for one in told):
+        _warn_if_trained_blindly(base)
     tokens = find_tokens(
         shape,
         device,
@@ -176,6 +179,15 @@ def _cached_tokens(inputs: Mapping[str, Any]) -> int:
 def _reads_left_to_right(base: PreTrainedModel) -> bool:
     """Whether labels per token are a continuation; those of a tagger or masked LM are not."""
     return bool(base.can_generate())
+
+
+def _warn_if_trained_blindly(base: PreTrainedModel) -> None:
+    if torch.is_grad_enabled() and _reads_left_to_right(base):
+        logger.warning_once(
+            "The model is being trained, and called without labels: all of each row is taken for "
+            "its prompt, which it is not if the loss is on a part of it. Give completion_mask with "
+            "the batch, nonzero on that part."
+        )
 
 
 def _warn_if_nowhere(placement: Placement | None) -> Placement | None:

@@ -60,7 +60,7 @@ class EditHooks:
         self._heads = heads
         places = [(id(c.module), c.side) for c in components]
         self.sites = [places.index(place) for place in places]
-        # Thread -> site -> its edits in the forward pass that is running there.
+        # Thread -> site -> its edits in the forward pass that is running there, if any.
         self._edits: dict[int, Edits | None] = {}
         # Compiled code cannot ask for its thread, and reads the pass that began last.
         self._latest: Edits | None = None
@@ -88,12 +88,13 @@ class EditHooks:
             edits = self._recomputed if torch._C._current_graph_task_id() != -1 else None
         return () if edits is None else edits.get(site, ())
 
+    @property
+    def placed(self) -> bool:
+        """Whether a forward pass is running in which it is settled what to edit, if anything."""
+        return threading.get_ident() in self._edits
+
     def _set(self, edits: Edits | None) -> None:
-        self._latest = edits
-        if edits is None:
-            self._edits.pop(threading.get_ident(), None)
-        else:
-            self._edits[threading.get_ident()] = edits
+        self._latest = self._edits[threading.get_ident()] = edits
 
     def remove(self) -> None:
         """Take the hooks off the base model."""
@@ -109,12 +110,14 @@ class EditHooks:
     @contextmanager
     def editing(self, placement: Placement | None) -> Iterator[None]:
         """Edit so in the forward passes inside the block."""
-        before = self._edits.get(threading.get_ident())
+        outer, before = self.placed, self._edits.get(threading.get_ident())
         self._set(self._plan(placement))
         try:
             yield
         finally:
             self._set(before)
+            if not outer:
+                del self._edits[threading.get_ident()]
 
     @contextmanager
     def generating(self, prompt: Placement | None) -> Iterator[None]:

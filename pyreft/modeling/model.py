@@ -157,6 +157,53 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
 
     # ---- running ------------------------------------------------------------------------
 
+    def __call__(
+        self,
+        input_ids: Tensor | Mapping[str, Any] | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        completion_mask: Tensor | None = None,
+        intervention_locations: Tensor | None = None,
+        subspaces: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run `forward`, or what a trainer put in its place, edited.
+
+        The edits are placed here since trainers replace `forward`: TRL by one that keeps the
+        labels, runs the backbone alone, and scores it with an output head of its own.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if isinstance(input_ids, Mapping) or "base" in kwargs:
+            base = inputs.pop("base", None) or inputs.pop("input_ids")
+            return self._forward_upstream(
+                base,
+                **inputs,
+                completion_mask=completion_mask,
+                intervention_locations=intervention_locations,
+                subspaces=subspaces,
+            )
+        refuse_upstream_arguments(kwargs)
+        self._require_hooks()
+        placement = None
+        if not self._disabled:
+            placement = place_batch(
+                self.model,
+                self._configs,
+                self._hooks.sites,
+                inputs,
+                completion_mask,
+                intervention_locations,
+                subspaces,
+            )
+        self._replicas.before_forward(self)
+        with self._hooks.editing(placement):
+            outputs = super().__call__(**inputs)
+            if torch.is_grad_enabled():
+                self._hooks.keep_for_recomputation(outputs)
+                self._replicas.after_forward(self, tensors_in(outputs))
+        return outputs
+
     def forward(
         self,
         input_ids: Tensor | Mapping[str, Any] | None = None,
@@ -206,35 +253,14 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             "token_type_ids": token_type_ids,
         }
         inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
-        if isinstance(input_ids, Mapping) or "base" in kwargs:
-            base = inputs.pop("base", None) or inputs.pop("input_ids")
-            return self._forward_upstream(
-                base,
-                **inputs,
-                completion_mask=completion_mask,
-                intervention_locations=intervention_locations,
-                subspaces=subspaces,
-            )
-        refuse_upstream_arguments(inputs)
-        self._require_hooks()
-        placement = None
-        if not self._disabled:
-            placement = place_batch(
-                self.model,
-                self._configs,
-                self._hooks.sites,
-                inputs,
-                completion_mask,
-                intervention_locations,
-                subspaces,
-            )
-        self._replicas.before_forward(self)
-        with self._hooks.editing(placement):
-            outputs = self.model(**inputs)
-            if torch.is_grad_enabled():
-                self._hooks.keep_for_recomputation(outputs)
-                self._replicas.after_forward(self, tensors_in(outputs))
-        return outputs
+        if self._hooks.placed:
+            return self.model(**inputs)
+        return self(
+            **inputs,
+            completion_mask=completion_mask,
+            intervention_locations=intervention_locations,
+            subspaces=subspaces,
+        )
 
     def generate(
         self,

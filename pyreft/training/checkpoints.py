@@ -31,6 +31,9 @@ class AdapterCheckpoints(_Trainer):
 
         class ReftDPOTrainer(AdapterCheckpoints, DPOTrainer): ...
 
+    Without it a Trainer writes every weight, the base model's too, or fails where weights are
+    tied: it calls `save_pretrained` of a PreTrainedModel or a PeftModel alone.
+
     A checkpoint is the adapter with the optimiser's and the trainer's state. It is written into a
     folder of its own and renamed, so that a run that is killed leaves complete checkpoints only;
     an older one is deleted when the new one is there.

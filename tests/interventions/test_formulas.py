@@ -209,3 +209,34 @@ def test_a_rank_outside_the_width_is_refused(kind, rank):
 def test_a_type_that_is_not_floating_point_is_refused(kind, dtype):
     with pytest.raises(ValueError, match="dtype"):
         make(kind, dtype=dtype)
+
+
+# ---- beginning at the base model ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"consreft"}))
+def test_an_intervention_can_begin_by_editing_nothing(kind):
+    intervention, base = make(kind, dtype="float64"), hidden(4, 5)
+    intervention.edit_nothing()
+    torch.testing.assert_close(intervention(base), base, rtol=0, atol=1e-12)
+    intervention(base).square().sum().backward()
+    assert any(parameter.grad.abs().max() > 0 for parameter in intervention.parameters())
+
+
+def test_a_free_projection_with_a_bias_can_begin_by_editing_nothing():
+    intervention, base = make("noreft", dtype="float64", add_bias=True), hidden(4, 5)
+    intervention.edit_nothing()
+    torch.testing.assert_close(intervention(base), base, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "act_fn", "message"),
+    [
+        ("consreft", None, "no source of ConsreftIntervention"),
+        ("loreft", "relu", "no source of LoreftIntervention with act_fn='relu'"),
+        ("direft", "sigmoid", "act_fn='sigmoid' is not zero at zero"),
+    ],
+)
+def test_what_cannot_edit_nothing_says_so(kind, act_fn, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, act_fn=act_fn).edit_nothing()

@@ -1,6 +1,7 @@
 """How a ReftModel is called: both conventions, threads, and ways of generating it cannot know."""
 
 import threading
+import types
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import VOCAB, make_base, randomize
 from pyreft import ReftConfig, ReftModel, get_reft_model
+from pyreft.modeling import calls
 
 IDS = torch.arange(3, 11)[None]
 
@@ -109,3 +111,48 @@ def test_a_model_moved_to_another_type_comes_back_exactly(dtype, tmp_path, kind)
     model.save_pretrained(tmp_path)
     loaded = ReftModel.from_pretrained(make_base("llama").to(dtype), tmp_path)
     assert torch.equal(logits(loaded, input_ids=IDS), logits(model, input_ids=IDS))
+
+
+# ---- forward itself ------------------------------------------------------------------------------
+
+
+def test_forward_edits_as_a_call_does():
+    model = wrap()
+    labels = IDS.masked_fill(torch.arange(8) < 4, -100)
+    mask = (torch.arange(8) > 2).long()[None]
+    for inputs in ({"labels": labels}, {"completion_mask": mask}):
+        expected = logits(model, IDS, **inputs)
+        with torch.no_grad():
+            assert torch.equal(model.forward(IDS, **inputs).logits, expected)
+        assert not torch.equal(expected, logits(model, IDS))
+    with torch.no_grad():
+        assert model.forward({"input_ids": IDS})[1].logits.shape == expected.shape
+
+
+def test_a_forward_that_a_trainer_put_in_its_place_is_edited():
+    """It keeps the labels, and runs the backbone with a head of its own, as TRL's does."""
+    model = wrap()
+    labels = IDS.masked_fill(torch.arange(8) < 4, -100)
+    expected = logits(model, IDS, labels=labels)
+
+    def scored(self, input_ids, labels):
+        hidden = self.base_model(input_ids).last_hidden_state
+        return types.SimpleNamespace(logits=self.get_output_embeddings()(hidden))
+
+    model.forward = types.MethodType(scored, model)
+    assert torch.equal(logits(model, IDS, labels=labels), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, IDS, labels=labels), logits(make_base("llama"), IDS))
+
+
+@pytest.mark.parametrize("positions", ["l1", "all"])
+def test_training_without_labels_says_what_the_prompt_then_is(positions, caplog):
+    model = wrap(positions=positions).train()
+    calls.logger.warning_once.cache_clear()
+    told = {"completion_mask": (torch.arange(8) > 3).long()[None]}
+    model(IDS, **told)
+    model(IDS, labels=IDS.masked_fill(torch.arange(8) < 4, -100))
+    logits(model, IDS)
+    assert not caplog.text
+    model(IDS)
+    assert ("all of each row is taken for its prompt" in caplog.text) == (positions == "l1")
