@@ -1,7 +1,7 @@
 """Tiny encoder-decoder models, batches for them, and edits made in them by hand."""
 
 import torch
-from by_hand import on_output
+from by_hand import first_output, on_output
 from torch.nn import functional
 from transformers import (
     BartConfig,
@@ -53,6 +53,12 @@ def make(architecture, seed=0, **changes):
     return model
 
 
+def make_generator(architecture, seed=0):
+    """The same with stacks of one depth: transformers makes T5's cache as deep as its encoder."""
+    same_depth = {"t5": {"num_decoder_layers": ENCODER_LAYERS}, "bart": {}}
+    return make(architecture, seed, **same_depth[architecture])
+
+
 def layers(base, stack):
     return base.get_submodule(STACKS_AT[base.config.model_type].format(stack=stack))
 
@@ -94,28 +100,20 @@ def logits(model, inputs):
 
 
 @torch.no_grad()
-def hidden_states(model, inputs, stack, layer=-1):
-    """(B, T, D), what leaves a layer in one pass."""
-    seen = []
-    base = getattr(model, "model", model) if hasattr(model, "interventions") else model
-    handle = layers(base, stack)[layer].register_forward_hook(
-        lambda module, args, output: seen.append(
-            (output if isinstance(output, torch.Tensor) else output[0]).clone()
-        )
-    )
-    model(**inputs)
-    handle.remove()
-    return seen[-1]
-
-
 def edited_tokens(model, inputs, stack, layer=0):
-    """For each row, the columns whose hidden state is not bit-identical to the base model's."""
-    edited = hidden_states(model, inputs, stack, layer)
-    with model.disable_adapter():
-        names = ("completion_mask", "intervention_locations")
-        rest = {name: value for name, value in inputs.items() if name not in names}
-        bare = hidden_states(model, rest, stack, layer)
-    return [row.any(-1).nonzero().flatten().tolist() for row in edited != bare]
+    """For each row, the columns that leave a layer other than bit-identical to what it made."""
+    seen = []
+
+    def see(module, args, output):
+        seen.append(first_output(output).clone())
+
+    module = layers(model.model, stack)[layer]
+    handles = [module.register_forward_hook(see, prepend=first) for first in (True, False)]
+    model(**inputs)
+    for handle in handles:
+        handle.remove()
+    made, left = seen
+    return [row.any(-1).nonzero().flatten().tolist() for row in made != left]
 
 
 class Recomputation:
@@ -128,12 +126,10 @@ class Recomputation:
     """
 
     def __init__(self, architecture, model, columns):
-        self.base, self.columns, self.edited = make(architecture), columns, {}
-        modules = list(model.interventions.values())
-        for stack in columns:
-            here, modules = modules[: LAYERS_OF[stack]], modules[LAYERS_OF[stack] :]
-            for layer, intervention in zip(layers(self.base, stack), here, strict=True):
-                layer.register_forward_hook(self.edit_by(intervention, stack))
+        self.base, self.columns, self.edited = make_generator(architecture), columns, {}
+        found = [(stack, layer) for stack in columns for layer in layers(self.base, stack)]
+        for (stack, layer), module in zip(found, model.interventions.values(), strict=True):
+            layer.register_forward_hook(self.edit_by(module, stack))
 
     def edit_by(self, intervention, stack):
         def edit(hidden):

@@ -2,26 +2,27 @@
 
 import pytest
 import torch
+from by_hand import first_output
 from encoder_decoders import (
     BLOCKS,
     DECODER_LAYERS,
-    ENCODER_LAYERS,
     LAYERS_OF,
     MAKERS,
     START,
     Recomputation,
     batch,
     edited_tokens,
-    hidden_states,
     ids,
+    layers,
     logits,
     make,
+    make_generator,
     wrap,
 )
 from reft import assert_same, no_dropout
 
 import pyreft
-from conftest import KINDS, WIDTH
+from conftest import KINDS, WIDTH, make_base, randomize
 from pyreft import ReftConfig, ReftModel, get_reft_model
 
 
@@ -35,8 +36,13 @@ def stack(request):
     return request.param
 
 
-def columns_of_labels(inputs, length):
-    return inputs["labels"][:, :length]
+def wrap_each(base, places):
+    """Interventions at the first layer: component -> its positions."""
+    entries = [
+        {"layer": 0, "component": name, "positions": positions, "low_rank_dimension": 4}
+        for name, positions in places.items()
+    ]
+    return randomize(get_reft_model(base, ReftConfig(representations=entries)).eval(), 0.3)
 
 
 # ---- which tokens ------------------------------------------------------------------------------
@@ -106,35 +112,17 @@ def test_a_stack_without_interventions_is_bit_identical(architecture):
 
 
 def test_both_stacks_are_edited_together(architecture):
-    base, entries = make(architecture), []
-    for name, positions in (("block_output", "f2"), ("decoder_block_output", "all")):
-        entries += [{"layer": 0, "component": name, "positions": positions, "rank": 4}]
-    for entry in entries:
-        entry["low_rank_dimension"] = entry.pop("rank")
-    model = get_reft_model(base, ReftConfig(representations=entries))
-    with torch.no_grad():
-        for parameter in model.interventions.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    assert edited_tokens(model, batch(), "encoder") == [[0, 1], [0, 1], [0]]
-    assert edited_tokens(model, batch(), "decoder")[0] == [0, 1, 2, 3]
+    places = {"block_output": "f2", "decoder_block_output": "all"}
+    model = wrap_each(make(architecture), places)
+    assert edited_tokens(model, batch(), "encoder") == [[0, 1], [0, 1], [0, 1]]
+    expected = [[0, 1, 2, 3], [0, 1], [0, 1, 2, 3, 4, 5]]
+    assert edited_tokens(model, batch(), "decoder") == expected
 
 
 @pytest.mark.parametrize("given", ["one for each", "one for all"])
 def test_explicit_positions_count_on_the_side_of_each_intervention(architecture, given):
-    base = make(architecture)
-    model = get_reft_model(
-        base,
-        ReftConfig(
-            representations=[
-                {"layer": 0, "component": name, "low_rank_dimension": 4}
-                for name in ("decoder_block_output", "encoder_block_output")
-            ]
-        ),
-    )
-    with torch.no_grad():
-        for parameter in model.interventions.parameters():
-            parameter.add_(0.3)
-    inputs = batch()
+    places = dict.fromkeys(["decoder_block_output", "encoder_block_output"])
+    model, inputs = wrap_each(make(architecture), places), batch()
     explicit = torch.tensor([[[0, -100], [1, -1]]] * 3)
     inputs["intervention_locations"] = explicit if given == "one for each" else explicit[:, :1]
     encoder = [[1, 4], [1, 7], [1, 2]] if given == "one for each" else [[0]] * 3
@@ -175,9 +163,7 @@ def test_a_padded_batch_gives_the_numbers_of_its_rows(stack, positions):
 
 
 def test_no_positions_are_the_bare_model(architecture, stack, caplog):
-    base, inputs = make(architecture), batch()
-    entry = {"layer": 0, "component": BLOCKS[stack], "low_rank_dimension": 4}
-    model = get_reft_model(base, ReftConfig(representations=entry))
+    model, inputs = wrap_each(make(architecture), {BLOCKS[stack]: None}), batch()
     assert torch.equal(logits(model, inputs), logits(make(architecture), inputs))
 
 
@@ -205,7 +191,7 @@ def test_a_round_trip_through_files_is_exact(architecture, stack, kind, tmp_path
 def test_an_adapter_for_a_decoder_of_another_depth_is_refused(tmp_path):
     wrap(make("t5"), "decoder", layers=[0]).save_pretrained(tmp_path)
     other = make("t5", num_decoder_layers=DECODER_LAYERS + 1)
-    with pytest.raises(pyreft.AdapterError, match="num_decoder_layers 3; this model has .* 4"):
+    with pytest.raises(pyreft.AdapterError, match=r"num_decoder_layers 3; this model has .* 4"):
         ReftModel.from_pretrained(other, tmp_path)
 
 
@@ -241,7 +227,7 @@ def test_training_sees_what_generation_will_see(architecture, stack):
     """The logits under labels are those of a recomputation of what is generated."""
     columns = {"encoder": lambda n, t: [n - 1], "decoder": lambda n, t: list(range(t))}
     positions = {"encoder": "l1", "decoder": "all"}
-    model = wrap(make(architecture), stack, positions=positions[stack])
+    model = wrap(make_generator(architecture), stack, positions=positions[stack])
     recomputation = Recomputation(architecture, model, {stack: columns[stack]})
     prompt = ids(6)
     completion = recomputation.greedy(prompt, 5)
@@ -254,11 +240,13 @@ def test_training_sees_what_generation_will_see(architecture, stack):
 
 
 def test_output_hidden_states_shows_the_edit(architecture, stack):
-    model, inputs = wrap(make(architecture), stack, layers=[0]), batch()
-    edited = hidden_states(model, inputs, stack, layer=0)
+    model, inputs, seen = wrap(make(architecture), stack, layers=[0]), batch(), []
+    layers(model.model, stack)[0].register_forward_hook(
+        lambda module, args, output: seen.append(first_output(output).clone())
+    )
     with torch.no_grad():
         outputs = model(**inputs, output_hidden_states=True)
-    assert torch.equal(outputs[f"{stack}_hidden_states"][1], edited)
+    assert torch.equal(outputs[f"{stack}_hidden_states"][1], seen[0])
 
 
 # ---- names and layers --------------------------------------------------------------------------
@@ -275,12 +263,8 @@ def test_a_plain_name_is_the_encoder(architecture):
         for name in ("mlp_output", "encoder_mlp_output")
     )
     assert plain.to_dict() == full.to_dict()
-    entries = [
-        {"layer": 0, "component": name, "low_rank_dimension": 2, "positions": "l1"}
-        for name in ("mlp_output", "encoder_mlp_output")
-    ]
     with pytest.raises(ValueError, match="two interventions edit one token: mlp_output of layer 0"):
-        get_reft_model(make(architecture), ReftConfig(representations=entries))
+        wrap_each(make(architecture), {"mlp_output": "l1", "encoder_mlp_output": "l1"})
 
 
 @pytest.mark.parametrize(
@@ -302,16 +286,13 @@ def test_what_is_not_there_is_refused(config, message):
 
 @pytest.mark.parametrize("name", ["decoder_block_output", "encoder_mlp_output"])
 def test_other_models_have_no_encoder_and_decoder(name):
-    from conftest import make_base
-
     config = ReftConfig(component=name, layers=[0])
     with pytest.raises(ValueError, match=f"'{name}' is for models with an encoder and a decoder"):
         get_reft_model(make_base("llama"), config)
 
 
 def test_positions_of_a_data_module_are_checked_as_well():
-    entry = {"layer": 0, "component": "block_output", "low_rank_dimension": 4}
-    model = get_reft_model(make("t5"), ReftConfig(representations=entry))
+    model = wrap_each(make("t5"), {"block_output": None})
     with pytest.raises(ValueError, match="reads the prompt and no completion"):
         model.record_positions([pyreft.PositionSpec.parse("completion")])
 
@@ -384,7 +365,3 @@ def test_the_head_runs_on_the_tokens_of_the_decoder(architecture):
     found, base = logits(model, batch()), logits(make(architecture), batch())
     assert not torch.allclose(found[:, 0], base[:, 0])
     assert torch.equal(found[:, 1:], base[:, 1:])
-
-
-def test_the_sizes_differ_so_that_stacks_cannot_be_confused():
-    assert ENCODER_LAYERS != DECODER_LAYERS
