@@ -51,7 +51,8 @@ class ReftDataCollator:
             raise ValueError("a ReftDataCollator needs a tokenizer, or a data collator that pads.")
         self.tokenizer = tokenizer or getattr(data_collator, "tokenizer", None)
         model = model if model is not None else getattr(data_collator, "model", None)
-        self.decoder = model if model is not None and model.config.is_encoder_decoder else None
+        learns = model is not None and model.config.is_encoder_decoder and model.can_generate()
+        self.decoder = model if learns else None
         if data_collator is None:
             from transformers import DataCollatorForSeq2Seq
 
@@ -106,8 +107,6 @@ class ReftDataCollator:
         given = {n: columns[n] for n in _OF_DECODER if n in columns}
         if "labels" not in given:
             return {}
-        if not isinstance(given["labels"][0], list):
-            return {"labels": torch.tensor(given["labels"])}
         lengths = [len(row) for row in given["labels"]]
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         batch = {}

@@ -178,7 +178,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             input_ids: (B, T). A dict calls upstream's convention, see `pyreft.compat`.
             attention_mask: (B, T), zero on padding at either side.
             labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
-            completion_mask: (B, T), nonzero on the completion. Not handed to the base model.
+            completion_mask: (B, T), nonzero on the completion; for an encoder-decoder model, on
+                the labels that are learned. Not handed to the base model.
             intervention_locations: (B, I, P), positions for each of the I interventions in the
                 order of `interventions`: the index of a token in its sequence, padding not
                 counted; negative ones count from the end of the prompt; -100 is none.
@@ -250,7 +251,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 calls upstream's convention, see `pyreft.compat`.
             intervention_locations: (B, I, P), as in `forward`.
             subspaces: As in `forward`.
-            **kwargs: For the base model's `generate`.
+            **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
+                encoder does not run and nothing is edited in it.
 
         Returns:
             What the base model's `generate` returns.

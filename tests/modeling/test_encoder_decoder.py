@@ -3,22 +3,8 @@
 import pytest
 import torch
 from by_hand import first_output
-from encoder_decoders import (
-    BLOCKS,
-    DECODER_LAYERS,
-    LAYERS_OF,
-    MAKERS,
-    START,
-    Recomputation,
-    batch,
-    edited_tokens,
-    ids,
-    layers,
-    logits,
-    make,
-    make_generator,
-    wrap,
-)
+from encoder_decoder_models import DECODER_LAYERS, LAYERS_OF, MAKERS, START, make, make_generator
+from encoder_decoders import BLOCKS, Recomputation, batch, edited_tokens, ids, layers, logits, wrap
 from reft import assert_same, no_dropout
 
 import pyreft

@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from encoder_decoders import BLOCKS, PAD, START, Recomputation, ids, make_generator, padded, wrap
+from encoder_decoder_models import PAD, START, make_generator
+from encoder_decoders import BLOCKS, Recomputation, ids, padded, wrap
 
 from conftest import randomize
 from pyreft import ReftConfig, get_reft_model
