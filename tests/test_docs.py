@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from encoder_decoder_models import make
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pyreft
@@ -39,6 +40,8 @@ def test_documented_python_runs(page, tmp_path, monkeypatch):
     load_model = classmethod(lambda cls, name, **_: make_base("llama", **models_of))
     load_tokenizer = classmethod(lambda cls, name, **_: bytes_tokenizer())
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load_model)
+    load_t5 = classmethod(lambda cls, name, **_: make("t5", vocab_size=300, num_decoder_layers=2))
+    monkeypatch.setattr(transformers.AutoModelForSeq2SeqLM, "from_pretrained", load_t5)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load_tokenizer)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}

@@ -2,6 +2,7 @@
 
 from pyreft.config.disjoint import require_disjoint
 from pyreft.config.intervention import InterventionConfig
+from pyreft.config.layers import STACKS
 from pyreft.config.reft import ReftConfig
 
-__all__ = ["InterventionConfig", "ReftConfig", "require_disjoint"]
+__all__ = ["STACKS", "InterventionConfig", "ReftConfig", "require_disjoint"]

@@ -15,6 +15,7 @@ from torch import nn
 
 from pyreft.config.disjoint import require_disjoint
 from pyreft.config.intervention import InterventionConfig, is_path, read_heads
+from pyreft.config.layers import LayerCounts
 from pyreft.interventions import intervention_class, kind_of
 from pyreft.positions import PositionSpec
 
@@ -163,29 +164,34 @@ class ReftConfig:
             return not is_path(self.component)
         return any(r.layer is not None for r in self.representations)
 
-    def resolve(self, num_layers: int) -> list[InterventionConfig]:
+    def resolve(
+        self, num_layers: int, decoder_layers: int | None = None
+    ) -> list[InterventionConfig]:
         """Every intervention, one by one, for a model of so many layers.
 
+        Args:
+            num_layers: Number of layers; of a model with encoder and decoder, of its encoder.
+            decoder_layers: Number of layers of its decoder; None for any other model.
+
         Raises:
-            ValueError: If a layer is out of range, or two interventions edit one token.
+            ValueError: If a layer is out of range, two interventions edit one token, or a
+                component is of a decoder that is not there.
         """
+        counts = LayerCounts(num_layers, decoder_layers)
         if self.representations is not None:
-            resolved = [
-                replace(r, layer=None if r.layer is None else _check_layer(r.layer, num_layers))
-                for r in self.representations
-            ]
+            resolved = [_resolve_place(r, counts) for r in self.representations]
         else:
             resolved = [
                 InterventionConfig(
                     layer=layer,
-                    component=self.component,
+                    component=component,
                     positions=positions,
                     kind=str(self.kind),
                     arguments=self._arguments(),
                     heads=read_heads(self.heads),
                 )
                 for positions in ([self.positions] if self.tied else self.positions.parts())
-                for layer in ([None] if is_path(self.component) else self._layers(num_layers))
+                for layer, component in self._places(counts)
             ]
         for index, one in enumerate(resolved):
             if one.tied_to is not None and not 0 <= one.tied_to < index:
@@ -195,16 +201,12 @@ class ReftConfig:
         require_disjoint(resolved, [(one.layer, one.component) for one in resolved])
         return resolved
 
-    def _layers(self, num_layers: int) -> list[int]:
-        if isinstance(self.layers, str):
-            if self.layers != "all":
-                raise ValueError(f'layers must be "all" or indices, got {self.layers!r}.')
-            return list(range(num_layers))
-        given = self.layers if isinstance(self.layers, list) else [self.layers]
-        layers = [_check_layer(layer, num_layers) for layer in given]
-        if not layers or len(set(layers)) < len(layers):
-            raise ValueError(f"layers must be different, and at least one, got {self.layers!r}.")
-        return layers
+    def _places(self, counts: LayerCounts) -> list[tuple[int | None, str]]:
+        """The layer and component of each place that the short form names."""
+        if is_path(self.component):
+            return [(None, self.component)]
+        component = counts.component(self.component)
+        return [(layer, component) for layer in counts.read(self.layers, component)]
 
     def _arguments(self) -> dict[str, Any]:
         if self.arguments is not None:
@@ -302,13 +304,9 @@ def _read_names(names: Any) -> list[str] | None:
     return listed
 
 
-def _check_layer(layer: Any, num_layers: int) -> int:
-    if not isinstance(layer, Integral) or isinstance(layer, bool):
-        raise TypeError(f"a layer is an index, got {layer!r}.")
-    layer = int(layer)
-    if not -num_layers <= layer < num_layers:
-        raise ValueError(
-            f"layer {layer} is out of range: the model has {num_layers} layers, "
-            f"0 to {num_layers - 1}."
-        )
-    return layer % num_layers
+def _resolve_place(one: InterventionConfig, counts: LayerCounts) -> InterventionConfig:
+    if is_path(one.component):
+        return one
+    component = counts.component(one.component)
+    layer = None if one.layer is None else counts.layer(one.layer, component)
+    return replace(one, component=component, layer=layer)

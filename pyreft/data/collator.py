@@ -11,8 +11,10 @@ from torch import Tensor
 from pyreft.positions import NO_POSITION, PositionSpec
 
 # Token columns, and what fills them up.
-_BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-_BY_TOKEN |= {"token_type_ids": 0, "position_ids": 0, "completion_mask": 0}
+_BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0}
+_OF_LABELS = {"labels": -100, "completion_mask": 0}
+# Columns as long as the labels that a decoder learns beside an encoder.
+_OF_DECODER = {**_OF_LABELS, "decoder_input_ids": 0, "decoder_attention_mask": 0}
 
 
 class ReftDataCollator:
@@ -28,6 +30,9 @@ class ReftDataCollator:
         tokenizer: The tokenizer; may also be given first.
         positions: The specs behind the examples' intervention_locations, for each intervention
             or one for all; a trainer gives them to the model.
+        model: The model that is trained; only one with an encoder and a decoder needs to be
+            given. Its labels have lengths of their own and are padded at the right, and the
+            decoder's input is made of them, as transformers' DataCollatorForSeq2Seq does it.
 
     Raises:
         ValueError: If neither collator nor tokenizer is given, or the tokenizer cannot pad.
@@ -38,12 +43,16 @@ class ReftDataCollator:
         data_collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]] | None = None,
         tokenizer: Any = None,
         positions: Sequence[PositionSpec] | None = None,
+        model: Any = None,
     ) -> None:
         if hasattr(data_collator, "pad_token_id"):
             tokenizer, data_collator = data_collator, None
         if data_collator is None and tokenizer is None:
             raise ValueError("a ReftDataCollator needs a tokenizer, or a data collator that pads.")
         self.tokenizer = tokenizer or getattr(data_collator, "tokenizer", None)
+        model = model if model is not None else getattr(data_collator, "model", None)
+        learns = model is not None and model.config.is_encoder_decoder and model.can_generate()
+        self.decoder = model if learns else None
         if data_collator is None:
             from transformers import DataCollatorForSeq2Seq
 
@@ -76,12 +85,11 @@ class ReftDataCollator:
             columns["labels"] = columns.pop("label")
         names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
-        by_token = {
-            n: columns[n] for n in names if n in _BY_TOKEN and isinstance(columns[n][0], list)
-        }
+        fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS
+        by_token = {n: columns[n] for n in names if n in fills and isinstance(columns[n][0], list)}
         for name, values in by_token.items():
             _check_lengths(name, [len(value) for value in values], lengths)
-        _refuse_unlabelled(by_token.get("labels", []))
+        _refuse_unlabelled([row for row in columns.get("labels", []) if isinstance(row, list)])
         by_token.setdefault("attention_mask", [[1] * length for length in lengths])
         inner = ("input_ids", "attention_mask", "labels", "token_type_ids")
         padded = [n for n in inner if n in by_token]
@@ -89,9 +97,26 @@ class ReftDataCollator:
         batch = {n: v for n, v in self.data_collator(rows).items() if v is not None}
         for name in names:
             if name in by_token and name not in padded:
-                batch[name] = _pad_like(batch["attention_mask"], by_token[name], _BY_TOKEN[name])
-            elif name not in by_token:
+                batch[name] = _pad_like(batch["attention_mask"], by_token[name], fills[name])
+            elif name not in by_token and not (self.decoder is not None and name in _OF_DECODER):
                 batch[name] = _collate(name, columns[name])
+        return batch if self.decoder is None else batch | self._decoder_columns(columns)
+
+    def _decoder_columns(self, columns: Mapping[str, list]) -> dict[str, Tensor]:
+        """What the decoder learns from, (B, T) of its own T."""
+        given = {n: columns[n] for n in _OF_DECODER if n in columns}
+        if "labels" not in given:
+            return {}
+        lengths = [len(row) for row in given["labels"]]
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        batch = {}
+        for name, rows in given.items():
+            _check_lengths(name, [len(row) for row in rows], lengths, beside="labels")
+            # Ids past the labels are read by nothing, whatever they are.
+            batch[name] = _pad_like(mask, rows, _OF_DECODER[name])
+        make = getattr(self.decoder, "prepare_decoder_input_ids_from_labels", None)
+        if make is not None and "decoder_input_ids" not in batch:
+            batch["decoder_input_ids"] = make(labels=batch["labels"])
         return batch
 
 
@@ -101,11 +126,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_lengths(name: str, found: list[int], expected: list[int]) -> None:
+def _check_lengths(
+    name: str, found: list[int], expected: list[int], beside: str = "input_ids"
+) -> None:
     for index, (has, length) in enumerate(zip(found, expected, strict=True)):
         if has != length:
+            advice = " For a model with an encoder and a decoder, give the collator model=..."
             raise ValueError(
-                f"example {index} of the batch has {length} input_ids, but {has} {name}."
+                f"example {index} of the batch has {length} {beside}, but {has} {name}."
+                + (advice if name == "labels" else "")
             )
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from pyreft.data.tokenize import describe_cut, fit, room, tokenize_pair, with_labels
+from pyreft.data.tokenize import (
+    describe_cut,
+    fit,
+    room,
+    tokenize_apart,
+    tokenize_pair,
+    with_labels,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -23,6 +31,7 @@ def make_examples(
     add_eos: bool = True,
     keep_columns: list[str] | None = None,
     num_proc: int | None = None,
+    encoder_decoder: bool = False,
 ) -> Any:
     """Turn a `datasets` data set into examples that train a `ReftModel`.
 
@@ -40,6 +49,9 @@ def make_examples(
         add_eos: End a plain completion with the end-of-sequence token; templates end their own.
         keep_columns: Columns to keep beside the new ones, in every example that a row makes.
         num_proc: Number of processes.
+        encoder_decoder: Make examples for a model whose encoder reads the prompt and whose
+            decoder writes the completion (T5, BART): input_ids are the prompt alone, labels the
+            completion alone, each tokenized by itself and of `max_length` tokens at most.
 
     Returns:
         A data set with the columns input_ids, labels, and `keep_columns`.
@@ -82,6 +94,7 @@ def make_examples(
         "max_length": room(tokenizer, max_length),
         "add_eos": add_eos,
         "report": streams,
+        "encoder_decoder": encoder_decoder,
     }
     options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": arguments}
     options["remove_columns"] = columns
@@ -102,16 +115,17 @@ def _tokenize_batch(
     max_length: int | None,
     add_eos: bool,
     report: bool,
+    encoder_decoder: bool,
 ) -> dict[str, list]:
     made: dict[str, list] = {name: [] for name in ("input_ids", "labels", "cut", *kept)}
     for number, index in enumerate(indices):
         row = [batch[name][number] for name in read]
         try:
-            for ids, prompt_length in _pairs(row, tokenizer, add_eos):
-                example = with_labels(fit(ids, prompt_length, max_length), prompt_length)
+            make = _examples_apart if encoder_decoder else _examples
+            for example, cut in make(row, tokenizer, add_eos, max_length):
                 made["input_ids"].append(example["input_ids"])
                 made["labels"].append(example["labels"])
-                made["cut"].append(len(ids) - len(example["input_ids"]))
+                made["cut"].append(cut)
                 for name in kept:
                     made[name].append(batch[name][number])
         except ValueError as error:
@@ -119,6 +133,33 @@ def _tokenize_batch(
     if report and any(made["cut"]):
         logger.warning(describe_cut(made["cut"], max_length))
     return made
+
+
+def _examples(
+    row: list, tokenizer: Any, add_eos: bool, max_length: int | None
+) -> Iterator[tuple[dict[str, list[int]], int]]:
+    """The examples that a row makes, each with the number of tokens that were cut from it."""
+    for ids, prompt_length in _pairs(row, tokenizer, add_eos):
+        kept = fit(ids, prompt_length, max_length)
+        yield with_labels(kept, prompt_length), len(ids) - len(kept)
+
+
+def _examples_apart(
+    row: list, tokenizer: Any, add_eos: bool, max_length: int | None
+) -> Iterator[tuple[dict[str, list[int]], int]]:
+    """The same for a model whose encoder reads the prompt."""
+    if all(isinstance(part, list) for part in row):
+        pairs = [(ids[:n], ids[n:]) for ids, n in _pairs(row, tokenizer, add_eos)]
+    else:
+        pairs = [tokenize_apart(tokenizer, row[0], row[-1], add_eos)]
+    for prompt, completion in pairs:
+        if max_length is not None and len(prompt) > max_length:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, more than max_length={max_length}: raise "
+                "max_length, or shorten the prompt"
+            )
+        kept = completion[:max_length]
+        yield {"input_ids": prompt, "labels": kept}, len(completion) - len(kept)
 
 
 def _pairs(row: list, tokenizer: Any, add_eos: bool) -> list[tuple[list[int], int]]:

@@ -57,11 +57,38 @@ def tokenize_pair(
         raise ValueError("the prompt is empty")
     if len(both) == len(prompt_ids):
         raise ValueError("the completion is empty")
-    if add_eos and tokenizer.eos_token_id is None:
+    return _end(tokenizer, both) if add_eos else both, len(prompt_ids)
+
+
+def tokenize_apart(
+    tokenizer: Any, prompt: str, completion: str, add_eos: bool = True
+) -> tuple[list[int], list[int]]:
+    """Tokenize one example of a model whose encoder reads the prompt, each text by itself.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt, completion: The texts.
+        add_eos: End the completion with the end-of-sequence token.
+
+    Returns:
+        The ids of the prompt, as `generate` will see it, and of the completion.
+
+    Raises:
+        ValueError: If prompt or completion has no token, or there is no end token to add.
+    """
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(text, str):
+            raise ValueError(f"the {name} must be text, got {text!r}")
+        if not tokenizer(text, add_special_tokens=False)["input_ids"]:
+            raise ValueError(f"the {name} is empty")
+    ids, target = tokenizer(prompt)["input_ids"], tokenizer(text_target=completion)["input_ids"]
+    return ids, _end(tokenizer, target) if add_eos else target
+
+
+def _end(tokenizer: Any, ids: list[int]) -> list[int]:
+    if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token to end the completion with")
-    if add_eos and both[-1] != tokenizer.eos_token_id:
-        both = [*both, tokenizer.eos_token_id]
-    return both, len(prompt_ids)
+    return ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
 def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]:

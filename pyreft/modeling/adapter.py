@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.config import InterventionConfig, ReftConfig
-from pyreft.modeling.components import text_config
+from pyreft.modeling.stacks import base_sizes
 from pyreft.sharing import Adapter, AdapterError
 
-_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
 # Before the names of trained tensors of the base model.
 _OF_BASE = "base_model."
 
@@ -36,9 +35,7 @@ def take_adapter(
     Raises:
         ValueError: If a tensor is not finite.
     """
-    sizes = text_config(model)
-    base = {"name_or_path": model.config.name_or_path or None}
-    base |= {name: getattr(sizes, name) for name in _SIZES}
+    base = {"name_or_path": model.config.name_or_path or None} | base_sizes(model)
     tensors = _tensors(config.representations, interventions, trained)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -55,9 +52,8 @@ def take_adapter(
 
 def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
     """Raise AdapterError unless the adapter was trained on a model of this shape."""
-    sizes = text_config(model)
-    for name in _SIZES:
-        said, has = adapter.base.get(name), getattr(sizes, name)
+    for name, has in base_sizes(model).items():
+        said = adapter.base.get(name)
         if said is not None and said != has:
             trained_on = adapter.base.get("name_or_path") or "another base model"
             raise AdapterError(

@@ -3,6 +3,13 @@
 row        padding  prompt          completion     padding
 labels     -100     -100 -100 -100  17  5  2       -100
 Tokens     .        p    p    p     c   c  c       .
+
+The decoder of an encoder-decoder model reads its labels shifted by one; its prompt ends with the
+token that the first label is predicted from:
+
+labels     17       5    2          -100
+decoder    start    17   5          2
+Tokens     p        c    c          .
 """
 
 from __future__ import annotations
@@ -78,16 +85,50 @@ def find_tokens(
         ends, source = labels != -100, "labels"
     else:
         return Tokens(prompt=text, completion=torch.zeros_like(text), input_ids=input_ids)
-    ended = (ends.to(device) & text).cumsum(1) > 0
-    if not bool(ended[:, -1].all()):
-        row = int(ended[:, -1].int().argmin())
-        raise ValueError(
-            f"nothing ends the prompt of row {row}: its {source} mark no token as completion. Drop "
-            "the row, or check what was cut from it."
-        )
+    ends = ends.to(device) & text
+    _refuse_endless(ends, source)
+    ended = ends.cumsum(1) > 0
     if source == "labels":
-        _refuse_several(ends.to(device), text & ended)
+        _refuse_several(ends, text & ended)
     return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
+
+
+def find_decoder_tokens(
+    shape: tuple[int, int],
+    device: torch.device,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    predicts: Tensor | None = None,
+    source: str = "labels",
+    explicit: bool = False,
+) -> Tokens:
+    """Tell prompt, completion and padding of a decoder apart.
+
+    Args:
+        shape: (B, T) of the decoder's input.
+        device: Where the batch is.
+        input_ids, attention_mask: (B, T), of the decoder.
+        predicts: (B, T), true where there is a label; without, all is the prompt.
+        source: Where that comes from, for errors.
+        explicit: As for `find_tokens`.
+
+    Raises:
+        ValueError: If a row has no label, or a shape does not fit.
+    """
+    tokens = find_tokens(shape, device, input_ids, attention_mask, explicit=explicit)
+    if predicts is None:
+        return tokens
+    if predicts.shape != shape:
+        raise ValueError(
+            f"{source} must have the shape of the decoder's input, (batch, tokens) = {shape}, got "
+            f"{tuple(predicts.shape)}."
+        )
+    predicts = predicts.to(device)
+    _refuse_endless(predicts, source)
+    begun, left = predicts.cumsum(1) > 0, predicts.flip(1).cumsum(1).flip(1) > 0
+    completion = torch.cat([torch.zeros_like(begun[:, :1]), begun[:, :-1]], dim=1)
+    text = tokens.prompt & left
+    return Tokens(prompt=text & ~completion, completion=text & completion, input_ids=input_ids)
 
 
 def _refuse_several(labelled: Tensor, completion: Tensor) -> None:
@@ -108,6 +149,15 @@ def as_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {reprlib.repr(value)}.")
     return value
+
+
+def _refuse_endless(ends: Tensor, source: str) -> None:
+    found = ends.any(1)
+    if not bool(found.all()):
+        raise ValueError(
+            f"nothing ends the prompt of row {int(found.int().argmin())}: its {source} mark no "
+            "token as completion. Drop the row, or check what was cut from it."
+        )
 
 
 def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:

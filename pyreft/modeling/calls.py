@@ -1,9 +1,10 @@
-"""The arguments of `forward` and `generate` -> the placement of every intervention."""
+"""The arguments of `forward` -> the placement of every intervention."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
-from pyreft.modeling.boundary import as_tensor, find_tokens
-from pyreft.modeling.placement import Placement, place
-from pyreft.positions import PositionSpec
+from pyreft.modeling.boundary import as_tensor, find_decoder_tokens, find_tokens
+from pyreft.modeling.placement import Placement, Site, place, place_generated
+from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +27,7 @@ _ALL = PositionSpec.parse("all")
 def place_batch(
     base: PreTrainedModel,
     configs: Sequence[InterventionConfig],
-    sites: Sequence[int],
+    sites: Sequence[Site],
     inputs: Mapping[str, Any],
     completion_mask: Tensor | None = None,
     intervention_locations: Tensor | None = None,
@@ -37,94 +38,117 @@ def place_batch(
     Args:
         base: The base model.
         configs: The interventions.
-        sites: Which of them share a site.
+        sites: Where each acts.
         inputs: What the base model is called with.
         completion_mask, intervention_locations, subspaces: See `ReftModel.forward`.
 
     Returns:
         The placement, or None if nothing is edited.
     """
-    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    told = intervention_locations is not None
+    warn_without_positions(configs, told)
+    explicit = told or all(config.positions == _ALL for config in configs)
+    two_stacks = sites[0].stack is not None
+    generated = cached_tokens(inputs) > 0 and not told
+    tokens: dict[str | None, Tokens | None] = {}
+    if two_stacks:
+        tokens["encoder"] = _encoder_tokens(inputs, explicit)
+    if two_stacks and not generated:
+        tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit)
+    elif not generated:
+        tokens[None] = _tokens(base, inputs, completion_mask, explicit)
+    seen = {stack: found for stack, found in tokens.items() if found is not None}
+    later = _read(inputs, "decoder_" if two_stacks else "") if generated else None
+    rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
+    if not rows:
+        return None
+    directions = broadcast_subspaces(subspaces, len(configs), rows[0])
+    placed = place(configs, sites, seen, intervention_locations, directions) if seen else None
+    if later is None:
+        return placed
+    stack = "decoder" if two_stacks else None
+    after = place_generated(configs, sites, stack, _text(later), directions)
+    if placed is None or after is None:
+        return placed or after
+    return replace(placed, masks=placed.masks | after.masks)
+
+
+class _Given(NamedTuple):
+    """What a stack of layers is given to read."""
+
+    shape: tuple[int, int]
+    device: torch.device
+    ids: Tensor | None
+    mask: Tensor | None
+
+
+def _read(inputs: Mapping[str, Any], prefix: str = "") -> _Given | None:
+    """The tokens among the arguments of a call, None if there are none."""
+    ids, embeddings = inputs.get(f"{prefix}input_ids"), inputs.get(f"{prefix}inputs_embeds")
     if ids is None and embeddings is None:
         return None
-    given = as_tensor("inputs_embeds", embeddings) if ids is None else as_tensor("input_ids", ids)
+    name, value = ("inputs_embeds", embeddings) if ids is None else ("input_ids", ids)
+    given = as_tensor(prefix + name, value)
     if given.dim() != (3 if ids is None else 2):
         raise ValueError(
-            "input_ids must have the shape (batch, tokens), and inputs_embeds (batch, tokens, "
-            f"width); got {tuple(given.shape)}."
+            f"{prefix}input_ids must have the shape (batch, tokens), and {prefix}inputs_embeds "
+            f"(batch, tokens, width); got {tuple(given.shape)}."
         )
-    shape, device = (given.shape[0], given.shape[1]), given.device
-    mask = inputs.get("attention_mask")
-    directions = broadcast_subspaces(subspaces, len(configs), shape[0])
-    if _cached_tokens(inputs) and intervention_locations is None:
-        return _place_generated(configs, shape, device, mask, directions)
-    no_boundary = all(config.positions == _ALL for config in configs)
-    told = (intervention_locations, completion_mask, inputs.get("labels"))
-    if base.training and not no_boundary and all(one is None for one in told):
+    mask = inputs.get(f"{prefix}attention_mask")
+    return _Given((given.shape[0], given.shape[1]), given.device, ids, mask)
+
+
+def _tokens(
+    base: PreTrainedModel, inputs: Mapping[str, Any], completion_mask: Tensor | None, explicit: bool
+) -> Tokens | None:
+    given = _read(inputs)
+    if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_if_trained_blindly(base)
-    tokens = find_tokens(
-        shape,
-        device,
-        input_ids=ids,
-        attention_mask=mask,
+    return given and find_tokens(
+        *given,
         labels=inputs.get("labels") if _reads_left_to_right(base) else None,
         completion_mask=completion_mask,
         position_ids=inputs.get("position_ids"),
         packed=any(inputs.get(name) is not None for name in _PACKED),
-        explicit=intervention_locations is not None or no_boundary,
+        explicit=explicit,
     )
-    return _warn_if_nowhere(place(configs, sites, tokens, intervention_locations, directions))
 
 
-def place_prompt(
-    configs: Sequence[InterventionConfig],
-    sites: Sequence[int],
-    inputs: Mapping[str, Any],
-    intervention_locations: Tensor | None = None,
-    subspaces: Any = None,
-) -> Placement | None:
-    """Place the interventions for a call of `generate`: all that it is given is the prompt.
+def _encoder_tokens(inputs: Mapping[str, Any], explicit: bool) -> Tokens | None:
+    """An encoder reads prompts; it does not run where its outputs are given."""
+    given = _read(inputs) if inputs.get("encoder_outputs") is None else None
+    return given and find_tokens(*given, explicit=explicit)
 
-    Args and Returns: as for `place_batch`; `inputs` must hold the attention mask that is used.
-    """
-    ids, mask = inputs.get("input_ids"), inputs["attention_mask"]
-    if cached := _cached_tokens(inputs):
-        logger.warning_once(
-            f"generate continues from a cache of {cached} tokens: they are kept as they are, and "
-            "only positions in the rest of the prompt are edited."
+
+def _decoder_tokens(
+    base: PreTrainedModel, inputs: Mapping[str, Any], completion_mask: Tensor | None, explicit: bool
+) -> Tokens | None:
+    labels, given = inputs.get("labels"), _read(inputs, "decoder_")
+    if labels is not None and not _reads_left_to_right(base):
+        labels = None
+    if labels is not None and as_tensor("labels", labels).dim() != 2:
+        raise ValueError(
+            f"labels must have the shape (batch, decoder tokens), got {tuple(labels.shape)}."
         )
-    same = ids is not None and ids.shape == mask.shape
-    tokens = find_tokens(
-        (mask.shape[0], mask.shape[1]),
-        mask.device,
-        input_ids=ids if same else None,
-        attention_mask=mask,
-    )
-    directions = broadcast_subspaces(subspaces, len(configs), mask.shape[0])
-    return _warn_if_nowhere(place(configs, sites, tokens, intervention_locations, directions))
+    if given is None and labels is not None:
+        shape = (labels.shape[0], labels.shape[1])
+        given = _Given(shape, labels.device, None, inputs.get("decoder_attention_mask"))
+    elif given is None and (read := _read(inputs)) is not None:
+        # BART and classifiers give the decoder what the encoder reads, shifted by one.
+        given = read._replace(ids=None)
+    if given is None:
+        return None
+    predicts, source = None if labels is None else labels != -100, "labels"
+    if completion_mask is not None:
+        predicts, source = as_tensor("completion_mask", completion_mask).bool(), "completion_mask"
+    return find_decoder_tokens(*given, predicts=predicts, source=source, explicit=explicit)
 
 
-def prompt_mask(inputs: Mapping[str, Any], generation_config: Any) -> Tensor:
-    """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
-
-    `generate` takes a pad token for padding only if it is not an end token as well: with
-    pad == eos, real tokens would be hidden.
-    """
-    given = inputs.get("attention_mask")
-    if given is not None:
-        return given
-    embeddings, ids = inputs.get("inputs_embeds"), inputs.get("input_ids")
-    if embeddings is not None:
-        return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-    if ids is None:
-        raise ValueError("generate needs a prompt: give input_ids or inputs_embeds.")
-    settings = inputs.get("generation_config") or generation_config
-    pad = inputs.get("pad_token_id", settings.pad_token_id)
-    ends = inputs.get("eos_token_id", settings.eos_token_id)
-    ends = ends if isinstance(ends, (list, tuple)) else [ends]
-    if pad is None or pad in ends or not bool((ids == pad).any()):
-        return torch.ones_like(ids)
-    return (ids != pad).long()
+def _text(given: _Given) -> Tensor:
+    """(B, T) bool, true where tokens after a filled cache are not padding."""
+    if given.mask is not None and given.mask.dim() == 2:
+        return given.mask[:, -given.shape[1] :].to(device=given.device, dtype=torch.bool)
+    return torch.ones(given.shape, dtype=torch.bool, device=given.device)
 
 
 def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
@@ -155,23 +179,8 @@ def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Seq
     return {index: one for index, one in enumerate(given) if one is not None}
 
 
-def _place_generated(
-    configs: Sequence[InterventionConfig],
-    shape: tuple[int, int],
-    device: torch.device,
-    mask: Tensor | None,
-    directions: Mapping[int, Sequence],
-) -> Placement | None:
-    """Tokens after a filled cache are generated: only `all` and `completion` edit them."""
-    text = torch.ones(shape, dtype=torch.bool, device=device)
-    if mask is not None and mask.dim() == 2:
-        text = mask[:, -shape[1] :].to(device=device, dtype=torch.bool)
-    specs = {i: c.positions for i, c in enumerate(configs) if c.positions is not None}
-    masks = {i: text for i, spec in specs.items() if spec.edits_completion}
-    return Placement(masks, subspaces=directions) if masks else None
-
-
-def _cached_tokens(inputs: Mapping[str, Any]) -> int:
+def cached_tokens(inputs: Mapping[str, Any]) -> int:
+    """The number of tokens that a cache among the arguments holds."""
     cache = inputs.get("past_key_values")
     return 0 if cache is None else int(cache.get_seq_length())
 
@@ -182,7 +191,7 @@ def _reads_left_to_right(base: PreTrainedModel) -> bool:
 
 
 def _warn_if_trained_blindly(base: PreTrainedModel) -> None:
-    if torch.is_grad_enabled() and _reads_left_to_right(base):
+    if base.training and torch.is_grad_enabled() and _reads_left_to_right(base):
         logger.warning_once(
             "The model is being trained, and called without labels: all of each row is taken for "
             "its prompt, which it is not if the loss is on a part of it. Give completion_mask with "
@@ -190,10 +199,10 @@ def _warn_if_trained_blindly(base: PreTrainedModel) -> None:
         )
 
 
-def _warn_if_nowhere(placement: Placement | None) -> Placement | None:
-    if placement is None:
+def warn_without_positions(configs: Sequence[InterventionConfig], told: bool) -> None:
+    """Say so if neither the config nor the call has positions."""
+    if not told and all(config.positions is None for config in configs):
         logger.warning_once(
             "No intervention has positions, so this call runs the bare base model. Say positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
-    return placement

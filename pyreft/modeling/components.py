@@ -9,8 +9,10 @@
     mlp_output              its output
     block_output            the hidden state that leaves the layer
 
-`head_attention_value_output` is `attention_value_output` head by head. Anything else is a path
-from the model to a module, followed by ".input" or ".output": "model.layers[3].mlp.output".
+`head_attention_value_output` is `attention_value_output` head by head. In a model with an encoder
+and a decoder these are of the encoder; with "decoder_" before them they are of the decoder, which
+also has `decoder_cross_attention_output` and so on. Anything else is a path from the model to a
+module, followed by ".input" or ".output": "model.layers[3].mlp.output".
 
 Where attention and feed-forward part are is told by the order of modules in a layer, which
 every architecture shares: attention, then linear maps up and down. BERT's attention and
@@ -20,14 +22,17 @@ feed-forward part end with their residual sum and norm, and so does what is edit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.config.intervention import is_path
+from pyreft.config.layers import split_stack, stack_named
+from pyreft.modeling.stacks import find_layers, has_two_stacks, stack_of, text_config
 
 NAMES = (
     "block_input",
@@ -40,6 +45,10 @@ NAMES = (
     "mlp_output",
     "block_output",
 )
+# Of layers that also attend to the encoder.
+CROSS_NAMES = tuple(
+    name.replace("attention", "cross_attention") for name in NAMES if "attention" in name
+)
 
 
 @dataclass(frozen=True)
@@ -51,37 +60,14 @@ class Component:
         side: "input" or "output" of the module.
         width: D, the width of the hidden state there, or None if only running it will tell.
         num_heads: Number of heads that the width divides into, for a per-head component.
+        stack: "encoder" or "decoder", in a model with both: it runs on the tokens of that.
     """
 
     module: nn.Module
     side: str
     width: int | None = None
     num_heads: int | None = None
-
-
-def find_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of layers of a model: `model.layers`, `transformer.h`, `encoder.layer`, ...
-
-    Raises:
-        ValueError: If the model has no list of as many layers as its config says.
-    """
-    expected = text_config(model).num_hidden_layers
-    # The text model first: a vision tower may have as many layers.
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    for root in (decoder, model):
-        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
-            if isinstance(module, nn.ModuleList) and len(module) == expected and not _in_list(name):
-                return module
-    raise ValueError(
-        f"{type(model).__name__} has no list of {expected} layers: name the component by a path, "
-        'such as "model.layers[3].output".'
-    )
-
-
-def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The config that knows the layers, where a model of several parts has several configs."""
-    config = model.config
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    stack: str | None = None
 
 
 def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
@@ -97,14 +83,19 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
     """
     if is_path(component):
         return _find_path(model, component)
-    if component not in NAMES:
+    stack = stack_named(component) if has_two_stacks(model) else None
+    name = component if stack is None else split_stack(component)[1]
+    if name not in NAMES + (CROSS_NAMES if stack == "decoder" else ()):
         raise ValueError(
-            f"unknown component {component!r}: one of {', '.join(NAMES)}, or a path such as "
-            '"model.layers[3].mlp.output".'
+            f"unknown component {component!r}: one of {', '.join(NAMES)}"
+            + ("" if stack is None else ', with "decoder_" before it for the decoder')
+            + (f"; or, of the decoder alone, {', '.join(CROSS_NAMES)}" if stack else "")
+            + ', or a path such as "model.layers[3].mlp.output".'
         )
     if layer is None:
         raise ValueError(f"the component {component!r} needs a layer.")
-    return _find_in_layer(model, find_layers(model)[layer], component)
+    found = _find_in_layer(find_layers(model, stack)[layer], name, text_config(model, stack), model)
+    return replace(found, stack=stack)
 
 
 def _find_path(model: PreTrainedModel, path: str) -> Component:
@@ -132,21 +123,24 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f"name one of them, {_children(module)}."
         )
     width = _features(module)[side == "output"] if _is_linear(module) else None
-    return Component(module, side, width)
+    return Component(module, side, width, stack=stack_of(model, module, path))
 
 
-def _find_in_layer(model: PreTrainedModel, layer: nn.Module, name: str) -> Component:
-    config = text_config(model)
+def _find_in_layer(
+    layer: nn.Module, name: str, config: PreTrainedConfig, model: PreTrainedModel
+) -> Component:
     if name in ("block_input", "block_output"):
         return Component(layer, name.removeprefix("block_"), config.hidden_size)
-    attention = _attention(layer)
+    attention = _attention(layer, cross="cross_attention" in name)
+    if name in CROSS_NAMES:
+        name = name.replace("cross_", "")
     if name in ("attention_input", "attention_output"):
         return Component(attention, name.removeprefix("attention_"), config.hidden_size)
     if name.endswith("attention_value_output"):
         projection = _output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
         return Component(projection, "input", _features(projection)[0], heads)
-    up_part, down_part, down = _feed_forward(layer, attention)
+    up_part, down_part, down = _feed_forward(layer)
     if name == "mlp_input":
         return Component(up_part, "input", config.hidden_size)
     if name == "mlp_output":
@@ -162,31 +156,53 @@ def _uses(model: nn.Module, module: nn.Module) -> int:
     return sum(m is module for _, m in model.named_modules(remove_duplicate=False))
 
 
-def _attention(layer: nn.Module) -> nn.Module:
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a layer consists of; T5 has them in a list, each with its own norm."""
     for name, child in layer.named_children():
-        if re.search("attn|attention", name, re.IGNORECASE) and len(_linears(child)) > 1:
-            return child
-    raise ValueError(
-        f"{type(layer).__name__} has no attention among {_children(layer)}: name the component by "
-        "a path."
-    )
+        inner = [part for one in child for part in one.named_children()] if _is_list(child) else []
+        if any(_is_attention(*part) for part in inner):
+            yield from inner
+        else:
+            yield name, child
 
 
-def _feed_forward(layer: nn.Module, attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The children that hold the map up and the map down, often one, and the map down itself."""
+def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    return isinstance(module, nn.ModuleList)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    named = re.search("attn|attention", name, re.IGNORECASE) is not None
+    return named and len(_linears(module)) > 1
+
+
+def _attention(layer: nn.Module, cross: bool = False) -> nn.Module:
+    """What attends to the layer's own tokens, or what comes after it and attends to others."""
+    found = [module for name, module in _parts(layer) if _is_attention(name, module)]
+    if len(found) <= cross:
+        raise ValueError(
+            f"{type(layer).__name__} has no {'cross-' if cross else ''}attention among "
+            f"{_names(layer)}: name the component by a path."
+        )
+    return found[cross]
+
+
+def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The parts that hold the map up and the map down, often one, and the map down itself."""
     parts = [
-        child
-        for name, child in layer.named_children()
-        if child is not attention
-        and not re.search("attn|attention|norm", name, re.IGNORECASE)
-        and _linears(child)
+        part
+        for name, part in _parts(layer)
+        if not re.search("attn|attention|norm", name, re.IGNORECASE) and _linears(part)
     ]
-    if not parts or any(isinstance(part, nn.ModuleList) for part in parts):
+    if not parts or any(_is_list(part) for part in parts):
         raise ValueError(
             f"{type(layer).__name__} has no single feed-forward part among "
-            f"{_children(layer)}: name the component by a path."
+            f"{_names(layer)}: name the component by a path."
         )
     return parts[0], parts[-1], _linears(parts[-1])[-1]
+
+
+def _names(layer: nn.Module) -> str:
+    return ", ".join(name for name, _ in _parts(layer))
 
 
 def _output_projection(attention: nn.Module) -> nn.Module:
@@ -246,8 +262,3 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     found = next((device for device in devices if device is not None), default)
     return torch.device(found)
-
-
-def _in_list(name: str) -> bool:
-    """Whether a module lies inside another list, as the experts of a layer do."""
-    return any(part.isdigit() for part in name.split("."))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.placement import Placement, Slots
+from pyreft.modeling.generation import step_window
+from pyreft.modeling.placement import Placement, Site, Slots
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Edit:
     subspaces: Sequence | None
 
 
-# Site -> its edits.
+# Number of a site -> its edits.
 Edits = Mapping[int, Sequence[Edit]]
 
 
@@ -59,7 +60,10 @@ class EditHooks:
         self._interventions = interventions
         self._heads = heads
         places = [(id(c.module), c.side) for c in components]
-        self.sites = [places.index(place) for place in places]
+        self.sites = [
+            Site(places.index(place), component.stack)
+            for place, component in zip(places, components, strict=True)
+        ]
         # Thread -> site -> its edits in the forward pass that is running there, if any.
         self._edits: dict[int, Edits | None] = {}
         # Compiled code cannot ask for its thread, and reads the pass that began last.
@@ -70,7 +74,7 @@ class EditHooks:
         self._prompts: dict[int, Placement | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
         self._handles = [step]
-        for site in sorted(set(self.sites)):
+        for site in sorted({site.number for site in self.sites}):
             hook, module = _SiteHook(self, site), components[site].module
             if components[site].side == "input":
                 handle = module.register_forward_pre_hook(hook.before, with_kwargs=True)
@@ -120,10 +124,17 @@ class EditHooks:
                 del self._edits[threading.get_ident()]
 
     @contextmanager
-    def generating(self, prompt: Placement | None) -> Iterator[None]:
-        """Generate inside the block: each forward pass edits what it sees of the prompt."""
+    def generating(
+        self, prompt: Placement | None, before: Placement | None = None
+    ) -> Iterator[None]:
+        """Generate inside the block: each forward pass edits what it sees of the prompt.
+
+        Args:
+            prompt: Where to edit in the steps.
+            before: Where to edit until the first of them, in an encoder.
+        """
         thread = threading.get_ident()
-        with self.editing(None):
+        with self.editing(before):
             self._prompts[thread] = prompt
             try:
                 yield
@@ -159,7 +170,7 @@ class EditHooks:
                 self.components[index].num_heads,
                 placement.subspaces.get(index),
             )
-            edits.setdefault(self.sites[index], []).append(edit)
+            edits.setdefault(self.sites[index].number, []).append(edit)
         return edits or None
 
     def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -168,33 +179,9 @@ class EditHooks:
 
     @torch.compiler.disable
     def _edit_step(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Find out what this step of generation sees of the prompt, and edit that."""
         prompt = self._prompts.get(threading.get_ident())
-        if prompt is None:
-            return
-        given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds"))
-        tokens = next((value for value in given if value is not None), None)
-        if args or tokens is None:
-            raise ValueError(
-                "this way of generating calls the model on texts of its own, whose prompts are not "
-                "known: a ReftModel cannot be used with it."
-            )
-        self._set(self._plan(prompt.window(_start(kwargs), tokens.shape[1], tokens.shape[0])))
-
-
-def _start(kwargs: dict[str, Any]) -> int:
-    """How many tokens come before those of a step."""
-    for name in ("cache_params", "state", "mems"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"this model keeps what it has read in {name!r}, which does not say how many "
-                "tokens that is: generate with use_cache=False."
-            )
-    # Early 5.x; there a static cache miscounts under left padding.
-    if (position := kwargs.get("cache_position")) is not None:
-        return int(position[0])
-    cache = kwargs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
+        if prompt is not None:
+            self._set(self._plan(step_window(prompt, args, kwargs)))
 
 
 class _SiteHook:

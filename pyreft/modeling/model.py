@@ -13,18 +13,16 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
-from pyreft.config import InterventionConfig, ReftConfig, require_disjoint
+from pyreft.config import InterventionConfig, ReftConfig
 from pyreft.modeling.build import build_interventions, intervention_keys
-from pyreft.modeling.calls import place_batch, place_prompt, prompt_mask
-from pyreft.modeling.components import (
-    execution_device,
-    find_component,
-    find_layers,
-    text_config,
-)
+from pyreft.modeling.calls import place_batch
+from pyreft.modeling.components import execution_device, find_component
+from pyreft.modeling.generation import place_prompt, read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
+from pyreft.modeling.placement import require_places
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
+from pyreft.modeling.stacks import count_layers, text_config
 from pyreft.modeling.trained import TrainedModules
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
@@ -91,7 +89,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             )
         self.model = model
         self.trained = TrainedModules(model, config.modules_to_save or ())
-        resolved = config.resolve(len(find_layers(model)) if config.names_layers else 0)
+        resolved = config.resolve(*(count_layers(model) if config.names_layers else [0]))
         components = [find_component(model, c.layer, c.component) for c in resolved]
         resolved = build_interventions(resolved, components, text_config(model).hidden_size)
         self.reft_config = ReftConfig(
@@ -102,7 +100,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             dict(zip(intervention_keys(resolved), modules, strict=True))
         )
         self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
-        require_disjoint(resolved, self._hooks.sites)
+        require_places(resolved, self._hooks.sites)
         self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self._disabled = False
         self._replicas = Replicas()
@@ -229,7 +227,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             input_ids: (B, T). A dict calls upstream's convention, see `pyreft.compat`.
             attention_mask: (B, T), zero on padding at either side.
             labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
-            completion_mask: (B, T), nonzero on the completion. Not handed to the base model.
+            completion_mask: (B, T), nonzero on the completion; for an encoder-decoder model, on
+                the labels that are learned. Not handed to the base model.
             intervention_locations: (B, I, P), positions for each of the I interventions in the
                 order of `interventions`: the index of a token in its sequence, padding not
                 counted; negative ones count from the end of the prompt; -100 is none.
@@ -282,7 +281,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
                 calls upstream's convention, see `pyreft.compat`.
             intervention_locations: (B, I, P), as in `forward`.
             subspaces: As in `forward`.
-            **kwargs: For the base model's `generate`.
+            **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
+                encoder does not run and nothing is edited in it.
 
         Returns:
             What the base model's `generate` returns.
@@ -304,11 +304,12 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         self._require_hooks()
         if self._disabled:
             return self.model.generate(**kwargs)
-        kwargs["attention_mask"] = prompt_mask(kwargs, self.generation_config)
-        placement = place_prompt(
-            self._configs, self._hooks.sites, kwargs, intervention_locations, subspaces
+        sites = self._hooks.sites
+        prompt = read_prompt(kwargs, self.generation_config, sites[0].stack is not None)
+        before, steps = place_prompt(
+            self._configs, sites, prompt, intervention_locations, subspaces
         )
-        with self._hooks.generating(placement):
+        with self._hooks.generating(steps, before):
             return self.model.generate(**kwargs)
 
     @contextmanager

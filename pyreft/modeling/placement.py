@@ -1,5 +1,6 @@
 """Tokens + position specs -> which tokens every intervention edits, and how they are reached.
 
+Site         where an intervention acts, and so whose tokens it sees
 Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
 Slots        indices of the edited tokens                once a forward pass
 """
@@ -8,13 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyreft.config import InterventionConfig
+from pyreft.config import InterventionConfig, require_disjoint
 from pyreft.modeling.boundary import as_tensor
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+
+
+class Site(NamedTuple):
+    """Where an intervention acts.
+
+    Args:
+        number: The same for all that edit the same hidden state.
+        stack: "encoder" or "decoder", in a model with both.
+    """
+
+    number: int
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,30 +86,6 @@ class Placement:
     generated: frozenset[int] = frozenset()
     subspaces: Mapping[int, Sequence] = field(default_factory=dict)
 
-    def window(self, start: int, length: int, rows: int) -> Placement | None:
-        """The part seen by one step of generation.
-
-        Args:
-            start: Number of tokens that are in the cache already.
-            length: Number of tokens of this step.
-            rows: Rows of this step: those of the prompt, each repeated for its beams.
-
-        Returns:
-            Masks of shape (rows, length), or None if the step edits nothing.
-        """
-        prompt_length = next(iter(self.masks.values())).shape[1]
-        if start >= prompt_length and not self.generated:
-            return None
-        cut: dict[tuple[int, bool], Tensor] = {}
-        masks = {}
-        for index, mask in self.masks.items():
-            key = (id(mask), index in self.generated)
-            if key not in cut:
-                cut[key] = _window(mask, start, length, rows, index in self.generated)
-            masks[index] = cut[key]
-        subspaces = {index: repeat(given, rows) for index, given in self.subspaces.items()}
-        return Placement(masks, self.generated, subspaces)
-
     def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
         """The slots of every intervention that edits anything, or of all that have a mask."""
         made: dict[int, Slots | None] = {}
@@ -106,23 +96,28 @@ class Placement:
         return {index: slots for index, slots in found if slots is not None}
 
 
-def _window(mask: Tensor, start: int, length: int, rows: int, generated: bool) -> Tensor:
-    seen = mask[:, start : start + length]
-    if seen.shape[1] < length:
-        rest = seen.new_full((mask.shape[0], length - seen.shape[1]), generated)
-        seen = torch.cat([seen, rest], dim=1)
-    return seen.repeat_interleave(rows // mask.shape[0], dim=0)
+def require_places(interventions: Sequence[InterventionConfig], sites: Sequence[Site]) -> None:
+    """Refuse positions that meet, or that no batch has.
 
-
-def repeat(given: Sequence, rows: int) -> list:
-    """A list for each row of the prompt -> one for each row of the step."""
-    return [one for one in given for _ in range(rows // len(given))]
+    Raises:
+        ValueError: If two specs at one site have a token in common in every long prompt, or one
+            asks an encoder for a completion.
+    """
+    require_disjoint(interventions, sites)
+    for config, site in zip(interventions, sites, strict=True):
+        spec = config.positions
+        if site.stack == "encoder" and spec and spec.edits_completion and not spec.edits_all:
+            raise ValueError(
+                f"{config.place} is in the encoder, which reads the prompt and no completion, so "
+                f"{spec!r} has no place there: the completion is in the decoder, as in "
+                '"decoder_block_output".'
+            )
 
 
 def place(
     interventions: Sequence[InterventionConfig],
-    sites: Sequence[int],
-    tokens: Tokens,
+    sites: Sequence[Site],
+    tokens: Mapping[str | None, Tokens],
     explicit: Tensor | None = None,
     subspaces: Mapping[int, Sequence] | None = None,
 ) -> Placement | None:
@@ -130,22 +125,23 @@ def place(
 
     Args:
         interventions: The I interventions.
-        sites: For each of them a number; those that edit the same hidden state have the same.
-        tokens: The batch.
+        sites: Where each acts.
+        tokens: The batch, as each stack of the model sees it; interventions in a stack that is
+            not among them are not placed.
         explicit: (B, I, P) or (B, 1, P) positions that win over those of the interventions.
             A position is the index of a token in its sequence, padding not counted; negative
             ones count from the end of the prompt, and -100 is none.
         subspaces: For an intervention, the directions to edit for each row.
 
     Returns:
-        The placement, or None if no intervention has positions.
+        The placement, or None if no intervention has positions there.
 
     Raises:
         ValueError: If a position is outside the prompt, the shape of `explicit` does not fit, or
             two interventions of one layer meet on a token.
     """
     if explicit is not None:
-        masks = _explicit_masks(interventions, tokens, explicit)
+        masks = _explicit_masks(sites, tokens, explicit)
     else:
         masks = _spec_masks(interventions, sites, tokens)
     if not masks:
@@ -159,47 +155,90 @@ def place(
     return Placement(masks, completion, subspaces or {})
 
 
+def place_generated(
+    interventions: Sequence[InterventionConfig],
+    sites: Sequence[Site],
+    stack: str | None,
+    text: Tensor,
+    subspaces: Mapping[int, Sequence],
+) -> Placement | None:
+    """Choose among generated tokens: only `all` and `completion` edit them.
+
+    Args:
+        interventions, sites, subspaces: As for `place`.
+        stack: The stack that generates.
+        text: (B, T) bool, true on the tokens that are not padding.
+    """
+    masks = {
+        index: text
+        for index, config in enumerate(interventions)
+        if sites[index].stack == stack and (spec := config.positions) and spec.edits_completion
+    }
+    return Placement(masks, subspaces=subspaces) if masks else None
+
+
 def _spec_masks(
-    interventions: Sequence[InterventionConfig], sites: Sequence[int], tokens: Tokens
+    interventions: Sequence[InterventionConfig],
+    sites: Sequence[Site],
+    tokens: Mapping[str | None, Tokens],
 ) -> dict[int, Tensor]:
-    specs = {i: c.positions for i, c in enumerate(interventions) if c.positions is not None}
-    chosen: dict[tuple[PositionSpec, tuple[int, int]], Tensor] = {}
+    specs = {
+        index: config.positions
+        for index, config in enumerate(interventions)
+        if config.positions is not None and sites[index].stack in tokens
+    }
+    chosen: dict[tuple[PositionSpec, tuple[int, int], str | None], Tensor] = {}
     masks = {}
     for index, spec in specs.items():
         beside = [other for i, other in specs.items() if sites[i] == sites[index]]
         size = (max(other.first for other in beside), max(other.last for other in beside))
-        if (spec, size) not in chosen:
-            chosen[spec, size] = spec.select(tokens, site=size)
-        masks[index] = chosen[spec, size]
+        key = (spec, size, sites[index].stack)
+        if key not in chosen:
+            chosen[key] = spec.select(tokens[sites[index].stack], site=size)
+        masks[index] = chosen[key]
     return masks
 
 
 def _explicit_masks(
-    interventions: Sequence[InterventionConfig], tokens: Tokens, explicit: Tensor
+    sites: Sequence[Site], tokens: Mapping[str | None, Tokens], explicit: Tensor
 ) -> dict[int, Tensor]:
-    batch, length = tokens.prompt.shape
     if as_tensor("intervention_locations", explicit).dtype.is_floating_point:
         raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
+    batch = len(next(iter(tokens.values())).prompt)
     if explicit.dim() != 3 or explicit.shape[0] != batch:
         raise ValueError(
             "intervention_locations must have the shape (batch, interventions, positions) with "
             f"batch = {batch}, got {tuple(explicit.shape)}."
         )
-    if explicit.shape[1] not in (1, len(interventions)):
+    if explicit.shape[1] not in (1, len(sites)):
         raise ValueError(
             f"intervention_locations are for {explicit.shape[1]} interventions, the model has "
-            f"{len(interventions)}. With f+l positions and weights that are not shared there are "
+            f"{len(sites)}. With f+l positions and weights that are not shared there are "
             "two interventions for each layer."
         )
+    masks: dict[int, Tensor] = {}
+    for stack, seen in tokens.items():
+        here = [index for index, site in enumerate(sites) if site.stack == stack]
+        if here and explicit.shape[1] == 1:
+            masks |= dict.fromkeys(here, _select_explicit(explicit, seen, stack)[:, 0])
+        elif here:
+            chosen = _select_explicit(explicit[:, here], seen, stack)
+            masks |= {index: chosen[:, i] for i, index in enumerate(here)}
+    return masks
+
+
+def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Tensor:
+    """(B, I, P) positions -> (B, I, T) bool."""
     explicit = explicit.to(device=tokens.prompt.device, dtype=torch.long)
-    n = tokens.prompt_length[:, None]  # (B, 1, 1)
+    n, length = tokens.prompt_length[:, None], tokens.prompt.shape[1]  # (B, 1, 1), T
     none = explicit == NO_POSITION
     outside = ~none & ((explicit >= n) | (explicit < -n))
     if bool(outside.any()):
         row, _, slot = (int(i) for i in outside.nonzero()[0])
         given = int(explicit[outside][0])
+        prompt = "the prompt" if stack is None else f"the prompt of the {stack}"
         raise ValueError(
-            f"position {given} (row {row}, slot {slot}) is outside the prompt, which has "
+            f"position {given} (row {row}, slot {slot}) is outside {prompt}, which has "
             f"{int(n[row])} tokens. Positions count the tokens of the prompt, padding not "
             f"counted, also under left padding; {NO_POSITION} stands for no position."
         )
@@ -207,14 +246,11 @@ def _explicit_masks(
     hit = torch.zeros(*wanted.shape[:2], length + 1, dtype=torch.bool, device=wanted.device)
     hit.scatter_(2, wanted, True)
     index = tokens.index.clamp(min=0)[:, None, :].expand(-1, wanted.shape[1], -1)
-    chosen = hit.gather(2, index) & tokens.prompt[:, None, :]  # (B, I, T)
-    if explicit.shape[1] == 1:
-        return dict.fromkeys(range(len(interventions)), chosen[:, 0])
-    return {i: chosen[:, i] for i in range(len(interventions))}
+    return hit.gather(2, index) & tokens.prompt[:, None, :]
 
 
 def _refuse_collisions(
-    interventions: Sequence[InterventionConfig], sites: Sequence[int], masks: dict[int, Tensor]
+    interventions: Sequence[InterventionConfig], sites: Sequence[Site], masks: dict[int, Tensor]
 ) -> None:
     """On one layer the positions of interventions are disjoint (Wu et al. 2024, section 3)."""
     for index, mask in masks.items():

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.config import ReftConfig, require_disjoint
+from pyreft.config import ReftConfig
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.modeling.lora import has_peft, load_peft, peft_tensors, save_peft
+from pyreft.modeling.placement import require_places
 from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.trained import TrainedModules, trained_by_hand
 from pyreft.positions import PositionSpec
@@ -60,7 +61,7 @@ class SavedAdapter:
                     f"module at {spec!r}: make both the same, or leave positions out of the config."
                 )
         placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
-        require_disjoint(placed, self._hooks.sites)
+        require_places(placed, self._hooks.sites)
         self.reft_config = replace(self.reft_config, representations=placed)
 
     def save_pretrained(

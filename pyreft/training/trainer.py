@@ -57,7 +57,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             kwargs["processing_class"] = tokenizer
         tokenizer = kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
-            kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer)
+            kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
         super().__init__(model, *args, **kwargs)
         if not isinstance(self.model, ReftModel):
             raise TypeError(f"model_init must make a ReftModel, got {type(self.model).__name__}.")
@@ -91,16 +91,26 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
                 "the config leaves positions to the batch, and the batch has none: say positions "
                 'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
             )
-        labels, ids = inputs.get("labels"), inputs.get("input_ids")
-        continues = self.model.can_generate()
+        labels, continues = inputs.get("labels"), self.model.can_generate()
         if isinstance(labels, Tensor) and not continues:
             require_labels(labels, self.model.config.num_labels)
         taken = self.label_smoother is not None or self.compute_loss_func is not None
-        told = "completion_mask" in inputs or "intervention_locations" in inputs
-        by_token = labels is not None and ids is not None and labels.shape == ids.shape
-        if taken and not told and by_token and continues:
-            inputs = {**inputs, "completion_mask": labels != -100}
+        if taken and isinstance(labels, Tensor) and continues:
+            inputs = self._tell_completion(inputs, labels)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _tell_completion(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
+        """The inputs with what labels would tell a model that does not get them."""
+        told: dict[str, Any] = {}
+        if self.model.config.is_encoder_decoder:
+            if inputs.get("decoder_input_ids") is None:
+                made = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+                told["decoder_input_ids"] = made
+        elif "input_ids" not in inputs or labels.shape != inputs["input_ids"].shape:
+            return inputs
+        if "completion_mask" not in inputs and "intervention_locations" not in inputs:
+            told["completion_mask"] = labels != -100
+        return {**inputs, **told}
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, without the ids of examples."""

@@ -18,10 +18,14 @@ def test_the_first_label_ends_the_prompt(causal, side):
     assert edited_tokens(model, batch) == [[3, 4, 5], [4, 5, 6, 7, 8]]
 
 
-def test_a_gap_in_the_labels_ends_no_completion(causal):
+def test_a_gap_in_the_labels_needs_a_completion_mask(causal):
+    """It may be a second text, or a second turn, whose prompt would not be edited."""
     model = wrap(make_base(causal), positions="prompt")
     batch = collate(texts(8))
     batch["labels"] = torch.tensor([[-100, -100, 5, -100, -100, 5, 5, -100]])
+    with pytest.raises(ValueError, match="stop and begin again.*completion_mask"):
+        edited_tokens(model, batch)
+    batch["completion_mask"] = batch["labels"] != -100
     assert edited_tokens(model, batch) == [[0, 1]]
 
 

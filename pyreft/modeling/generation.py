@@ -1,0 +1,217 @@
+"""The arguments of `generate` -> its prompt, and what each step sees of it.
+
+generate      prompt, placed once         an encoder runs once, before the first step
+each step     its window of the prompt    prefill, a chunk, one token, or all again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from pyreft.config import InterventionConfig
+from pyreft.modeling.boundary import as_tensor, find_tokens
+from pyreft.modeling.calls import broadcast_subspaces, cached_tokens, warn_without_positions
+from pyreft.modeling.placement import Placement, Site, place
+from pyreft.positions import Tokens
+
+logger = logging.get_logger(__name__)
+
+
+# ---- the prompt ----------------------------------------------------------------------------------
+
+
+def read_prompt(
+    arguments: dict[str, Any], generation_config: Any, two_stacks: bool
+) -> dict[str | None, Tokens]:
+    """The prompt as each stack of the model sees it: all that `generate` is given.
+
+    Args:
+        arguments: Of `generate`. What it would make by itself where it is not given, and
+            positions depend on, is put in: an attention mask, and the start of a decoder's prompt.
+        generation_config: The base model's.
+        two_stacks: Whether the model has an encoder and a decoder.
+    """
+    if cached := cached_tokens(arguments):
+        logger.warning_once(
+            f"generate continues from a cache of {cached} tokens: they are kept as they are, and "
+            "only positions in the rest of the prompt are edited."
+        )
+    if not two_stacks:
+        arguments["attention_mask"] = _prompt_mask(arguments, generation_config)
+        return {None: _tokens(arguments.get("input_ids"), arguments["attention_mask"])}
+    outputs = arguments.get("encoder_outputs")
+    if outputs is not None:
+        return {"decoder": _decoder_prompt(arguments, generation_config, outputs[0])}
+    mask = _prompt_mask(arguments, generation_config)
+    return {
+        "encoder": _tokens(arguments.get("input_ids"), mask),
+        "decoder": _decoder_prompt(arguments, generation_config, mask),
+    }
+
+
+def place_prompt(
+    configs: Sequence[InterventionConfig],
+    sites: Sequence[Site],
+    tokens: Mapping[str | None, Tokens],
+    intervention_locations: Tensor | None = None,
+    subspaces: Any = None,
+) -> tuple[Placement | None, Placement | None]:
+    """Place the interventions for a call of `generate`.
+
+    Args:
+        configs: The interventions.
+        sites: Where each acts.
+        tokens: What `read_prompt` found.
+        intervention_locations, subspaces: See `ReftModel.forward`.
+
+    Returns:
+        Where to edit before the first step, in an encoder; and in the steps.
+    """
+    warn_without_positions(configs, intervention_locations is not None)
+    rows = len(next(iter(tokens.values())).prompt)
+    directions = broadcast_subspaces(subspaces, len(configs), rows)
+    before, steps = (
+        place(configs, sites, part, intervention_locations, directions) if part else None
+        for part in (
+            {stack: seen for stack, seen in tokens.items() if (stack == "encoder") == first}
+            for first in (True, False)
+        )
+    )
+    return before, steps
+
+
+def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:
+    """All that a mask admits, the ids if they are of its length (they may go on from a cache)."""
+    same = ids is not None and ids.shape == mask.shape
+    shape = (mask.shape[0], mask.shape[1])
+    return find_tokens(shape, mask.device, ids if same else None, mask)
+
+
+def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any) -> Tensor:
+    """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
+
+    `generate` takes a pad token for padding only if it is not an end token as well: with
+    pad == eos, real tokens would be hidden.
+    """
+    given = arguments.get("attention_mask")
+    if given is not None:
+        return given
+    embeddings, ids = arguments.get("inputs_embeds"), arguments.get("input_ids")
+    if embeddings is not None:
+        return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+    if ids is None:
+        raise ValueError("generate needs a prompt: give input_ids or inputs_embeds.")
+    settings = arguments.get("generation_config") or generation_config
+    pad = arguments.get("pad_token_id", settings.pad_token_id)
+    ends = arguments.get("eos_token_id", settings.eos_token_id)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return torch.ones_like(ids)
+    return (ids != pad).long()
+
+
+def _decoder_prompt(arguments: dict[str, Any], generation_config: Any, beside: Tensor) -> Tokens:
+    """What a decoder starts from: the start token, and the tokens that the caller gives.
+
+    `generate` puts the start token before the caller's unless they begin with it. So does this,
+    for it then has nothing left to change.
+    """
+    ids, mask = arguments.get("decoder_input_ids"), arguments.get("decoder_attention_mask")
+    start, rows = _start_token(arguments, generation_config), beside.shape[0]
+    first = None
+    if start is not None:
+        first = torch.as_tensor(start, device=beside.device).reshape(-1, 1).expand(rows, 1)
+    if ids is None:
+        # Without a start token generate itself says what is wrong.
+        return _tokens(first, torch.ones(rows, 1, dtype=torch.long, device=beside.device))
+    ids = as_tensor("decoder_input_ids", ids)
+    if first is not None and bool((ids[:, :1] != first).all()):
+        arguments["decoder_input_ids"] = ids = torch.cat([first, ids], dim=1)
+        if mask is not None:
+            mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+            arguments["decoder_attention_mask"] = mask
+    return _tokens(ids, torch.ones_like(ids) if mask is None else mask)
+
+
+def _start_token(arguments: Mapping[str, Any], generation_config: Any) -> Any:
+    settings = [s for s in (arguments.get("generation_config"), generation_config) if s is not None]
+    said = [arguments.get("decoder_start_token_id"), *(s.decoder_start_token_id for s in settings)]
+    said += [arguments.get("bos_token_id"), *(s.bos_token_id for s in settings)]
+    return next((token for token in said if token is not None), None)
+
+
+# ---- its steps -----------------------------------------------------------------------------------
+
+
+def step_window(prompt: Placement, args: tuple, kwargs: Mapping[str, Any]) -> Placement | None:
+    """The part of a placed prompt that a step of generation sees.
+
+    Args:
+        prompt: The placement on the prompt.
+        args, kwargs: What the step calls the base model with.
+
+    Returns:
+        Masks of the step's shape, or None if the step edits nothing.
+
+    Raises:
+        ValueError: If the arguments do not tell which tokens the step sees.
+    """
+    names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+    given = (kwargs.get(name) for name in names)
+    tokens = next((value for value in given if value is not None), None)
+    if args or tokens is None:
+        raise ValueError(
+            "this way of generating calls the model on texts of its own, whose prompts are not "
+            "known: a ReftModel cannot be used with it."
+        )
+    return _window(prompt, _tokens_before(kwargs), tokens.shape[1], tokens.shape[0])
+
+
+def _tokens_before(kwargs: Mapping[str, Any]) -> int:
+    """How many tokens come before those of a step."""
+    for name in ("cache_params", "state", "mems"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"this model keeps what it has read in {name!r}, which does not say how many "
+                "tokens that is: generate with use_cache=False."
+            )
+    # Early 5.x; there a static cache miscounts under left padding.
+    if (position := kwargs.get("cache_position")) is not None:
+        return int(position[0])
+    return cached_tokens(kwargs)
+
+
+def _window(prompt: Placement, start: int, length: int, rows: int) -> Placement | None:
+    """Columns [start, start + length), each row of the prompt repeated for its beams."""
+    prompt_length = next(iter(prompt.masks.values())).shape[1]
+    if start >= prompt_length and not prompt.generated:
+        return None
+    cut: dict[tuple[int, bool], Tensor] = {}
+    masks = {}
+    for index, mask in prompt.masks.items():
+        generated = index in prompt.generated
+        key = (id(mask), generated)
+        if key not in cut:
+            cut[key] = _cut(mask, start, length, rows, generated)
+        masks[index] = cut[key]
+    subspaces = {index: _repeat(given, rows) for index, given in prompt.subspaces.items()}
+    return replace(prompt, masks=masks, subspaces=subspaces)
+
+
+def _cut(mask: Tensor, start: int, length: int, rows: int, generated: bool) -> Tensor:
+    seen = mask[:, start : start + length]
+    if seen.shape[1] < length:
+        rest = seen.new_full((mask.shape[0], length - seen.shape[1]), generated)
+        seen = torch.cat([seen, rest], dim=1)
+    return seen.repeat_interleave(rows // mask.shape[0], dim=0)
+
+
+def _repeat(given: Sequence, rows: int) -> list:
+    """A list for each row of the prompt -> one for each row of the step."""
+    return [one for one in given for _ in range(rows // len(given))]

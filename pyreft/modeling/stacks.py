@@ -1,0 +1,105 @@
+"""The stacks of layers of a model: one, or the encoder and the decoder of an encoder-decoder.
+
+Llama, GPT-2, BERT    None                       model.layers, transformer.h, encoder.layer
+T5, BART              "encoder", "decoder"       encoder.block, decoder.block
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pyreft.config import STACKS
+
+# What tells whether an adapter fits a base model.
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
+
+
+def has_two_stacks(model: PreTrainedModel) -> bool:
+    """Whether a model has an encoder, which reads the prompt, and a decoder, which goes on."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return False
+    # The encoder of T5, used alone to tag tokens, keeps the config of the whole.
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    return all(encoder is not m for m in decoder.modules())
+
+
+def find_stack(model: PreTrainedModel, stack: str) -> Any:
+    """The encoder or the decoder."""
+    return model.get_encoder() if stack == "encoder" else model.get_decoder()
+
+
+def stack_of(model: PreTrainedModel, module: nn.Module, path: str) -> str | None:
+    """The stack that a module runs in; None if the model has one alone.
+
+    Raises:
+        ValueError: If it is the token embedding that both share.
+    """
+    if not has_two_stacks(model):
+        return None
+    inside = [s for s in STACKS if any(m is module for m in find_stack(model, s).modules())]
+    if len(inside) == 2 or (not inside and module is model.get_input_embeddings()):
+        raise ValueError(
+            f"{path!r} is shared by the encoder and the decoder of {type(model).__name__}, so the "
+            "tokens it runs on are not known: name a module inside one of them."
+        )
+    # What is in neither comes after the decoder: the head.
+    return inside[0] if inside else "decoder"
+
+
+def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedConfig:
+    """The config that knows the layers, where a model of several parts has several configs."""
+    config = model.config if stack is None else find_stack(model, stack).config
+    if not hasattr(config, "get_text_config"):
+        return config
+    return config.get_text_config(**{stack or "decoder": True})
+
+
+def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList:
+    """The list of layers of a stack: `model.layers`, `transformer.h`, `encoder.layer`, ...
+
+    Raises:
+        ValueError: If there is no list of as many layers as the config says.
+    """
+    expected = text_config(model, stack).num_hidden_layers
+    if stack is not None:
+        roots = [find_stack(model, stack)]
+    else:
+        # The text model first: a vision tower may have as many layers.
+        roots = [model.get_decoder() if hasattr(model, "get_decoder") else None, model]
+    for root in roots:
+        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
+            if isinstance(module, nn.ModuleList) and len(module) == expected and not _in_list(name):
+                return module
+    where = f"the {stack} of {type(model).__name__}" if stack else type(model).__name__
+    raise ValueError(
+        f"{where} has no list of {expected} layers: name the component by a path, such as "
+        '"model.layers[3].output".'
+    )
+
+
+def count_layers(model: PreTrainedModel) -> list[int]:
+    """The number of layers of each stack."""
+    stacks = STACKS if has_two_stacks(model) else [None]
+    return [len(find_layers(model, stack)) for stack in stacks]
+
+
+def base_sizes(model: PreTrainedModel) -> dict[str, Any]:
+    """What tells whether an adapter fits a base model."""
+    if not has_two_stacks(model):
+        sizes = text_config(model)
+        return {name: getattr(sizes, name) for name in _SIZES}
+    encoder, decoder = (text_config(model, stack) for stack in STACKS)
+    return {
+        "model_type": model.config.model_type,
+        "hidden_size": encoder.hidden_size,
+        "num_hidden_layers": encoder.num_hidden_layers,
+        "num_decoder_layers": decoder.num_hidden_layers,
+    }
+
+
+def _in_list(name: str) -> bool:
+    """Whether a module lies inside another list, as the experts of a layer do."""
+    return any(part.isdigit() for part in name.split("."))
