@@ -16,8 +16,10 @@ from pyreft.data.locations import locate
 
 logger = logging.get_logger(__name__)
 
-# What there is of each answer.
 _SIDES = ("chosen", "rejected")
+# What an example has of each answer.
+_OF_ANSWER = ("output", "output_mask", "reward", "intervention_locations")
+PAIR_COLUMNS = [f"{side}_{name}" for side in _SIDES for name in _OF_ANSWER]
 
 
 class ReftRewardDataset(ReftDataset):
@@ -156,7 +158,7 @@ class ReftRewardCollator:
     Returns:
         input_ids and attention_mask (2B, T); reward (2B,), 1 and 0 where the data has none;
         labels (B,), by how much the reward of the chosen row is higher; intervention_locations
-        (2B, I, P) and subspaces (2B, I, S), if the examples have any.
+        (2B, I, P), subspaces (2B, I, S) and id (2B,), if the examples have any.
 
     Raises:
         ValueError: If the examples differ in their columns, or are not of a `ReftRewardDataset`.
@@ -198,6 +200,4 @@ def _row(pair: dict[str, Any], side: str) -> dict[str, Any]:
     }
     if f"{side}_intervention_locations" in pair:
         row["intervention_locations"] = pair[f"{side}_intervention_locations"]
-    if "subspaces" in pair:
-        row["subspaces"] = pair["subspaces"]
-    return row
+    return row | {name: pair[name] for name in ("subspaces", "id") if name in pair}

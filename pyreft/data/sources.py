@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 # The loader of each kind of file and its settings. A cell of a table that is empty, or that says
-# "NA" or "null", is text like any other.
+# "NA" or "null", is text like any other; in tab-separated files a quotation mark is as well.
 _TABLE = {"keep_default_na": False}
 _BY_SUFFIX: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".csv": ("csv", _TABLE),
-    ".tsv": ("csv", {"sep": "\t", **_TABLE}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, **_TABLE}),
     ".parquet": ("parquet", {}),
 }
 

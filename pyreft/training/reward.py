@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import EvalPrediction
 
-from pyreft.data.rewards import ReftRewardCollator
+from pyreft.data.rewards import PAIR_COLUMNS, ReftRewardCollator
 from pyreft.training.trainer import ReftTrainer
 
 
@@ -20,7 +20,7 @@ class ReftTrainerForRewardModeling(ReftTrainer):
         loss = mean over pairs of -log sigmoid(score(chosen) - score(rejected))
 
     The base model is a `...ForSequenceClassification` of one label. Its head is usually new, and
-    is then to be trained and saved with the adapter.
+    so to be trained: `ReftConfig(modules_to_save=["score"])` (of BERT, "classifier").
 
     `evaluate` gives eval_accuracy, the share of pairs whose chosen answer scores higher, unless
     told other `compute_metrics`. Predictions are (N, 2) scores, chosen and rejected.
@@ -39,29 +39,29 @@ class ReftTrainerForRewardModeling(ReftTrainer):
     """
 
     def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
-        labels = getattr(getattr(model, "config", None), "num_labels", None)
-        if model is not None and labels != 1:
-            raise ValueError(
-                f"a reward model has one label, this base model has {labels}: load it with "
-                "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
-            )
         tokenizer = kwargs.get("tokenizer") or kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None:
             if tokenizer is None:
                 raise ValueError("give a processing_class, or a ReftRewardCollator as collator.")
             kwargs["data_collator"] = ReftRewardCollator(tokenizer)
         super().__init__(model, *args, **kwargs)
+        if self.model.config.num_labels != 1:
+            raise ValueError(
+                f"a reward model has one label, this base model has {self.model.config.num_labels}:"
+                " load it with AutoModelForSequenceClassification.from_pretrained(..., "
+                "num_labels=1)."
+            )
         # With a loss function of its own the Trainer counts labels, one a pair, and scales by
         # them: so that accumulated batches equal a large one, whatever their sizes.
         self.compute_loss_func = self.compute_loss_func or bradley_terry
         self.compute_metrics = self.compute_metrics or pair_accuracy
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep all columns: those of pairs are read by the collator, not by the model."""
+        """Keep the columns of pairs, which the collator reads and not the model."""
+        known = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
-        for side in ("chosen", "rejected"):
-            for name in ("output", "output_mask", "reward", "intervention_locations"):
-                self._signature_columns.append(f"{side}_{name}")
+        if not known:
+            self._signature_columns += PAIR_COLUMNS
 
     def compute_loss(
         self,

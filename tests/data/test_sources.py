@@ -62,6 +62,12 @@ def test_cells_of_a_table_are_text_whatever_they_say(tokenizer, tmp_path):
     assert texts(build(tokenizer, path)) == ["whatNA<eos>", "whonull<eos>"]
 
 
+def test_a_quotation_mark_in_a_tab_separated_file_swallows_nothing(tokenizer, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('prompt\tcompletion\n"Hi, she said\tx\nwho\t"y"\n')
+    assert texts(build(tokenizer, path)) == ['"Hi, she saidx<eos>', 'who"y"<eos>']
+
+
 @pytest.mark.parametrize(
     "rows",
     [

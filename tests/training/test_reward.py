@@ -46,11 +46,9 @@ def reward_model(architecture="llama", **changes):
     torch.manual_seed(0)
     base = enlarge(CLASSIFIERS[architecture](settings).eval())
     torch.manual_seed(1)
-    config = pyreft.ReftConfig(**{"layers": [1], "positions": "l1", "rank": 4} | changes)
-    model = pyreft.get_reft_model(base, config)
     head = "classifier" if architecture == "bert" else "score"
-    getattr(model.model, head).requires_grad_(True)
-    return model
+    settings = {"layers": [1], "positions": "l1", "rank": 4, "modules_to_save": [head]}
+    return pyreft.get_reft_model(base, pyreft.ReftConfig(**settings | changes))
 
 
 def make_trainer(model, data, tokenizer, directory, **changes):
@@ -167,6 +165,17 @@ def test_positions_of_the_data_are_edited_and_recorded(plain, tmp_path):
         torch.testing.assert_close(tensor, theirs[name])
 
 
+def test_a_saved_reward_model_scores_the_same(plain, tmp_path):
+    model, data = reward_model(), pairs(plain)
+    trainer = make_trainer(model, data, plain, tmp_path)
+    trainer.train()
+    trainer.save_model()
+    bare = reward_model().unwrap()
+    loaded = pyreft.ReftModel.from_pretrained(bare, tmp_path)
+    again = make_trainer(loaded, data, plain, tmp_path).predict(data)
+    np.testing.assert_array_equal(again.predictions, trainer.predict(data).predictions)
+
+
 def test_metrics_and_loss_of_the_user_are_kept(plain, tmp_path):
     model, data = reward_model(), pairs(plain)
     trainer = make_trainer(model, data, plain, tmp_path)
@@ -180,10 +189,10 @@ def test_metrics_and_loss_of_the_user_are_kept(plain, tmp_path):
     assert "eval_accuracy" not in own.evaluate()
 
 
-def test_a_model_of_several_labels_is_refused(tmp_path):
+def test_a_model_of_several_labels_is_refused(plain, tmp_path):
     model = pyreft.get_reft_model(make_base("bert"), pyreft.ReftConfig(layers=[1], rank=2))
     with pytest.raises(ValueError, match="a reward model has one label, this base model has 3"):
-        pyreft.ReftTrainerForRewardModeling(model=model)
+        make_trainer(model, pairs(plain), plain, tmp_path)
 
 
 def test_pairs_that_nothing_can_pad_are_refused(plain, tmp_path):
