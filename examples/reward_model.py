@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -56,27 +56,29 @@ def load(name: str):
     return base, tokenizer
 
 
-def read(path: Path | None, tokenizer, split: str) -> pyreft.ReftRewardDataset:
-    """A quarter of the pairs as the split "test", the rest as "train"."""
-    rows = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), p)) for p in PAIRS])
+def chat(prompt: str, answer: str) -> list[dict]:
+    """A conversation, with a short system message where the template's own would be long."""
+    turns = {"system": "Chat.", "user": prompt, "assistant": answer}
+    return [{"role": role, "content": content} for role, content in turns.items()]
+
+
+def read(path: Path | None) -> DatasetDict:
+    """Conversations, a quarter of them as the split "test"."""
     if path is not None:
         rows = Dataset.from_json(str(path))
-    return pyreft.ReftRewardDataset(
-        "preferences",
-        None,
-        tokenizer,
-        data_split=split,
-        dataset=rows.train_test_split(0.25, seed=0),
-        prompt_field="prompt",
-        conv_A_field="chosen",
-        conv_B_field="rejected",
+    else:
+        rows = Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS])
+    rows = rows.map(
+        lambda row: {name: chat(row["prompt"], row[name]) for name in ("chosen", "rejected")}
     )
+    return rows.train_test_split(0.25, seed=0)
 
 
 def score(model, tokenizer, prompt: str, answer: str) -> float:
     """How good an answer is; only differences mean something."""
-    chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    batch = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+    batch = tokenizer.apply_chat_template(
+        chat(prompt, answer), return_dict=True, return_tensors="pt"
+    )
     with torch.no_grad():
         return model(**batch.to(model.device)).logits.item()
 
@@ -92,7 +94,19 @@ def main() -> None:
 
     name = arguments.model or smollm2()
     base, tokenizer = load(name)
-    train, test = (read(arguments.data, tokenizer, split) for split in ("train", "test"))
+    rows = read(arguments.data)
+    train, test = (
+        pyreft.ReftRewardDataset(
+            None,
+            None,
+            tokenizer,
+            data_split=split,
+            dataset=rows,
+            conv_A_field="chosen",
+            conv_B_field="rejected",
+        )
+        for split in ("train", "test")
+    )
     depth = base.config.num_hidden_layers
     config = pyreft.ReftConfig(
         layers=list(range(depth // 3, depth, 4)),
