@@ -1,4 +1,4 @@
-"""Train a reward model on pairs of answers, in a minute or so on a CPU.
+"""Train a reward model on pairs of answers, in a minute or two on a CPU.
 
     python examples/reward_model.py                      # sixteen pairs: kind answers and rude ones
     python examples/reward_model.py --data pairs.jsonl   # your own: prompt, chosen, rejected
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON or JSON lines: prompt, chosen, rejected")
     parser.add_argument("--model", help="name or path of a chat model; SmolLM2-135M by default")
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/reward_model"))
     arguments = parser.parse_args()
 
