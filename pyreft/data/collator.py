@@ -80,13 +80,13 @@ class ReftDataCollator:
                     f"example {index} of the batch differs from the first in the columns "
                     f"{', '.join(sorted(wrong))}."
                 )
-        columns = {name: [_plain(one[name]) for one in instances] for name in names}
+        columns = {name: [plain(one[name]) for one in instances] for name in names}
         if "label" in columns and "labels" not in columns:
             columns["labels"] = columns.pop("label")
         names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
         fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS
-        by_token = {n: columns[n] for n in names if n in fills and isinstance(columns[n][0], list)}
+        by_token = {n: columns[n] for n in names if n in fills and _is_by_token(columns[n][0])}
         for name, values in by_token.items():
             _check_lengths(name, [len(value) for value in values], lengths)
         _refuse_unlabelled([row for row in columns.get("labels", []) if isinstance(row, list)])
@@ -120,10 +120,15 @@ class ReftDataCollator:
         return batch
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tensors, arrays and tuples as lists and numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return list(value) if isinstance(value, tuple) else value
+
+
+def _is_by_token(value: Any) -> bool:
+    """Whether it is a list of one integer a token; a list of floats has one a class."""
+    return isinstance(value, list) and not any(isinstance(one, float) for one in value)
 
 
 def _check_lengths(
@@ -162,7 +167,7 @@ def _collate(name: str, values: list[Any]) -> Any:
         return _stack_positions(values)
     if isinstance(values[0], (int, float)):
         return torch.tensor(values)
-    if name == "subspaces" and len({str(_shape(value)) for value in values}) == 1:
+    if name in ("labels", "subspaces") and len({str(_shape(value)) for value in values}) == 1:
         return torch.tensor(values)
     return values
 

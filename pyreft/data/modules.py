@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import torch
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
+from pyreft.data.locations import locate, spec_of_each
 from pyreft.data.tokenize import describe_cut, fit, room, tokenize_pair, with_labels
-from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
 
@@ -83,11 +83,8 @@ def make_multiple_position_supervised_data_module(
         raise TypeError("inputs and outputs are lists of texts, got a text.")
     if len(inputs) != len(outputs):
         raise ValueError(f"there are {len(inputs)} prompts, but {len(outputs)} completions.")
-    specs = _specs(PositionSpec.parse(positions), num_interventions, share_weights)
+    specs = spec_of_each(PositionSpec.parse(positions), num_interventions, share_weights)
     columns: dict[str, list] = {"input_ids": [], "intervention_locations": [], "labels": []}
-    by_spec = any(spec.edits_completion for spec in specs)
-    if by_spec:
-        del columns["intervention_locations"]
     limit, cut = room(tokenizer), []
     pairs = zip(inputs, outputs, strict=True)
     for row, (prompt, completion) in enumerate(
@@ -96,12 +93,12 @@ def make_multiple_position_supervised_data_module(
         try:
             whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, not nonstop)
             ids = fit(whole, prompt_length, limit)
-            if not by_spec:
-                locations = _locations(specs, ids, prompt_length)
-                columns["intervention_locations"].append(locations)
+            locations = locate(specs, ids, prompt_length)
         except ValueError as error:
             raise ValueError(f"row {row}: {str(error).rstrip('.')}.") from None
         cut.append(len(whole) - len(ids))
+        if locations is not None:
+            columns["intervention_locations"].append(locations)
         for name, values in with_labels(ids, prompt_length).items():
             columns[name].append(values)
     if any(cut):
@@ -109,31 +106,7 @@ def make_multiple_position_supervised_data_module(
     collator = ReftDataCollator(tokenizer=tokenizer, positions=specs)
     if hasattr(model, "record_positions"):
         model.record_positions(specs)
+    if not columns["intervention_locations"]:
+        del columns["intervention_locations"]
     dataset = datasets.Dataset.from_dict(columns)
     return {"train_dataset": dataset, "eval_dataset": None, "data_collator": collator}
-
-
-def _specs(spec: PositionSpec, num_interventions: int, share_weights: bool) -> list[PositionSpec]:
-    """The spec of each intervention."""
-    parts = [spec] if share_weights else spec.parts()
-    if not isinstance(num_interventions, int) or num_interventions < 1:
-        raise ValueError(f"num_interventions must be 1 or more, got {num_interventions!r}.")
-    if num_interventions % len(parts):
-        raise ValueError(
-            f"num_interventions is {num_interventions}, positions {str(spec)!r} have {len(parts)} "
-            "parts: with weights that are not shared there is one intervention for each layer "
-            f"and each part, so {len(parts)} times the number of layers."
-        )
-    return [part for part in parts for _ in range(num_interventions // len(parts))]
-
-
-def _locations(
-    specs: Sequence[PositionSpec], ids: Sequence[int], prompt_length: int
-) -> list[list[int]]:
-    """(I, P) positions of one example, filled up with -100."""
-    prompt = torch.arange(len(ids))[None] < prompt_length
-    tokens = Tokens(prompt, ~prompt, torch.tensor([ids]))
-    site = (max(spec.first for spec in specs), max(spec.last for spec in specs))
-    chosen = [spec.select(tokens, site)[0].nonzero().flatten().tolist() for spec in specs]
-    longest = max(len(positions) for positions in chosen)
-    return [positions + [NO_POSITION] * (longest - len(positions)) for positions in chosen]

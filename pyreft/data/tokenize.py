@@ -41,20 +41,13 @@ def tokenize_pair(
     Raises:
         ValueError: If prompt or completion has no token, or there is no end token to add.
     """
-    for name, text in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(text, str):
-            raise ValueError(f"the {name} must be text, got {text!r}")
-    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(prompt)["input_ids"] if add_special_tokens else plain
-    # Some tokenizers close every text they are given; a prompt that goes on is not closed.
-    closers = ids[_end_of(plain, ids) :]
-    prompt_ids = ids[: len(ids) - len(closers)]
+    prompt_ids, closers = tokenize_prompt(tokenizer, prompt, add_special_tokens)
+    if not isinstance(completion, str):
+        raise ValueError(f"the completion must be text, got {completion!r}")
     both = tokenizer(prompt + completion, add_special_tokens=add_special_tokens)["input_ids"]
-    both = both[: len(both) - len(closers)]
+    both = both[: len(both) - closers]
     if both[: len(prompt_ids)] != prompt_ids:
         both = prompt_ids + _tokenize_inside(tokenizer, completion)
-    if not prompt or not prompt_ids:
-        raise ValueError("the prompt is empty")
     if len(both) == len(prompt_ids):
         raise ValueError("the completion is empty")
     return _end(tokenizer, both) if add_eos else both, len(prompt_ids)
@@ -89,6 +82,28 @@ def _end(tokenizer: Any, ids: list[int]) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token to end the completion with")
     return ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+
+
+def tokenize_prompt(
+    tokenizer: Any, prompt: str, add_special_tokens: bool = True
+) -> tuple[list[int], int]:
+    """Tokenize a prompt that goes on.
+
+    Returns:
+        The token ids, and how many tokens that close a whole text were left out.
+
+    Raises:
+        ValueError: If the prompt is no text, or has no token.
+    """
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt must be text, got {prompt!r}")
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(prompt)["input_ids"] if add_special_tokens else plain
+    # Some tokenizers close every text they are given; a prompt that goes on is not closed.
+    end = _end_of(plain, ids)
+    if not prompt or not end:
+        raise ValueError("the prompt is empty")
+    return ids[:end], len(ids) - end
 
 
 def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]:
@@ -128,12 +143,19 @@ def room(tokenizer: Any, max_length: int | None = None) -> int | None:
     return int(limit) if limit is not None and limit < 10**9 else None
 
 
-def describe_cut(cut: list[int], limit: int | None) -> str:
-    """What was cut from the completions, given the number of tokens cut from each example."""
+def describe_cut(cut: list[int], limit: int | None, part: str = "completions") -> str:
+    """What was cut from the completions, given the number of tokens cut from each of them.
+
+    Args:
+        cut: Number of tokens cut from each.
+        limit: The number of tokens that were let in.
+        part: What was cut; completions leave prompts whole.
+    """
     rows = [count for count in cut if count]
+    whole = "; prompts, and so positions, are whole" if part == "completions" else ""
     return (
-        f"the completions of {len(rows)} of {len(cut)} examples were cut to fit max_length={limit}"
-        f", by {sum(rows)} tokens in all; prompts, and so positions, are whole."
+        f"the {part} of {len(rows)} of {len(cut)} examples were cut to fit max_length={limit}, by "
+        f"{sum(rows)} tokens in all{whole}."
     )
 
 

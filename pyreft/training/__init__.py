@@ -2,6 +2,7 @@
 
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.distributed import shard_only_frozen
+from pyreft.training.reward import ReftTrainerForRewardModeling
 from pyreft.training.trainer import (
     ReftTrainer,
     ReftTrainerForCausalLM,
@@ -14,6 +15,7 @@ __all__ = [
     "ReftTrainer",
     "ReftTrainerForCausalLM",
     "ReftTrainerForCausalLMDistributed",
+    "ReftTrainerForRewardModeling",
     "ReftTrainerForSequenceClassification",
     "shard_only_frozen",
 ]

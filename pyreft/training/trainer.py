@@ -25,9 +25,9 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
 
     Checkpoints hold the adapter in place of the model, and are there whole or not at all.
     Positions that the config leaves to the batch are recorded in the adapter, where a pyreft data
-    module made the batches. Training logs have, beside the loss, `intervention_norm` and
-    `orthonormality_error`. With `Seq2SeqTrainingArguments(predict_with_generate=True)` evaluation
-    hands to `compute_metrics` what the model generates from the prompts.
+    module or data set made the batches. Training logs have, beside the loss, `intervention_norm`
+    and `orthonormality_error`. With `Seq2SeqTrainingArguments(predict_with_generate=True)`
+    evaluation hands to `compute_metrics` what the model generates from the prompts.
 
     Args:
         model: The `ReftModel`.
@@ -63,6 +63,8 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             raise TypeError(f"model_init must make a ReftModel, got {type(self.model).__name__}.")
         self._warn_if_unsaveable()
         positions = getattr(self.data_collator, "positions", None)
+        if positions is None:
+            positions = getattr(self.train_dataset, "positions", None)
         if positions is not None:
             self.model.record_positions(positions)
 

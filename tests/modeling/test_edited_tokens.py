@@ -23,7 +23,7 @@ def test_a_gap_in_the_labels_needs_a_completion_mask(causal):
     model = wrap(make_base(causal), positions="prompt")
     batch = collate(texts(8))
     batch["labels"] = torch.tensor([[-100, -100, 5, -100, -100, 5, 5, -100]])
-    with pytest.raises(ValueError, match="stop and begin again.*completion_mask"):
+    with pytest.raises(ValueError, match=r"stop and begin again.*completion_mask"):
         edited_tokens(model, batch)
     batch["completion_mask"] = batch["labels"] != -100
     assert edited_tokens(model, batch) == [[0, 1]]

@@ -1,0 +1,196 @@
+"""Upstream's data sets of prompts and completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset as Rows
+from transformers.utils import logging
+
+from pyreft.data.dataset import ReftDataset
+from pyreft.data.tokenize import IGNORE, fit, tokenize_pair, tokenize_prompt, with_labels
+
+logger = logging.get_logger(__name__)
+
+# The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca), as upstream writes them.
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request."
+_WITHOUT_INPUT = f"{_TASK}. {_REQUEST}\n\n### Instruction:\n%s\n\n### Response:\n"
+_WITH_INPUT = (
+    f"{_TASK}, paired with an input that provides further context. {_REQUEST}\n\n"
+    "### Instruction:\n%s\n\n### Input:\n%s\n\n### Response:\n"
+)
+
+
+class _CompletionDataset(ReftDataset):
+    """A data set with a prompt and a completion in each row."""
+
+    def _example(
+        self, prompt: str, completion: str, add_eos: bool = True
+    ) -> tuple[dict[str, Any], int]:
+        ids, prompt_length = self._pair(prompt, completion, add_eos)
+        example = with_labels(ids, prompt_length)
+        return {name: torch.tensor(values) for name, values in example.items()}, prompt_length
+
+    def _pair(self, prompt: str, completion: str, add_eos: bool = True) -> tuple[list[int], int]:
+        """Ids of both, and how many are the prompt; the end of the completion is cut to fit."""
+        whole, prompt_length = tokenize_pair(self.tokenizer, prompt, completion, add_eos)
+        ids = fit(whole, prompt_length, self._limit)
+        self._cut.append(len(whole) - len(ids))
+        return ids, prompt_length
+
+    def _prompt(self, prompt: str) -> tuple[dict[str, Any], int]:
+        """A prompt alone, to generate from."""
+        ids, _ = tokenize_prompt(self.tokenizer, prompt)
+        return {"input_ids": torch.tensor(ids)}, len(ids)
+
+
+class ReftGenerationDataset(_CompletionDataset):
+    """A prompt and its completion; positions are in the prompt.
+
+    Args:
+        prompt_field, completion_field: The columns to read.
+        Others: As for `ReftDataset`.
+
+    Returns:
+        Examples with input_ids, attention_mask, labels (-100 on the prompt), id, and, with a
+        position, intervention_locations.
+    """
+
+    prompt_field: str
+    completion_field: str
+
+    def preprocess(self, kwargs: dict[str, Any]) -> None:
+        self._take(kwargs, "prompt_field", "completion_field")
+
+    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        return self._example(data_item[self.prompt_field], data_item[self.completion_field])
+
+
+class ReftRawDataset(_CompletionDataset):
+    """The columns "instruction" and "output" as they are, without a template.
+
+    The name of a data set on the Hub may be its `data_path`. A split other than "train" gives
+    prompts alone, to generate from.
+
+    Args:
+        As for `ReftDataset`.
+
+    Returns:
+        As `ReftGenerationDataset`; no labels in a split other than "train".
+    """
+
+    def preprocess(self, kwargs: dict[str, Any]) -> None:
+        self._take(kwargs)
+        self._columns += ["instruction"] + ["output"] * (self.data_split == "train")
+        if self.data_path is not None and self.dataset is None:
+            self.task, self.data_path = str(self.data_path), None
+
+    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        if self.data_split != "train":
+            return self._prompt(data_item["instruction"])
+        return self._example(data_item["instruction"], data_item["output"])
+
+
+class _AlpacaDataset(_CompletionDataset):
+    """A data set whose prompts are Alpaca's, made of an instruction and perhaps an input."""
+
+    instruction_field: str
+    input_field: str | None
+
+    def _alpaca(self, row: dict[str, Any]) -> str:
+        instruction = row[self.instruction_field]
+        if not isinstance(instruction, str) or not instruction:
+            raise ValueError(f"the instruction must be text, got {instruction!r}")
+        given = None if self.input_field is None else row.get(self.input_field)
+        if self.input_field is not None and self.input_field not in row:
+            logger.warning_once(
+                f"the data set has no column {self.input_field!r}: prompts are made without input."
+            )
+        return _WITH_INPUT % (instruction, given) if given else _WITHOUT_INPUT % instruction
+
+
+class ReftSupervisedDataset(_AlpacaDataset):
+    """An instruction, perhaps an input, and an output, in Alpaca's prompt.
+
+    Args:
+        instruction_field, output_field: The columns to read.
+        input_field: Column of the input; where it is empty, or not there, the prompt is the one
+            without an input.
+        no_stop: Leave out the end-of-sequence token.
+        Others: As for `ReftDataset`.
+
+    Returns:
+        As `ReftGenerationDataset`.
+    """
+
+    output_field: str
+    no_stop: bool
+
+    def preprocess(self, kwargs: dict[str, Any]) -> None:
+        self._take(kwargs, "instruction_field", "output_field", input_field=None, no_stop=False)
+
+    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        prompt = self._alpaca(data_item)
+        return self._example(prompt, data_item[self.output_field], add_eos=not self.no_stop)
+
+
+class ReftPreferenceDataset(_AlpacaDataset):
+    """Upstream's pairs: the base model reads the rejected output and learns to say the chosen one.
+
+    Token by token: at token t of the answer it has read the prompt and t tokens of the rejected
+    output, and learns token t of the chosen one. That is no preference loss, and in `generate`
+    the model reads what it wrote, not a rejected output; it is here for scripts that rely on it.
+    To learn preferences give `pairs()` to TRL's DPOTrainer, or train a reward model with
+    `ReftRewardDataset`.
+
+    A chosen output that is longer than the rejected one has tokens with no input beside them.
+    They are not learned, and a warning counts them; upstream learns them at padding.
+
+    Args:
+        instruction_field, chosen_output_field, rejected_output_field: The columns to read.
+        input_field: As for `ReftSupervisedDataset`.
+        Others: As for `ReftDataset`.
+
+    Returns:
+        Examples with input_ids (prompt and rejected output), labels (chosen output, -100 on the
+        prompt and after its end) and the rest as of `ReftGenerationDataset`; no labels, and
+        prompts alone, in a split other than "train".
+    """
+
+    chosen_output_field: str
+    rejected_output_field: str
+
+    def preprocess(self, kwargs: dict[str, Any]) -> None:
+        outputs = ("chosen_output_field", "rejected_output_field")
+        self._unlearned: list[int] = []
+        self._take(kwargs, "instruction_field", *outputs, input_field=None)
+
+    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        prompt = self._alpaca(data_item)
+        if self.data_split != "train":
+            return self._prompt(prompt)
+        ids, prompt_length = self._pair(prompt, data_item[self.rejected_output_field])
+        chosen, _ = self._pair(prompt, data_item[self.chosen_output_field])
+        labels = [IGNORE] * prompt_length + chosen[prompt_length : len(ids)]
+        labels += [IGNORE] * (len(ids) - len(labels))
+        self._unlearned.append(max(0, len(chosen) - len(ids)))
+        return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}, prompt_length
+
+    def _tokenize_all(self, kwargs: dict[str, Any]) -> None:
+        super()._tokenize_all(kwargs)
+        if longer := [count for count in self._unlearned if count]:
+            logger.warning(
+                f"{len(longer)} of {len(self)} chosen outputs are longer than the rejected ones: "
+                f"their last tokens, {sum(longer)} in all, are not learned."
+            )
+
+    def pairs(self) -> Rows:
+        """The rows with the columns prompt, chosen and rejected, as TRL's trainers read them."""
+        columns: dict[str, list[str]] = {
+            "prompt": [self._alpaca(row) for row in self.task_dataset],
+            "chosen": [row[self.chosen_output_field] for row in self.task_dataset],
+            "rejected": [row[self.rejected_output_field] for row in self.task_dataset],
+        }
+        return Rows.from_dict(columns)
