@@ -11,8 +11,11 @@ import reprlib
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from pyreft.positions import Tokens
+
+logger = logging.get_logger(__name__)
 
 
 def find_tokens(
@@ -47,7 +50,7 @@ def find_tokens(
 
     Raises:
         ValueError: If a row has no label at all; or, unless positions are explicit, if the mask is
-            not (B, T) or a row holds several texts or answers.
+            not (B, T) or a row holds several texts.
         TypeError: If labels or a mask are no tensors.
     """
     text = torch.ones(shape, dtype=torch.bool, device=device)
@@ -86,20 +89,18 @@ def find_tokens(
             "the row, or check what was cut from it."
         )
     if source == "labels":
-        _refuse_several(ends.to(device), text & ended)
+        _warn_of_several(ends.to(device), text & ended)
     return Tokens(prompt=text & ~ended, completion=text & ended, input_ids=input_ids)
 
 
-def _refuse_several(labelled: Tensor, completion: Tensor) -> None:
-    """Labels that stop and begin again are those of several turns, or of several texts."""
-    again = ((completion & ~labelled).cumsum(1) > 0) & completion & labelled
-    if bool(again.any()):
-        row = int(again.any(1).int().argmax())
-        raise ValueError(
-            f"the labels of row {row} stop and begin again, as in a chat with several answers or "
-            "in packed texts, and only the first would have its prompt edited. Make one example of "
-            "each answer with pyreft.make_examples, or say with completion_mask where the prompt "
-            "ends."
+def _warn_of_several(labelled: Tensor, completion: Tensor) -> None:
+    """Labels that stop and begin again may be those of several turns, or of several texts."""
+    if bool((((completion & ~labelled).cumsum(1) > 0) & completion & labelled).any()):
+        logger.warning_once(
+            "The labels of a row stop and begin again. All from the first of them on is taken for "
+            "one completion, and what comes before for the prompt that is edited. If these are "
+            "several answers in a chat, make one example of each with pyreft.make_examples; if "
+            "they are packed texts, train on one text a row."
         )
 
 

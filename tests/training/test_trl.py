@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 import pyreft
 from conftest import make_base
+from pyreft.modeling import boundary
 
 trl = pytest.importorskip("trl")
 # TRL uses names that transformers has changed.
@@ -144,27 +145,20 @@ def test_texts_without_a_prompt_train_adapters_that_edit_everything(tokenizer, t
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
 
 
-def test_labels_on_several_answers_are_refused_with_advice(tokenizer, tmp_path):
+def test_labels_on_several_answers_are_told_of_with_advice(tokenizer, tmp_path, caplog):
     """As assistant_only_loss makes them of a conversation."""
+    boundary.logger.warning_once.cache_clear()
     labels = [-100, -100, 5, 6, -100, -100, 7, 8]
     rows = [{"input_ids": list(range(3, 11)), "labels": labels}] * 4
-    with pytest.raises(ValueError, match=r"stop and begin again.*pyreft\.make_examples"):
-        sft_trainer(reft_model(), rows, tokenizer, tmp_path).train()
+    sft_trainer(reft_model(), rows, tokenizer, tmp_path, max_steps=1).train()
+    assert "make one example of each with pyreft.make_examples" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"padding_free": True, "max_length": None}, "is packed"),
-        ({"packing": True, "max_length": 32}, "is packed"),
-        (
-            {"packing": True, "packing_strategy": "wrapped", "max_length": 32},
-            "stop and begin again|prompt of row . is empty",
-        ),
-    ],
+    "changes", [{"padding_free": True, "max_length": None}, {"packing": True, "max_length": 32}]
 )
-def test_packed_texts_are_refused(changes, message, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_packed_texts_are_refused(changes, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="is packed"):
         sft_trainer(reft_model(), ROWS, tokenizer, tmp_path, **changes).train()
 
 
