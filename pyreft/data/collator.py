@@ -63,7 +63,11 @@ class ReftDataCollator:
             ValueError: If examples differ in their columns, or one has no label but -100.
         """
         if not instances or any("input_ids" not in one for one in instances):
-            raise ValueError("the batch is empty, or an example of it has no input_ids.")
+            given = list(instances[0]) if instances else "no example"
+            raise ValueError(
+                f"an example of a batch has no input_ids; the first has {given}. Make examples of "
+                "prompts and completions with pyreft.make_examples."
+            )
         names = list(instances[0])
         for index, one in enumerate(instances):
             if wrong := set(names) ^ set(one):
@@ -72,13 +76,12 @@ class ReftDataCollator:
                     f"{', '.join(sorted(wrong))}."
                 )
         columns = {name: [_plain(one[name]) for one in instances] for name in names}
-        if "label" in columns and "labels" not in columns:
-            columns["labels"] = columns.pop("label")
+        for name in ("label", "label_ids"):
+            if name in columns and "labels" not in columns:
+                columns["labels"] = columns.pop(name)
         names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
-        by_token = {
-            n: columns[n] for n in names if n in _BY_TOKEN and isinstance(columns[n][0], list)
-        }
+        by_token = {n: columns[n] for n in names if n in _BY_TOKEN and _is_by_token(columns[n][0])}
         for name, values in by_token.items():
             _check_lengths(name, [len(value) for value in values], lengths)
         _refuse_unlabelled(by_token.get("labels", []))
@@ -99,6 +102,11 @@ def _plain(value: Any) -> Any:
     """Tensors, arrays and tuples as lists and numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return list(value) if isinstance(value, tuple) else value
+
+
+def _is_by_token(value: Any) -> bool:
+    """Whether a value has an entry for each token; floats are labels, one for each class."""
+    return isinstance(value, list) and not any(isinstance(entry, float) for entry in value)
 
 
 def _check_lengths(name: str, found: list[int], expected: list[int]) -> None:
@@ -133,7 +141,7 @@ def _collate(name: str, values: list[Any]) -> Any:
         return _stack_positions(values)
     if isinstance(values[0], (int, float)):
         return torch.tensor(values)
-    if name == "subspaces" and len({str(_shape(value)) for value in values}) == 1:
+    if name in ("subspaces", "labels") and len({str(_shape(value)) for value in values}) == 1:
         return torch.tensor(values)
     return values
 
