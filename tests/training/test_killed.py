@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import assert_equal, make_trainer, reft_model, weights
-from transformers import TrainerState
+from transformers import TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 STEPS, KILLS = 12, 20
@@ -24,6 +24,7 @@ def make_run(directory, tokenizer):
 
 def go_on(trainer):
     """Train from the newest checkpoint, if there is one, to the end."""
+    set_seed(trainer.args.seed)  # as a trainer that is made anew does
     trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir))
 
 
