@@ -48,9 +48,9 @@ def make_trainer(model, tokenizer, directory, cls=pyreft.ReftTrainer, **changes)
         "model": model,
         "args": kind(**settings | {name: changes.pop(name) for name in fields}),
         "data_collator": pyreft.ReftDataCollator(tokenizer=tokenizer),
+        "train_dataset": make_examples(tokenizer),
+        "eval_dataset": make_examples(tokenizer),
     }
-    if not {"train_dataset", "eval_dataset"} & changes.keys():
-        arguments |= dict.fromkeys(("train_dataset", "eval_dataset"), make_examples(tokenizer))
     return cls(**arguments | changes)
 
 
