@@ -5,7 +5,6 @@ import resource
 
 import pytest
 from runs import assert_equal, make_trainer, reft_model, weights
-from transformers import TrainerCallback
 
 import pyreft
 from conftest import make_base
@@ -124,7 +123,7 @@ def finished(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def full_disk():
-    """From a moment on, files of this process cannot grow beyond some bytes."""
+    """Lets files of this process not grow beyond some bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -133,16 +132,18 @@ def full_disk():
 # The tokenizer fits into none; then the optimiser's file, then the last ones.
 @pytest.mark.parametrize("size", [100, 2_000, 6_000])
 def test_a_full_disk_leaves_the_older_checkpoint(size, full_disk, tokenizer, tmp_path):
-    class Fill(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                full_disk(size)
+    class OnAFullDisk(pyreft.ReftTrainer):
+        def _save_checkpoint(self, *args):
+            full_disk(size if self.state.global_step == 3 else resource.RLIM_INFINITY)
+            try:
+                super()._save_checkpoint(*args)
+            finally:
+                full_disk(resource.RLIM_INFINITY)
 
-    trainer = make_trainer(reft_model(), tokenizer, tmp_path, callbacks=[Fill()], **EVERY_STEP)
+    trainer = make_trainer(reft_model(), tokenizer, tmp_path, cls=OnAFullDisk, **EVERY_STEP)
     newest = re.escape(str(tmp_path / "checkpoint-2"))
     with pytest.raises(OSError, match=f"checkpoint-3 could not be saved: .*is {newest}"):
         trainer.train()
-    full_disk(resource.RLIM_INFINITY)
     assert there(tmp_path) == ["checkpoint-1", "checkpoint-2"]
     again = make_trainer(reft_model(), tokenizer, tmp_path)
     again.train(resume_from_checkpoint=True)

@@ -16,6 +16,9 @@ from runs import (
 )
 from transformers import TrainingArguments
 
+import pyreft
+from conftest import make_base
+
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
