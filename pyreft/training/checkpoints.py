@@ -22,7 +22,6 @@ from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     get_last_checkpoint,
     has_length,
-    sort_checkpoints,
 )
 from transformers.utils import logging
 
@@ -77,7 +76,7 @@ class AdapterCheckpoints(_Trainer):
     ) -> tuple[int, int]:
         """The Trainer's, but a stream that has begun again goes on from where it was.
 
-        Transformers before 5.10 or so do not ask: there, a stream resumes inside its first pass.
+        Older transformers do not ask: there, a stream is resumed inside its first pass only.
         """
         found = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -136,8 +135,7 @@ class AdapterCheckpoints(_Trainer):
         if limit is None or limit <= 0:
             return
         kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        there = map(Path, sort_checkpoints(output_dir=str(run), use_mtime=True))
-        others = [checkpoint for checkpoint in there if checkpoint not in kept]
+        others = sorted(set(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept, key=_age)
         for old in others[: max(0, len(others) + len(kept) - limit)]:
             # Under another name, since deleting takes more than a moment.
             (run / UNFINISHED).mkdir(exist_ok=True)
@@ -154,6 +152,12 @@ def _publish(unfinished: Path, run: Path, name: str) -> None:
         os.replace(run / name, unfinished / "replaced")
     os.replace(unfinished / name, run / name)
     shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _age(checkpoint: Path) -> tuple[int, int]:
+    """Of an earlier run in the same directory, steps may be higher; so time comes first."""
+    number = checkpoint.name.rpartition("-")[2]
+    return checkpoint.stat().st_mtime_ns, int(number) if number.isdecimal() else -1
 
 
 def _not_saved(run: Path, name: str, error: Exception) -> str:

@@ -8,7 +8,7 @@ import torch
 from datasets import IterableDataset
 from peft import LoraConfig, get_peft_model
 from runs import assert_equal, losses, make_examples, make_trainer, reft_model, weights
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 import pyreft
 from conftest import make_base
@@ -61,6 +61,8 @@ def run(make, tokenizer, directory, resume=None, streams=False, **changes):
 )
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_a_resumed_run_is_the_run(make, changes, step, whole_runs, tokenizer, tmp_path):
+    if changes == {"streams": True} and step > 4 and not hasattr(Trainer, "_init_training_state"):
+        pytest.skip("this version of transformers does not ask where a stream was")
     reference, directory = whole_runs(make, changes)
     resumed = run(make, tokenizer, tmp_path, directory / f"checkpoint-{step}", **changes)
     assert losses(resumed) == losses(reference)
