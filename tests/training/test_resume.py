@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset
 from peft import LoraConfig, get_peft_model
 from runs import assert_equal, losses, make_examples, make_trainer, reft_model, weights
 from transformers import EarlyStoppingCallback, Trainer
@@ -31,7 +30,7 @@ def with_dropout(**changes):
 
 
 def stream(tokenizer):
-    return IterableDataset.from_generator(lambda: iter(make_examples(tokenizer).to_list()))
+    return make_examples(tokenizer).to_iterable_dataset()
 
 
 def run(make, tokenizer, directory, resume=None, streams=False, **changes):
