@@ -42,8 +42,7 @@ def go_on_in_a_child(trainer):
     return child
 
 
-def assert_all_load(directory):
-    model = reft_model(dropout=0.3)
+def assert_all_load(directory, model):
     for checkpoint in Path(directory).glob("checkpoint-*"):
         model.load_weights(checkpoint)
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -56,16 +55,16 @@ def assert_all_load(directory):
 def test_twenty_kills_change_nothing(tokenizer, tmp_path):
     whole = make_run(tmp_path / "whole", tokenizer)
     go_on(whole)
-    draw = random.Random(0)
+    draw, model = random.Random(0), reft_model(dropout=0.3)
     run, runs, kills, while_saving = make_run(tmp_path / "0", tokenizer), 1, 0, 0
     while kills < KILLS:
         child = go_on_in_a_child(run)
-        time.sleep(draw.uniform(0, 0.6))
+        time.sleep(draw.uniform(0, 0.4))
         os.kill(child, signal.SIGKILL)
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         kills += killed
         while_saving += killed and (Path(run.args.output_dir) / ".unfinished").exists()
-        assert_all_load(run.args.output_dir)
+        assert_all_load(run.args.output_dir, model)
         if not killed:  # the run came to its end: kill another
             run, runs = make_run(tmp_path / str(runs), tokenizer), runs + 1
     assert while_saving, "no kill came while a checkpoint was written"
