@@ -19,7 +19,7 @@ from transformers import (
 
 torch.set_num_threads(1)
 # So that what these assert is shown as in a test.
-pytest.register_assert_rewrite("reft", "round_trip")
+pytest.register_assert_rewrite("reft", "round_trip", "runs")
 
 VOCAB, WIDTH, LAYERS = 99, 32, 3
 KINDS = ["loreft", "noreft", "direft", "nodireft", "consreft", "lobireft"]

@@ -72,7 +72,11 @@ class ReftDataCollator:
             ValueError: If examples differ in their columns, or one has no label but -100.
         """
         if not instances or any("input_ids" not in one for one in instances):
-            raise ValueError("the batch is empty, or an example of it has no input_ids.")
+            given = list(instances[0]) if instances else "no example"
+            raise ValueError(
+                f"an example of a batch has no input_ids; the first has {given}. Make examples of "
+                "prompts and completions with pyreft.make_examples."
+            )
         names = list(instances[0])
         for index, one in enumerate(instances):
             if wrong := set(names) ^ set(one):
@@ -81,8 +85,9 @@ class ReftDataCollator:
                     f"{', '.join(sorted(wrong))}."
                 )
         columns = {name: [plain(one[name]) for one in instances] for name in names}
-        if "label" in columns and "labels" not in columns:
-            columns["labels"] = columns.pop("label")
+        for name in ("label", "label_ids"):
+            if name in columns and "labels" not in columns:
+                columns["labels"] = columns.pop(name)
         names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
         fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS

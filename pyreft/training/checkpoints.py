@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+    TRAINING_ARGS_NAME,
+)
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    get_last_checkpoint,
+    has_length,
+)
 from transformers.utils import logging
 
 if TYPE_CHECKING:
@@ -56,8 +65,33 @@ class AdapterCheckpoints(_Trainer):
         torch.save(self.args, os.path.join(directory, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        needed = () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME)
+        _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
         reft_model: Any = self.model
         reft_model.load_weights(resume_from_checkpoint)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """The Trainer's, but a stream that has begun again goes on from where it was.
+
+        Older transformers do not ask: there, a stream is resumed inside its first pass only.
+        """
+        found = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or has_length(self.train_dataset):
+            return found
+        # The Trainer takes the length of one pass, which it cannot know, for that of the run.
+        passes, part = divmod(self.state.epoch or 0.0, 1)
+        batches = round(part * num_update_steps_per_epoch * self.args.gradient_accumulation_steps)
+        return int(passes), 0 if self.args.ignore_data_skip else batches
 
     def _load_best_model(self) -> None:
         best, reft_model = self.state.best_model_checkpoint, self.model
@@ -76,28 +110,42 @@ class AdapterCheckpoints(_Trainer):
         self._unfinished = unfinished
         try:
             super()._save_checkpoint(model, trial)
-        except BaseException:
+            self._rename_best(unfinished / name, run / name)
+        except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            newest = get_last_checkpoint(str(run)) if run.is_dir() else None
-            logger.error(
-                f"{name} could not be saved; the newest complete checkpoint is {newest or 'none'}."
-            )
+            if isinstance(error, (OSError, RuntimeError)):  # torch says RuntimeError
+                raise OSError(_not_saved(run, name, error)) from error
             raise
         finally:
             self._unfinished = None
         self.accelerator.wait_for_everyone()
-        # The Trainer took the folder's passing name for that of the best model.
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best) == unfinished / name:
-            self.state.best_model_checkpoint = str(run / name)
         if self.args.should_save:
-            self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
             _publish(unfinished, run, name)
-            kept = {run / name, Path(self.state.best_model_checkpoint or run / name)}
-            _delete_old(run, kept, self.args.save_total_limit)
+            self._delete_old(run, run / name)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(run / name))
+
+    def _rename_best(self, passing: Path, final: Path) -> None:
+        """The Trainer took the folder's passing name for that of the best model."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best) == passing:
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(passing / TRAINER_STATE_NAME))
+
+    def _delete_old(self, run: Path, newest: Path) -> None:
+        """Keep `save_total_limit` checkpoints, the newest and the best among them."""
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        others = sorted(set(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept, key=_age)
+        for old in others[: max(0, len(others) + len(kept) - limit)]:
+            # Under another name, since deleting takes more than a moment.
+            (run / UNFINISHED).mkdir(exist_ok=True)
+            os.replace(old, run / UNFINISHED / old.name)
+        shutil.rmtree(run / UNFINISHED, ignore_errors=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait with it until the folder has its name: uploads go on in the background."""
@@ -111,11 +159,26 @@ def _publish(unfinished: Path, run: Path, name: str) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _delete_old(run: Path, kept: set[Path], limit: int | None) -> None:
-    """Delete the oldest checkpoints over the limit, but none of those kept."""
-    if not limit or limit < 1:
-        return
-    others = [p for p in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p not in kept]
-    others.sort(key=lambda path: path.stat().st_mtime)
-    for old in others[: max(0, len(others) + len(kept) - limit)]:
-        shutil.rmtree(old, ignore_errors=True)
+def _age(checkpoint: Path) -> tuple[int, int]:
+    """Of an earlier run in the same directory, steps may be higher; so time comes first."""
+    number = checkpoint.name.rpartition("-")[2]
+    return checkpoint.stat().st_mtime_ns, int(number) if number.isdecimal() else -1
+
+
+def _not_saved(run: Path, name: str, error: Exception) -> str:
+    newest = get_last_checkpoint(str(run)) if run.is_dir() else None
+    return (
+        f"{name} could not be saved: {error}. The newest complete checkpoint is "
+        f"{newest or 'none'}. Make room on the disk, or set save_total_limit."
+    )
+
+
+def _require_state(checkpoint: Path, names: list[str]) -> None:
+    """Raise ValueError unless a run can go on from there."""
+    missing = [name for name in names if not (checkpoint / name).is_file()]
+    if checkpoint.is_dir() and missing:
+        raise ValueError(
+            f"cannot resume from {checkpoint}: it has no {', '.join(missing)}. It was saved with "
+            "save_only_model, or is an adapter alone: start a new run from it with "
+            "model.load_weights(...)."
+        )

@@ -7,18 +7,39 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyreft.modeling.lora import is_peft_model
+
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 
 
-def require_labels(labels: Tensor, num_labels: int) -> None:
-    """Raise ValueError for the label of a class that is not there.
+def frozen_heads(base: Any) -> list[str]:
+    """Names of the parts of a classifier, behind its backbone, that do not learn."""
+    base = base.get_base_model() if is_peft_model(base) else base
+    if not _is_classifier(base):
+        return []
+    heads = [name for name, _ in base.named_children() if name != base.base_model_prefix]
+    parameters = {name: list(base.get_submodule(name).parameters()) for name in heads}
+    return [n for n, own in parameters.items() if own and not any(p.requires_grad for p in own)]
+
+
+def _is_classifier(base: nn.Module) -> bool:
+    """By its name, as transformers tells: heads of other models have the same shapes."""
+    return str(base._get_name()).endswith(_CLASSIFIERS)
+
+
+def require_labels(base: Any, labels: Tensor) -> None:
+    """Raise ValueError for the label of a class that a classifier does not have.
 
     Args:
+        base: The base model; only classifiers are looked at.
         labels: (B,) or (B, T) class indices, -100 for none. Labels that are no integers
             (regression, several labels) are not read.
-        num_labels: Number of classes; with one, labels are values.
     """
-    if labels.is_floating_point() or num_labels < 2:
+    num_labels = base.config.num_labels
+    # With one class, labels are values.
+    if not _is_classifier(base) or num_labels < 2 or labels.is_floating_point():
         return
     wrong = ((labels < 0) | (labels >= num_labels)) & (labels != -100)
     if bool(wrong.any()):

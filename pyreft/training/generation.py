@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import Seq2SeqTrainer
 
 from pyreft.modeling.boundary import find_tokens
 
@@ -21,7 +22,8 @@ class GeneratedPredictions(_Trainer):
 
     It does with `Seq2SeqTrainingArguments(predict_with_generate=True)`, as in transformers'
     Seq2SeqTrainer, but for causal language models as well: their prompts are cut out of the batch.
-    Predictions are the generated tokens, labels those of the batch, each filled up with -100.
+    Predictions are the generated tokens, filled up with the pad token inside a batch and with -100
+    beyond; labels are those of the batch.
     `generation_max_length` counts generated tokens; `generation_num_beams` and
     `generation_config` are read as well, and arguments of `evaluate` and `predict` win.
     """
@@ -36,12 +38,13 @@ class GeneratedPredictions(_Trainer):
         **generation_arguments: Any,
     ) -> dict[str, float]:
         """Evaluate as the Trainer does; further arguments are for `generate`."""
-        # Several data sets are evaluated by calls of this method without them.
-        self._generation_arguments = generation_arguments or self._generation_arguments
+        outer = self._generation_arguments
+        # Several data sets are evaluated by calls of this method, without the arguments.
+        self._generation_arguments = generation_arguments or outer
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
-            self._generation_arguments = None
+            self._generation_arguments = outer
 
     def predict(
         self,
@@ -71,7 +74,8 @@ class GeneratedPredictions(_Trainer):
         labels = inputs.get("labels")
         loss = super().prediction_step(model, inputs, True)[0] if labels is not None else None
         reft_model: Any = self.model
-        with torch.no_grad(), self.compute_loss_context_manager():
+        # Accelerate casts in `forward` of the ReftModel, which generation does not go through.
+        with torch.no_grad(), self.accelerator.autocast():
             written = _generate(reft_model, inputs, self._arguments())
         return loss, written, labels
 
@@ -84,7 +88,8 @@ class GeneratedPredictions(_Trainer):
         if args.generation_num_beams is not None:
             given.setdefault("num_beams", args.generation_num_beams)
         if args.generation_config is not None:
-            given.setdefault("generation_config", args.generation_config)
+            config = Seq2SeqTrainer.load_generation_config(args.generation_config)
+            given.setdefault("generation_config", config)
         return given
 
 

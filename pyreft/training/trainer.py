@@ -12,7 +12,7 @@ from transformers.utils import logging
 from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
 from pyreft.training.checkpoints import AdapterCheckpoints
-from pyreft.training.checks import require_finite, require_labels
+from pyreft.training.checks import frozen_heads, require_finite, require_labels
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.generation import GeneratedPredictions
 from pyreft.training.measures import describe_interventions
@@ -37,13 +37,18 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
-        ValueError: While training, if a label is that of no class.
+        ValueError: While training, if a label is that of no class, or no column of the data set
+            is an input of the model.
+        OSError: While training, if a checkpoint cannot be saved; older ones stay.
         FloatingPointError: While training, if the loss is NaN or infinite.
     """
 
     # A ReftModel, where the Trainer declares a PreTrainedModel; columns, where it declares None.
     model: Any
     _signature_columns: Any
+    # The Trainer makes a model of `model_init` before it has these.
+    data_collator: Any = None
+    train_dataset: Any = None
 
     def __init__(self, model: Any = None, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if model is not None and not isinstance(model, ReftModel):
@@ -59,14 +64,24 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
         super().__init__(model, *args, **kwargs)
-        if not isinstance(self.model, ReftModel):
-            raise TypeError(f"model_init must make a ReftModel, got {type(self.model).__name__}.")
         self._warn_if_unsaveable()
+        self._warn_if_frozen()
+        self._record_positions(self.model)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The Trainer's: every run of a hyperparameter search has a model of its own."""
+        model = super().call_model_init(trial)
+        if not isinstance(model, ReftModel):
+            raise TypeError(f"model_init must make a ReftModel, got {type(model).__name__}.")
+        self._record_positions(model)
+        return model
+
+    def _record_positions(self, model: ReftModel) -> None:
         positions = getattr(self.data_collator, "positions", None)
         if positions is None:
             positions = getattr(self.train_dataset, "positions", None)
         if positions is not None:
-            self.model.record_positions(positions)
+            model.record_positions(positions)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the base model takes as well as those of `ReftModel`."""
@@ -74,7 +89,22 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         super()._set_signature_columns_if_needed()
         if not known:
             self._signature_columns += list(inspect.signature(self.model.model.forward).parameters)
-            self._signature_columns.append("id")
+            # Other collators make tensors of all that they get, and ids may be text.
+            if isinstance(self.data_collator, ReftDataCollator):
+                self._signature_columns.append("id")
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """The Trainer's, for data sets that have a column to train on."""
+        if self.args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            inputs = set(self._signature_columns) - {"labels", "label", "label_ids", "id"}
+            if not inputs & set(dataset.column_names):
+                raise ValueError(
+                    f"the data set has the columns {dataset.column_names}, none of which is an "
+                    f"input of the model, such as {self.model.main_input_name}. Make examples of "
+                    "prompts and completions with pyreft.make_examples(dataset, tokenizer)."
+                )
+        return super()._remove_unused_columns(dataset, description)
 
     # ---- one step -----------------------------------------------------------------------
 
@@ -94,8 +124,8 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
                 'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
             )
         labels, continues = inputs.get("labels"), self.model.can_generate()
-        if isinstance(labels, Tensor) and not continues:
-            require_labels(labels, self.model.config.num_labels)
+        if isinstance(labels, Tensor):
+            require_labels(self.model.model, labels)
         taken = self.label_smoother is not None or self.compute_loss_func is not None
         if taken and isinstance(labels, Tensor) and continues:
             inputs = self._tell_completion(inputs, labels)
@@ -133,6 +163,15 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             self.model.reft_config.to_dict()
         except ValueError as error:
             logger.warning(f"This run will fail when it saves: {error}")
+
+    def _warn_if_frozen(self) -> None:
+        """Say that the head of a classifier does not learn: a fresh one is random."""
+        if heads := frozen_heads(self.model.model):
+            logger.warning(
+                f"The head of {type(self.model.model).__name__} is frozen ({', '.join(heads)}). "
+                "Unless it was trained before, train it with the interventions: "
+                f"ReftConfig(..., modules_to_save={heads})."
+            )
 
 
 class ReftTrainerForCausalLM(ReftTrainer):
