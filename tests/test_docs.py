@@ -24,8 +24,23 @@ def bytes_tokenizer():
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>"
+        tokenizer_object=fast,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
     )
+
+
+def classifier(auto_class):
+    """What an Auto class of classifiers loads: an encoder, or a decoder for the name of one."""
+
+    def load(cls, name, num_labels=2, problem_type=None):
+        config = make_base("llama" if "SmolLM" in name else "bert", vocab_size=300).config
+        config.num_labels, config.problem_type = num_labels, problem_type
+        return auto_class.from_config(config)
+
+    return classmethod(load)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda p: p.stem)
@@ -43,6 +58,9 @@ def test_documented_python_runs(page, tmp_path, monkeypatch):
     load_t5 = classmethod(lambda cls, name, **_: make("t5", vocab_size=300, num_decoder_layers=2))
     monkeypatch.setattr(transformers.AutoModelForSeq2SeqLM, "from_pretrained", load_t5)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load_tokenizer)
+    for auto_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
+        load = classifier(getattr(transformers, auto_class))
+        monkeypatch.setattr(getattr(transformers, auto_class), "from_pretrained", load)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     for number, block in enumerate(BLOCKS[page]):
