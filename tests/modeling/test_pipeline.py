@@ -1,10 +1,19 @@
 """A ReftModel in transformers' text-generation pipeline."""
 
+import copy
+
+import pytest
 import torch
 from transformers import pipeline
 
 import pyreft
 from conftest import make_base
+
+
+@pytest.fixture
+def tokenizer(tokenizer):
+    """One of its own, since a pipeline makes its tokenizer pad at the left."""
+    return copy.deepcopy(tokenizer)
 
 
 def test_the_pipeline_generates_what_generate_does(tokenizer):
