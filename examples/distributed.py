@@ -1,12 +1,13 @@
 """Train LoReFT in two processes, which end with the adapter that one process would end with.
 
     torchrun --nproc-per-node 2 examples/distributed.py
-    accelerate launch --num-processes 2 examples/distributed.py --data train.jsonl
+    accelerate launch --multi_gpu --num_processes 2 examples/distributed.py --data train.jsonl
     torchrun --nproc-per-node 2 examples/distributed.py --fsdp              # on GPUs
 
-The rows of --data have the columns prompt and completion, or those named by --columns. Without it
-the script has a few rows of its own. Each process has the whole base model, or with --fsdp a part
-of each of its layers; each has all of the adapter, and the first of them saves it.
+The first two run without GPUs as well. The rows of --data have the columns prompt and completion,
+or those named by --columns. Without it the script has a few rows of its own. Each process has the
+whole base model, or with --fsdp a part of each of its layers; each has all of the adapter, and the
+first of them saves it.
 """
 
 import argparse

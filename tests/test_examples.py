@@ -1,14 +1,17 @@
 """Every example runs, on tiny models of random weights, and so does every benchmark."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
+import pyreft
 from conftest import make_base
 from test_docs import bytes_tokenizer
 
@@ -28,9 +31,12 @@ RUNS = {
     "classification.py": ["--epochs", "2"],
     "sft.py": ["--epochs", "1"],
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
+    "reward_model.py": ["--epochs", "1"],
     "benchmarks/module_cost.py": ["--rounds", "2", "--width", "32"],
     "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
 }
+# Started as users start them, in two processes.
+LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py", "benchmarks/glue.py")
 
 
@@ -87,9 +93,26 @@ def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_an_example_runs_in_two_processes(name, models, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", str(EXAMPLES / name), *LAUNCHED[name]]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pyreft.__file__).parents[1])}
+    ended = subprocess.run(
+        [*command, "--model", models["llama"]],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("2 processes: loss") == 1
+    assert (tmp_path / "out/distributed/adapter/reft_model.safetensors").exists()
+
+
 def test_every_example_is_run_here():
     scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
-    assert scripts - {"base_model.py"} == set(RUNS)
+    assert scripts - {"base_model.py"} == RUNS.keys() | LAUNCHED.keys()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 class Replicas:
     """Keeps the trained parameters of a model equal in all processes.
 
-    They start as they are in the first process, and after each backward pass their gradients
-    are averaged. The average of what is averaged already is the same again, so it does not matter
-    over how many passes gradients are accumulated, nor whether somebody averages them as well.
+    They start as they are in the first process, as frozen interventions do, and after each
+    backward pass their gradients are averaged. The average of what is averaged already is the same
+    again, so it does not matter over how many passes gradients are accumulated, nor whether
+    somebody averages them as well.
     """
 
     def __init__(self) -> None:
@@ -33,8 +34,10 @@ class Replicas:
         """Make them equal, if that was not done yet and the model is sharded by now."""
         if not self._equal and _is_sharded(model):
             self._equal = True
-            for parameter in replicated(model):
-                dist.broadcast(parameter.detach(), src=0)
+            interventions = model.get_submodule("interventions")
+            frozen = (p for p in interventions.parameters() if not p.requires_grad)
+            for tensor in (*replicated(model), *frozen, *interventions.buffers()):
+                dist.broadcast(tensor.detach(), src=0)
 
     def after_forward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:
         """Average gradients at the end of the backward pass.

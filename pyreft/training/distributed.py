@@ -1,19 +1,22 @@
 """The trainer in several processes: the base model may be sharded, what is trained is replicated.
 
-The Trainer takes a model under FSDP2 for one that is trained whole. Here the shards are frozen, so
-that checkpoints are written as those of a single process, with nothing to gather.
+The Trainer takes a model under FSDP2 or ZeRO-3 for one that is trained whole. Here the shards are
+frozen, so that adapters are written as those of a single process, with nothing to gather.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_torch_version
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
 from pyreft.modeling import ReftModel
@@ -24,7 +27,10 @@ logger = logging.get_logger(__name__)
 class ReplicatedAdapter(Trainer):
     """The part of `ReftTrainer` that shards the base model, and nothing of its adapter."""
 
+    # What the Trainer declares with types that these do not always have.
     model: Any
+    model_wrapped: Any
+    lr_scheduler: Any
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.ddp_find_unused_parameters is None:
@@ -38,31 +44,58 @@ class ReplicatedAdapter(Trainer):
                 "the whole base model, and `fsdp` changes nothing else."
             )
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # DeepSpeed resumes inside, from checkpoints that hold no base model.
+        hook = self.model.register_load_state_dict_post_hook(_allow_no_base)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            hook.remove()
+
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        with self._without_fsdp():
+        with self._unsharded():
             super().save_model(*args, **kwargs)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        placed = getattr(model, "hf_device_map", None) is not None
+        if not placed and any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "the base model is offloaded, and has no device_map that tells the Trainer so: "
+                'load it with from_pretrained(..., device_map="auto").'
+            )
+        super()._move_model_to_device(model, device)
 
     def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:
             shard_only_frozen(self.accelerator, self.model)
+        if self.is_deepspeed_enabled:
+            partition_only_frozen(self.accelerator, self.model)
         return super()._wrap_model(model, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self._without_fsdp():
+        if self.is_deepspeed_enabled:
+            # DeepSpeed's own files, which would hold the base model as well.
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            if self.args.should_save:
+                state = self.lr_scheduler.state_dict()
+                torch.save(state, os.path.join(output_dir, SCHEDULER_NAME))
+            return
+        with self._unsharded():
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._without_fsdp():
+        with nullcontext() if self.is_deepspeed_enabled else self._unsharded():
             super()._load_optimizer_and_scheduler(checkpoint)
 
     @contextmanager
-    def _without_fsdp(self) -> Iterator[None]:
+    def _unsharded(self) -> Iterator[None]:
         """Read and write files as if nothing were sharded: nothing in them is."""
-        before, self.is_fsdp_enabled = self.is_fsdp_enabled, False
+        before = self.is_fsdp_enabled, self.is_deepspeed_enabled
+        self.is_fsdp_enabled = self.is_deepspeed_enabled = False
         try:
             yield
         finally:
-            self.is_fsdp_enabled = before
+            self.is_fsdp_enabled, self.is_deepspeed_enabled = before
 
 
 def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
@@ -76,7 +109,13 @@ def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
 
     Raises:
         ValueError: If the plugin asks for what does not go with this.
+        ImportError: If torch is older than 2.7, whose FSDP2 shards all parameters.
     """
+    if not is_torch_version(">=", "2.7.0"):
+        raise ImportError(
+            "FSDP2 can leave trained parameters whole from torch 2.7 on, this is "
+            f"{torch.__version__}: update torch, or start the script without fsdp."
+        )
     plugin = accelerator.state.fsdp_plugin
     if getattr(plugin, "fsdp_version", 1) != 2:
         raise ValueError(
@@ -97,3 +136,45 @@ def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
         for parameter in trained:
             parameter.data = parameter.data.to(accelerator.device)
     plugin.ignored_modules = [model.interventions, trained]
+
+
+def partition_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
+    """Tell DeepSpeed, before accelerate prepares the model, to partition nothing that is trained.
+
+    ZeRO-3 partitions parameters larger than a threshold, which is raised to the size of the largest
+    that is trained. The other stages partition no parameters.
+
+    Args:
+        accelerator: One with a DeepSpeed plugin.
+        model: The model that it will prepare.
+
+    Raises:
+        ValueError: If nothing of the base model would be partitioned, or a part of it that is
+            trained was partitioned before the adapter was made.
+    """
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        return
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for parameter in model.parameters():
+        # One that is partitioned by now is empty, and knows what it was.
+        sizes[parameter.requires_grad].append(getattr(parameter, "ds_numel", parameter.numel()))
+    largest, threshold = max(sizes[True], default=0), "stage3_param_persistence_threshold"
+    if largest >= max(sizes[False], default=0):
+        raise ValueError(
+            "ZeRO-3 leaves whole what is no larger than the largest parameter that is trained, "
+            f"which has {largest} elements: that is all of this base model. Use ZeRO-2, or FSDP2."
+        )
+    if any(original.numel() == 0 for original in model.trained.buffers()):
+        raise ValueError(
+            "under ZeRO-3 modules_to_save needs a base model that was loaded whole: load it before "
+            "the TrainingArguments are made."
+        )
+    # What DeepSpeed takes if it is told none.
+    zero[threshold] = max(zero.get(threshold, 100_000), largest)
+
+
+def _allow_no_base(model: nn.Module, keys: Any) -> None:
+    """Let a checkpoint be loaded that holds the trained parameters alone."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name in trained]

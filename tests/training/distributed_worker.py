@@ -73,9 +73,9 @@ def pad(rows):
     }
 
 
-def make_model(seed):
+def make_model(seed, base=None):
     """The same base model in each process, and an adapter that starts as the seed says."""
-    base = make_base("llama", tie_word_embeddings=True)
+    base = base or make_base("llama", tie_word_embeddings=True)
     torch.manual_seed(seed)
     interventions = [
         {
@@ -90,10 +90,10 @@ def make_model(seed):
     return pyreft.get_reft_model(base, pyreft.ReftConfig(representations=interventions))
 
 
-def train(directory, *, processes, resume=None, **arguments):
+def train(directory, *, processes, resume=None, base=None, **arguments):
     """The trainer after a run of `STEPS` steps of `ROWS_PER_STEP` rows, in all processes."""
     rank = int(os.environ.get("RANK", "0"))
-    model = make_model(seed=rank if resume is None else 7 + rank)
+    model = make_model(seed=rank if resume is None else 7 + rank, base=base)
     trainer = pyreft.ReftTrainer(
         model=model,
         args=TrainingArguments(
@@ -141,12 +141,14 @@ def sharding():
 
 
 def loop(*, processes, plugin=None):
-    """A loop of one's own with accelerate, in which a part of the base model is trained as well."""
+    """A loop of one's own, that trains a part of the base model too, and no whole intervention."""
     # Processes that wait for each other in vain end in an error.
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=120))
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[patience])
     model = make_model(seed=accelerator.process_index)
     model.model.model.norm.weight.requires_grad_(True)
+    # Frozen as it starts, which differs from process to process.
+    next(iter(model.interventions.values())).learned_source.bias.requires_grad_(False)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-2)
     if plugin is not None:

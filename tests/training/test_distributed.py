@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed_worker
 import pytest
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import pyreft
+from conftest import make_base
+from pyreft.training.distributed import partition_only_frozen
 
 TESTS = Path(__file__).parent.parent
 TRAINER = ["ddp", "fsdp"]
@@ -22,19 +25,22 @@ ADAPTER = {"reft_config.json", "reft_model.safetensors"}
 OF_THE_RUN = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"}
 
 
+def launch(script, *arguments, **environment):
+    """Run a script of this folder in two processes."""
+    path = os.pathsep.join([str(TESTS), str(Path(pyreft.__file__).parents[1])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc_per_node", "2", str(TESTS / "training" / script)]
+    command += map(str, arguments)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """Where two processes wrote what they ended with, for each way to train."""
     directory = tmp_path_factory.mktemp("runs")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(pyreft.__file__).parents[1])]),
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = str(TESTS / "training" / "distributed_worker.py")
-    command = [*launcher, "--nproc_per_node", "2", script, str(directory)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    launch("distributed_worker.py", directory)
     return directory
 
 
@@ -115,3 +121,41 @@ def test_an_intervention_without_a_token_has_the_gradient_zero():
 def test_data_parallel_is_refused_with_advice():
     with pytest.raises(RuntimeError, match="torchrun"):
         distributed_worker.make_model(seed=0)._replicate_for_data_parallel()
+
+
+def test_fsdp_is_refused_on_a_torch_that_would_shard_everything(monkeypatch):
+    monkeypatch.setattr("pyreft.training.distributed.is_torch_version", lambda *_: False)
+    with pytest.raises(ImportError, match=r"torch 2\.7"):
+        pyreft.shard_only_frozen(None, distributed_worker.make_model(seed=0))
+
+
+def deepspeed(**settings):
+    """What an accelerator with DeepSpeed knows of it."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": settings})
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)), settings
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, 64), (1000, 1000)])
+def test_zero3_is_told_to_leave_trained_parameters_whole(asked, told):
+    accelerator, settings = deepspeed(stage=3, stage3_param_persistence_threshold=asked)
+    model = distributed_worker.make_model(seed=0)
+    partition_only_frozen(accelerator, model)
+    assert settings["stage3_param_persistence_threshold"] == told
+
+
+def test_zero3_is_refused_where_it_would_leave_the_whole_base_model_whole():
+    model = distributed_worker.make_model(seed=0)
+    model.model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="Use ZeRO-2"):
+        partition_only_frozen(deepspeed(stage=3)[0], model)
+    partition_only_frozen(deepspeed(stage=2)[0], model)
+
+
+def test_zero3_is_refused_if_the_original_of_a_trained_module_is_not_there():
+    base = make_base("llama")
+    weight = base.model.norm.weight
+    # As DeepSpeed leaves a parameter of which this process has a part.
+    weight.ds_numel, weight.data = weight.numel(), torch.empty(0)
+    config = pyreft.ReftConfig(layers=[0], positions="l1", rank=1, modules_to_save=["norm"])
+    with pytest.raises(ValueError, match="before the TrainingArguments"):
+        partition_only_frozen(deepspeed(stage=3)[0], pyreft.get_reft_model(base, config))

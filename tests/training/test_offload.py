@@ -53,26 +53,38 @@ def test_an_offloaded_base_model_gives_the_same_numbers_and_gradients(how, tmp_p
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
+def train(model, directory):
+    arguments = TrainingArguments(
+        str(directory),
+        max_steps=3,
+        learning_rate=5e-2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    pyreft.ReftTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=distributed_worker.Rows(),
+        data_collator=distributed_worker.pad,
+    ).train()
+
+
 def test_a_base_model_with_a_device_map_is_trained_to_the_same_adapter(tmp_path):
     base = make_base("llama")
     dispatch(base, tmp_path / "offloaded")
     models = wrap(base), wrap(make_base("llama"))
     for index, model in enumerate(models):
-        arguments = TrainingArguments(
-            str(tmp_path / str(index)),
-            max_steps=3,
-            learning_rate=5e-2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        pyreft.ReftTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=distributed_worker.Rows(),
-            data_collator=distributed_worker.pad,
-        ).train()
+        train(model, tmp_path / str(index))
     ours, theirs = (model.interventions.state_dict() for model in models)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (tmp_path / "0" / "checkpoint-3" / "reft_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_the_trainer_refuses_an_offloaded_base_model_that_has_no_device_map(how, tmp_path):
+    base = make_base("llama")
+    OFFLOAD[how](base, tmp_path)
+    with pytest.raises(ValueError, match="device_map"):
+        train(wrap(base), tmp_path / "run")
