@@ -14,8 +14,8 @@ from pyreft.modeling import ReftModel
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels
 from pyreft.training.distributed import ReplicatedAdapter
-from pyreft.training.generation import GeneratedPredictions
 from pyreft.training.measures import describe_interventions
+from pyreft.training.predictions import GeneratedPredictions
 
 logger = logging.get_logger(__name__)
 
