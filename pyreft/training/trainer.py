@@ -43,8 +43,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         FloatingPointError: While training, if the loss is NaN or infinite.
     """
 
-    # A ReftModel, where the Trainer declares a PreTrainedModel; columns, where it declares None.
-    model: Any
+    # Columns, where the Trainer declares None.
     _signature_columns: Any
     # The Trainer makes a model of `model_init` before it has these.
     data_collator: Any = None
