@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DataCollatorForSeq2Seq
 
 from pyreft.positions import NO_POSITION, PositionSpec
 
@@ -54,8 +55,6 @@ class ReftDataCollator:
         learns = model is not None and model.config.is_encoder_decoder and model.can_generate()
         self.decoder = model if learns else None
         if data_collator is None:
-            from transformers import DataCollatorForSeq2Seq
-
             data_collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, label_pad_token_id=-100)
         if self.tokenizer is not None and self.tokenizer.pad_token_id is None:
             raise ValueError(

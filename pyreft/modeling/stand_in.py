@@ -54,6 +54,7 @@ class StandIn(nn.Module):
 
     @property
     def config(self) -> Any:
+        """The base model's config."""
         return self.model.config
 
     @property
