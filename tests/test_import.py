@@ -1,9 +1,12 @@
 """What `import pyreft` offers, and what it costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import pyreft
 
@@ -19,6 +22,29 @@ def test_type_checkers_see_the_same_names():
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     shown = {alias.asname for node in block.body for alias in node.names}
     assert sorted(shown) == pyreft.__all__
+
+
+# Room -> those that it may import. `compat` lends `ReftModel` its methods.
+BELOW = {
+    "positions": set(),
+    "interventions": set(),
+    "compat": {"positions"},
+    "config": {"positions", "interventions"},
+    "data": {"positions", "interventions", "config"},
+    "sharing": {"positions", "interventions", "config"},
+    "modeling": {"positions", "interventions", "config", "sharing", "compat"},
+    "training": {"positions", "interventions", "config", "data", "sharing", "modeling"},
+}
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_imports_go_one_way(room):
+    root = Path(pyreft.__file__).parent
+    files = [root / f"{room}.py"] if (root / f"{room}.py").exists() else (root / room).glob("*.py")
+    text = "\n".join(file.read_text() for file in files)
+    imported = set(re.findall(r"^\s*(?:from|import) pyreft\.(\w+)", text, re.M))
+    assert imported <= BELOW[room] | {room}
+    assert not re.search(r"^\s*from pyreft[\w.]* import _", text, re.M)
 
 
 def test_an_unknown_name_is_an_attribute_error():

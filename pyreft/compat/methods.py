@@ -30,7 +30,6 @@ class UpstreamMethods:
     model: Any
     interventions: nn.ModuleDict
     trained: Any
-    _hooks: Any
     __call__: Any
     generate: Any
     disable_adapter: Any

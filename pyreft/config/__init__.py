@@ -1,8 +1,8 @@
 """What is learned, and where: JSON in, JSON out."""
 
-from pyreft.config.disjoint import require_disjoint
+from pyreft.config.disjoint import require_disjoint, share_no_head
 from pyreft.config.intervention import InterventionConfig
 from pyreft.config.layers import STACKS
 from pyreft.config.reft import ReftConfig
 
-__all__ = ["STACKS", "InterventionConfig", "ReftConfig", "require_disjoint"]
+__all__ = ["STACKS", "InterventionConfig", "ReftConfig", "require_disjoint", "share_no_head"]

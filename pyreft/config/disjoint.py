@@ -20,12 +20,15 @@ def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any
     """
     for index, one in enumerate(resolved):
         for earlier, other in enumerate(resolved[:index]):
-            apart = one.heads is not None and other.heads is not None
-            apart = apart and not set(one.heads or ()) & set(other.heads or ())
-            if sites[earlier] != sites[index] or apart:
+            if sites[earlier] != sites[index] or share_no_head(one, other):
                 continue
             if one.positions and other.positions and one.positions.overlaps(other.positions):
                 raise ValueError(
                     f"two interventions edit one token: {one.place} at {other.positions!r} and at "
                     f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
                 )
+
+
+def share_no_head(one: InterventionConfig, other: InterventionConfig) -> bool:
+    """Whether two interventions at one site edit different heads, and so never meet."""
+    return not (one.heads is None or other.heads is None or set(one.heads) & set(other.heads))

@@ -14,27 +14,12 @@ import torch
 from torch import nn
 
 from pyreft.config.disjoint import require_disjoint
+from pyreft.config.fields import SHORT_FORM_TYPES, check_types, read_kind, read_names
 from pyreft.config.intervention import InterventionConfig, is_path, read_heads
 from pyreft.config.layers import LayerCounts
-from pyreft.interventions import intervention_class, kind_of
+from pyreft.interventions import intervention_class
 from pyreft.positions import PositionSpec
 
-_SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
-    "layers": (str, Integral, list),
-    "component": (str,),
-    "positions": (str, int, list, PositionSpec),
-    "kind": (str,),
-    "rank": (int,),
-    "tied": (bool,),
-    "heads": (list,),
-    "dropout": (float, int),
-    "act_fn": (str,),
-    "add_bias": (bool,),
-    "dtype": (str,),
-    "arguments": (dict,),
-    "modules_to_save": (list,),
-}
-_OPTIONAL = ("heads", "act_fn", "arguments", "modules_to_save")
 # What goes with representations.
 _BESIDE = ("representations", "kind", "intervention_types", "modules_to_save")
 # What `arguments` take the place of.
@@ -103,21 +88,21 @@ class ReftConfig:
     intervention_types: Any = None
 
     def __post_init__(self) -> None:
-        self.modules_to_save = _read_names(self.modules_to_save)
+        self.modules_to_save = read_names(self.modules_to_save)
         if self.representations is not None:
             self.representations = self._read_representations()
             return
         if self.intervention_types is not None:
             raise ValueError("intervention_types is for representations; without, say `kind`.")
         self.positions = PositionSpec.parse(self.positions)
-        self.kind = _read_kind(self.kind)
+        self.kind = read_kind(self.kind)
         self.dtype = str(self.dtype).removeprefix("torch.")
         if isinstance(self.layers, Integral) and not isinstance(self.layers, bool):
             self.layers = int(self.layers)
         if isinstance(self.layers, (tuple, range)):
             self.layers = list(self.layers)
         self.heads = None if self.heads is None else list(read_heads(self.heads) or ())
-        _check_types({name: getattr(self, name) for name in _SHORT_FORM_TYPES})
+        check_types({name: getattr(self, name) for name in SHORT_FORM_TYPES})
         if is_path(self.component) and self.layers != "all":
             raise ValueError(
                 f"the component {self.component!r} is a path, which says the layer by itself: "
@@ -228,7 +213,7 @@ class ReftConfig:
         if self.representations is not None:
             listed: dict[str, Any] = {"interventions": [r.to_dict() for r in self.representations]}
             return listed | ({"modules_to_save": n} if (n := self.modules_to_save) else {})
-        entry = {name: getattr(self, name) for name in _SHORT_FORM_TYPES}
+        entry = {name: getattr(self, name) for name in SHORT_FORM_TYPES}
         entry["positions"] = str(self.positions)
         return {name: value for name, value in entry.items() if value is not None}
 
@@ -240,7 +225,7 @@ class ReftConfig:
             ValueError: If a field is unknown or its value does not fit.
         """
         if "interventions" not in entry:
-            _check_types(entry)
+            check_types(entry)
             return cls(**entry)
         if extra := set(entry) - {"interventions", "modules_to_save"}:
             raise ValueError(f"unknown field {', '.join(sorted(extra))} beside interventions.")
@@ -260,48 +245,6 @@ class ReftConfig:
     def from_json_file(cls, path: str | Path) -> ReftConfig:
         """Read a config from JSON."""
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-def _check_types(entry: Mapping[str, Any]) -> None:
-    for name, value in entry.items():
-        if name not in _SHORT_FORM_TYPES:
-            raise ValueError(
-                f"unknown field {name!r} of a config; "
-                f"known: interventions, or {', '.join(_SHORT_FORM_TYPES)}."
-            )
-        types = _SHORT_FORM_TYPES[name]
-        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
-        if wrong and not (value is None and name in _OPTIONAL):
-            raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
-
-
-def _read_kind(kind: Any) -> str:
-    if isinstance(kind, str):
-        intervention_class(kind)
-        return kind
-    if not isinstance(kind, type):
-        raise TypeError(
-            f"kind is a name or a class, got {kind!r}. A module that is made already goes into "
-            "representations."
-        )
-    if (name := kind_of(kind)) is None:
-        raise ValueError(
-            f"the class {kind.__name__} is not registered: put "
-            '@pyreft.register_intervention("some_name") on it.'
-        )
-    return name
-
-
-def _read_names(names: Any) -> list[str] | None:
-    if names is None:
-        return None
-    listed = list(names) if isinstance(names, (list, tuple)) else []
-    if not listed or not all(isinstance(name, str) and name for name in listed):
-        raise ValueError(
-            f"modules_to_save must be a list of names of modules, got {names!r}; for the head of a "
-            'classifier of BERT ["classifier"], of Llama ["score"].'
-        )
-    return listed
 
 
 def _resolve_place(one: InterventionConfig, counts: LayerCounts) -> InterventionConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DataCollatorForSeq2Seq
 
 from pyreft.positions import NO_POSITION, PositionSpec
 
@@ -54,8 +55,6 @@ class ReftDataCollator:
         learns = model is not None and model.config.is_encoder_decoder and model.can_generate()
         self.decoder = model if learns else None
         if data_collator is None:
-            from transformers import DataCollatorForSeq2Seq
-
             data_collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, label_pad_token_id=-100)
         if self.tokenizer is not None and self.tokenizer.pad_token_id is None:
             raise ValueError(
@@ -71,23 +70,7 @@ class ReftDataCollator:
         Raises:
             ValueError: If examples differ in their columns, or one has no label but -100.
         """
-        if not instances or any("input_ids" not in one for one in instances):
-            given = list(instances[0]) if instances else "no example"
-            raise ValueError(
-                f"an example of a batch has no input_ids; the first has {given}. Make examples of "
-                "prompts and completions with pyreft.make_examples."
-            )
-        names = list(instances[0])
-        for index, one in enumerate(instances):
-            if wrong := set(names) ^ set(one):
-                raise ValueError(
-                    f"example {index} of the batch differs from the first in the columns "
-                    f"{', '.join(sorted(wrong))}."
-                )
-        columns = {name: [plain(one[name]) for one in instances] for name in names}
-        for name in ("label", "label_ids"):
-            if name in columns and "labels" not in columns:
-                columns["labels"] = columns.pop(name)
+        columns = _read_columns(instances)
         names = list(columns)
         lengths = [len(ids) for ids in columns["input_ids"]]
         fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS
@@ -123,6 +106,28 @@ class ReftDataCollator:
         if make is not None and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = make(labels=batch["labels"])
         return batch
+
+
+def _read_columns(instances: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """The values of each column, a label under the name that models read it by."""
+    if not instances or any("input_ids" not in one for one in instances):
+        given = list(instances[0]) if instances else "no example"
+        raise ValueError(
+            f"an example of a batch has no input_ids; the first has {given}. Make examples of "
+            "prompts and completions with pyreft.make_examples."
+        )
+    names = list(instances[0])
+    for index, one in enumerate(instances):
+        if wrong := set(names) ^ set(one):
+            raise ValueError(
+                f"example {index} of the batch differs from the first in the columns "
+                f"{', '.join(sorted(wrong))}."
+            )
+    columns = {name: [plain(one[name]) for one in instances] for name in names}
+    for name in ("label", "label_ids"):
+        if name in columns and "labels" not in columns:
+            columns["labels"] = columns.pop(name)
+    return columns
 
 
 def plain(value: Any) -> Any:

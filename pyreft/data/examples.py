@@ -77,18 +77,8 @@ def make_examples(
         raise ValueError(f"cannot keep {sorted(made_here)}: columns of these names are made anew.")
     if missing := [name for name in kept if name not in columns]:
         raise ValueError(f"no column {missing[0]!r} to keep; the data set has {columns}.")
-    if prompt_column in columns and completion_column in columns:
-        read = [prompt_column, completion_column]
-    elif messages_column in columns:
-        read = [messages_column]
-    else:
-        raise ValueError(
-            f"the data set has the columns {columns}: it needs {prompt_column!r} and "
-            f"{completion_column!r}, or {messages_column!r}. Name them with prompt_column, "
-            "completion_column or messages_column."
-        )
     arguments = {
-        "read": read,
+        "read": _columns_to_read(columns, [prompt_column, completion_column], messages_column),
         "kept": kept,
         "tokenizer": tokenizer,
         "max_length": room(tokenizer, max_length),
@@ -104,6 +94,18 @@ def make_examples(
     if any(made["cut"]):
         logger.warning(describe_cut(list(made["cut"]), arguments["max_length"]))
     return made.remove_columns("cut")
+
+
+def _columns_to_read(columns: list[str], pair: list[str], messages: str) -> list[str]:
+    """Those of prompt and completion, if the data set has them, else that of the chat."""
+    if set(pair) <= set(columns):
+        return pair
+    if messages in columns:
+        return [messages]
+    raise ValueError(
+        f"the data set has the columns {columns}: it needs {pair[0]!r} and {pair[1]!r}, or "
+        f"{messages!r}. Name them with prompt_column, completion_column or messages_column."
+    )
 
 
 def _tokenize_batch(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.modeling.lora import TRAINED_LORA, peft_tensors
 from pyreft.modeling.stacks import base_sizes
 from pyreft.sharing import Adapter, AdapterError
 
@@ -36,6 +37,8 @@ def take_adapter(
         ValueError: If a tensor is not finite.
     """
     base = {"name_or_path": model.config.name_or_path or None} | base_sizes(model)
+    if peft_tensors(model):
+        base[TRAINED_LORA] = True
     tensors = _tensors(config.representations, interventions, trained)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pyreft.sharing import AdapterError
+from pyreft.sharing import Adapter, AdapterError
 
+# What `reft_config.json` says of the base model, if PEFT's files belong to the adapter.
+TRAINED_LORA = "trained_lora"
 CONFIG_NAME = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", CONFIG_NAME)
 # What PEFT writes of a run, rather than of what is trained.
@@ -37,9 +39,20 @@ def peft_tensors(model: Any) -> dict[str, Tensor]:
     return tensors if any(t.data_ptr() in trained for t in tensors.values()) else {}
 
 
-def has_peft(directory: str | os.PathLike) -> bool:
-    """Whether PEFT's files lie in the directory."""
-    return all((Path(directory) / name).is_file() for name in _FILES)
+def has_lora(adapter: Adapter) -> bool:
+    """Whether a saved adapter has a LoRA: its config says so, since files may be left from others.
+
+    Raises:
+        AdapterError: If it has, and PEFT's files are not there.
+    """
+    if not adapter.base.get(TRAINED_LORA):
+        return False
+    if missing := [name for name in _FILES if not (Path(adapter.origin) / name).is_file()]:
+        raise AdapterError(
+            f"{adapter.origin} was trained with a LoRA of PEFT's, but has no {missing[0]}: copy "
+            "the whole directory, or save the adapter again."
+        )
+    return True
 
 
 def save_peft(model: Any, directory: str | os.PathLike) -> None:

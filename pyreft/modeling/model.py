@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import InterventionConfig, ReftConfig
@@ -23,32 +21,14 @@ from pyreft.modeling.placement import require_places
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
 from pyreft.modeling.stacks import count_layers, text_config
+from pyreft.modeling.stand_in import StandIn
 from pyreft.modeling.trained import TrainedModules
 
-# Pipelines and the Trainer tell what a model can do by its class's name.
-for _names in (
-    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-):
-    _names["reft"] = "ReftModel"
-
-# Found on the base model, where they would do something else than their name says here.
-_NOT_OF_BASE = (
-    "add_adapter",
-    "active_adapters",
-    "delete_adapter",
-    "disable_adapters",
-    "enable_adapters",
-    "generate_batch",
-    "init_continuous_batching",
-    "load_adapter",
-    "push_to_hub",
-    "set_adapter",
-)
+# Arguments of a call that are not handed to the base model.
+_FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces")
 
 
-class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
+class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
     """A frozen base model with an adapter of interventions.
 
     It is called, generates and is trained as the base model is: what is not defined here is
@@ -72,9 +52,6 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
     """
-
-    # Tells transformers that adapters are attached, so that a quantized base model may train.
-    _hf_peft_config_loaded = True
 
     def __init__(self, config: ReftConfig, model: PreTrainedModel) -> None:
         super().__init__()
@@ -106,14 +83,6 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         self._replicas = Replicas()
         self.train(model.training)
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model" or name in _NOT_OF_BASE:
-                raise
-            return getattr(self.model, name)
-
     def __repr__(self) -> str:
         lines = [f"ReftModel({type(self.model).__name__}, {self.count_parameters():,} parameters"]
         for config, (key, module) in zip(
@@ -125,30 +94,6 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
             lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
         return "\n".join(lines) + "\n)"
 
-    def _get_name(self) -> str:
-        # The Trainer tells by it whether label smoothing shifts labels.
-        return str(self.model._get_name())
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    @property
-    def generation_config(self) -> Any:
-        """The base model's generation config."""
-        return self.model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        self.model.generation_config = value
-
-    @property
-    def accepts_loss_kwargs(self) -> bool:
-        """Whether the base model's loss takes `num_items_in_batch`: the Trainer asks."""
-        said = getattr(self.model, "accepts_loss_kwargs", None)
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        return any(p.kind == p.VAR_KEYWORD for p in parameters) if said is None else bool(said)
-
     @property
     def _configs(self) -> list[InterventionConfig]:
         return self.reft_config.representations
@@ -159,13 +104,9 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         self,
         input_ids: Tensor | Mapping[str, Any] | None = None,
         attention_mask: Tensor | None = None,
-        *,
-        completion_mask: Tensor | None = None,
-        intervention_locations: Tensor | None = None,
-        subspaces: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Run `forward`, or what a trainer put in its place, edited.
+        """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
 
         The edits are placed here since trainers replace `forward`: TRL by one that keeps the
         labels, runs the backbone alone, and scores it with an output head of its own.
@@ -174,26 +115,13 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if isinstance(input_ids, Mapping) or "base" in kwargs:
             base = inputs.pop("base", None) or inputs.pop("input_ids")
-            return self._forward_upstream(
-                base,
-                **inputs,
-                completion_mask=completion_mask,
-                intervention_locations=intervention_locations,
-                subspaces=subspaces,
-            )
+            return self._forward_upstream(base, **inputs)
         refuse_upstream_arguments(kwargs)
-        self._require_hooks()
+        self._hooks.require()
+        told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
         placement = None
         if not self._disabled:
-            placement = place_batch(
-                self.model,
-                self._configs,
-                self._hooks.sites,
-                inputs,
-                completion_mask,
-                intervention_locations,
-                subspaces,
-            )
+            placement = place_batch(self.model, self._configs, self._hooks.sites, inputs, **told)
         self._replicas.before_forward(self)
         with self._hooks.editing(placement):
             outputs = super().__call__(**inputs)
@@ -254,6 +182,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
         if self._hooks.placed:
             return self.model(**inputs)
+        # Called by itself, and not by `__call__`.
         return self(
             **inputs,
             completion_mask=completion_mask,
@@ -301,7 +230,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         refuse_upstream_arguments(kwargs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        self._require_hooks()
+        self._hooks.require()
         if self._disabled:
             return self.model.generate(**kwargs)
         sites = self._hooks.sites
@@ -339,20 +268,6 @@ class ReftModel(SavedAdapter, UpstreamMethods, nn.Module):
         ):
             here = next(module.parameters(), torch.empty(0)).device
             module.to(execution_device(component.module, here))
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        raise RuntimeError(
-            "a ReftModel does not run under torch.nn.DataParallel, which would edit its copies on "
-            "other GPUs with the interventions of the first one. Start one process for each GPU, "
-            "`torchrun --nproc-per-node N script.py`, or show one GPU only, CUDA_VISIBLE_DEVICES=0."
-        )
-
-    def _require_hooks(self) -> None:
-        if self._hooks.removed:
-            raise RuntimeError(
-                "the adapter was taken off its base model by unwrap(); wrap the base model again "
-                "with get_reft_model or ReftModel.from_pretrained."
-            )
 
 
 def get_reft_model(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyreft.config import InterventionConfig, require_disjoint
+from pyreft.config import InterventionConfig, require_disjoint, share_no_head
 from pyreft.modeling.boundary import as_tensor
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
@@ -258,7 +258,7 @@ def _refuse_collisions(
         for other in range(index):
             if other not in masks or sites[other] != sites[index]:
                 continue
-            if _apart(config.heads, interventions[other].heads):
+            if share_no_head(config, interventions[other]):
                 continue
             if bool((both := mask & masks[other]).any()):
                 row, column = (int(i) for i in both.nonzero()[0])
@@ -267,7 +267,3 @@ def _refuse_collisions(
                     f"{column} of row {row}: positions of interventions on one layer must be "
                     "disjoint."
                 )
-
-
-def _apart(heads: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
-    return heads is not None and other is not None and not set(heads) & set(other)

@@ -63,10 +63,7 @@ class Replicas:
 
 def replicated(model: nn.Module) -> list[nn.Parameter]:
     """The trained parameters that no process shares with another."""
-    from torch.distributed.tensor import DTensor
-
-    trained = (p for p in model.parameters() if p.requires_grad)
-    return [p for p in trained if not isinstance(p, DTensor)]
+    return [p for p in model.parameters() if p.requires_grad and not _is_shard(p)]
 
 
 def require_whole(model: nn.Module) -> None:
@@ -75,7 +72,7 @@ def require_whole(model: nn.Module) -> None:
     Raises:
         ValueError: If FSDP2 was not told to leave them alone.
     """
-    if {type(p).__name__ for p in model.parameters()} & {"DTensor"}:
+    if any(_is_shard(parameter) for parameter in model.parameters()):
         raise ValueError(
             "the interventions are sharded over the processes, so that none of them has one to "
             "save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
@@ -99,6 +96,14 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     for parameter, count, average in zip(parameters, anywhere.tolist(), averages, strict=True):
         if count:
             parameter.grad = average.view_as(parameter).to(parameter.dtype)
+
+
+def _is_shard(parameter: nn.Parameter) -> bool:
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor)
 
 
 def _is_sharded(model: nn.Module) -> bool:

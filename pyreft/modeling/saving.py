@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pyreft.config import ReftConfig
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
-from pyreft.modeling.lora import has_peft, load_peft, peft_tensors, save_peft
+from pyreft.modeling.lora import has_lora, load_peft, peft_tensors, save_peft
 from pyreft.modeling.placement import require_places
 from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.trained import TrainedModules, trained_by_hand
@@ -111,11 +111,12 @@ class SavedAdapter:
         adapter = read_adapter(directory)
         require_base(adapter, self.model)
         require_config(adapter, self.reft_config, self._left_to_batch)
-        if has_peft(directory) != bool(peft_tensors(self.model)):
-            has, lacks = ("this model", directory)[:: -1 if has_peft(directory) else 1]
+        with_lora = has_lora(adapter)
+        if with_lora != bool(peft_tensors(self.model)):
+            has, lacks = ("this model", directory)[:: -1 if with_lora else 1]
             raise AdapterError(f"{has} has a LoRA of PEFT's, {lacks} has none.")
         load_tensors(adapter, self.reft_config, self.interventions, self._trained_tensors())
-        if has_peft(directory):
+        if with_lora:
             load_peft(self.model, directory)
         theirs = [config.positions for config in adapter.config.representations]
         if all(spec is not None for spec in theirs):
@@ -138,7 +139,7 @@ class SavedAdapter:
             raise TypeError("from_pretrained takes the base model first, then the directory.")
         adapter = read_adapter(directory)
         require_base(adapter, model)
-        base: Any = load_peft(model, directory) if has_peft(directory) else model
+        base: Any = load_peft(model, directory) if has_lora(adapter) else model
         try:
             reft_model: Any = cls(adapter.config, base)
             try:

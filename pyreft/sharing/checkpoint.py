@@ -50,7 +50,8 @@ class Adapter:
         tensors: Their parameters by name, "<key of the intervention>.<name in the module>", and
             trained tensors of the base model, "base_model.<name in the base model>".
         base: What is said of the base model: name_or_path, model_type, hidden_size,
-            num_hidden_layers.
+            num_hidden_layers; num_decoder_layers, if it has an encoder and a decoder; trained_lora,
+            if a LoRA of PEFT's was trained with the interventions.
         origin: Where it was read from.
     """
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import Trainer
 from transformers.trainer import (
     OPTIMIZER_NAME,
     SCHEDULER_NAME,
@@ -25,17 +26,12 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
-
 logger = logging.get_logger(__name__)
 
 UNFINISHED = ".unfinished"
 
 
-class AdapterCheckpoints(_Trainer):
+class AdapterCheckpoints(Trainer):
     """Stands before a Trainer class, any that saves and resumes as the transformers Trainer does.
 
         class ReftDPOTrainer(AdapterCheckpoints, DPOTrainer): ...
@@ -48,6 +44,8 @@ class AdapterCheckpoints(_Trainer):
     an older one is deleted when the new one is there.
     """
 
+    # A ReftModel, where the Trainer declares a PreTrainedModel.
+    model: Any
     # Where the checkpoint that is being written lies.
     _unfinished: Path | None = None
 
@@ -56,9 +54,8 @@ class AdapterCheckpoints(_Trainer):
             return
         directory = output_dir if output_dir is not None else str(self.args.output_dir)
         os.makedirs(directory, exist_ok=True)
-        model: Any = self.model
         # Whatever else is there: a run must not end with its result refused.
-        model.save_pretrained(directory, allow_other_files=True)
+        self.model.save_pretrained(directory, allow_other_files=True)
         tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
@@ -68,8 +65,7 @@ class AdapterCheckpoints(_Trainer):
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         needed = () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME)
         _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
-        reft_model: Any = self.model
-        reft_model.load_weights(resume_from_checkpoint)
+        self.model.load_weights(resume_from_checkpoint)
 
     def _init_training_state(
         self,
@@ -94,9 +90,9 @@ class AdapterCheckpoints(_Trainer):
         return int(passes), 0 if self.args.ignore_data_skip else batches
 
     def _load_best_model(self) -> None:
-        best, reft_model = self.state.best_model_checkpoint, self.model
+        best = self.state.best_model_checkpoint
         logger.info(f"Loading best model from {best} (score: {self.state.best_metric}).")
-        reft_model.load_weights(best)  # type: ignore[union-attr, operator]
+        self.model.load_weights(best)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)

@@ -14,8 +14,8 @@ from pyreft.modeling import ReftModel
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels
 from pyreft.training.distributed import ReplicatedAdapter
-from pyreft.training.generation import GeneratedPredictions
 from pyreft.training.measures import describe_interventions
+from pyreft.training.predictions import GeneratedPredictions
 
 logger = logging.get_logger(__name__)
 
@@ -43,8 +43,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         FloatingPointError: While training, if the loss is NaN or infinite.
     """
 
-    # A ReftModel, where the Trainer declares a PreTrainedModel; columns, where it declares None.
-    model: Any
+    # Columns, where the Trainer declares None.
     _signature_columns: Any
     # The Trainer makes a model of `model_init` before it has these.
     data_collator: Any = None

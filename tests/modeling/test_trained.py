@@ -194,3 +194,19 @@ def test_another_lora_is_refused(tmp_path):
     plain = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(**CONFIG))
     with pytest.raises(pyreft.AdapterError, match=r"has a LoRA of PEFT's, this model has none"):
         plain.load_weights(tmp_path)
+
+
+def test_a_lora_left_by_another_save_is_not_loaded(ids, tmp_path):
+    with_lora().save_pretrained(tmp_path)
+    plain = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(**CONFIG))
+    learn(plain, ids).eval().save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").exists()
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert torch.equal(loaded(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_an_adapter_without_the_lora_it_was_trained_with_is_refused(tmp_path):
+    with_lora().save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(pyreft.AdapterError, match=r"has no adapter_model\.safetensors"):
+        pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)

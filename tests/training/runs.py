@@ -5,7 +5,7 @@ import functools
 
 import torch
 from datasets import Dataset
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 import pyreft
 from conftest import make_base
@@ -13,6 +13,19 @@ from conftest import make_base
 PROMPTS = [f"say {letter}: " for letter in "abcdefgh"]
 # Of different lengths, so that a mean over rows is not one over tokens.
 COMPLETIONS = [letter * (1 + index) for index, letter in enumerate("abcdefgh")]
+
+# Four steps on a CPU, quiet, that leave nothing on disk.
+SETTINGS = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+}
 
 
 def reft_model(architecture="llama", **changes):
@@ -27,26 +40,17 @@ def make_examples(tokenizer):
     return pyreft.make_examples(rows, tokenizer)
 
 
+def make_arguments(directory, **changes):
+    return Seq2SeqTrainingArguments(str(directory), **SETTINGS | changes)
+
+
 def make_trainer(model, tokenizer, directory, cls=pyreft.ReftTrainer, **changes):
     """Changes are fields of the training arguments, or arguments of the trainer."""
-    settings = {
-        "output_dir": str(directory),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-    }
-    generates = "predict_with_generate" in changes
-    kind = Seq2SeqTrainingArguments if generates else TrainingArguments
-    fields = {field.name for field in dataclasses.fields(kind)} & changes.keys()
+    fields = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    settings = {name: changes.pop(name) for name in fields & changes.keys()}
     arguments = {
         "model": model,
-        "args": kind(**settings | {name: changes.pop(name) for name in fields}),
+        "args": make_arguments(directory, **settings),
         "data_collator": pyreft.ReftDataCollator(tokenizer=tokenizer),
         "train_dataset": make_examples(tokenizer),
         "eval_dataset": make_examples(tokenizer),

@@ -1,22 +1,20 @@
 """Plain loops train a ReftModel as ReftTrainer does."""
 
+import functools
+
 import pytest
+import runs
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 
 import pyreft
 from conftest import make_base
 
 STEPS, RATE = 4, 1e-2
 
-
-def reft_model():
-    torch.manual_seed(1)
-    config = pyreft.ReftConfig(layers=[0, 1], positions="f1+l1", rank=4)
-    return pyreft.get_reft_model(make_base("llama"), config)
+reft_model = functools.partial(runs.reft_model, layers=[0, 1], positions="f1+l1")
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +37,9 @@ def optimizer_of(model):
 def trained(examples, request, tmp_path_factory):
     """What ReftTrainer makes of all the examples in a batch."""
     model = reft_model()
-    arguments = TrainingArguments(
-        str(tmp_path_factory.mktemp("run")),
-        max_steps=STEPS,
-        per_device_train_batch_size=len(examples),
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-    )
+    settings = {"max_steps": STEPS, "per_device_train_batch_size": len(examples)}
+    settings |= {"learning_rate": RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    arguments = runs.make_arguments(tmp_path_factory.mktemp("run"), **settings)
     tokenizer = request.getfixturevalue("tokenizer")
     pyreft.ReftTrainer(
         model=model, args=arguments, train_dataset=examples, processing_class=tokenizer

@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from runs import losses, make_arguments, weights
 from transformers import (
     BertForSequenceClassification,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
-    TrainingArguments,
 )
 
 import pyreft
@@ -52,30 +52,14 @@ def reward_model(architecture="llama", **changes):
 
 
 def make_trainer(model, data, tokenizer, directory, **changes):
-    settings = {
-        "output_dir": str(directory),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 3,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-    }
+    settings = {"max_steps": 3, "per_device_eval_batch_size": 3} | changes
     return pyreft.ReftTrainerForRewardModeling(
         model=model,
-        args=TrainingArguments(**settings | changes),
+        args=make_arguments(directory, **settings),
         train_dataset=data,
         eval_dataset=data,
         processing_class=tokenizer,
     )
-
-
-def trained(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def test_the_loss_is_bradley_terrys():
@@ -117,7 +101,7 @@ def test_training_ranks_the_better_answer_first(plain, tmp_path, architecture, s
     tokenizer = copy.deepcopy(plain)
     tokenizer.padding_side = side
     model, data = reward_model(architecture), pairs(tokenizer)
-    before = trained(model)
+    before = weights(model)
     trainer = make_trainer(model, data, tokenizer, tmp_path, max_steps=40, learning_rate=2e-2)
     if trainer.evaluate()["eval_accuracy"] > 0.5:  # by chance: then the others are better
         data = pairs(tokenizer, conv_A_field="no", conv_B_field="yes")
@@ -128,7 +112,7 @@ def test_training_ranks_the_better_answer_first(plain, tmp_path, architecture, s
     assert last["eval_loss"] < first["eval_loss"] / 2
     assert first["eval_accuracy"] <= 0.5 and last["eval_accuracy"] == 1
     # A bias of the head is in both scores, and so in no difference of them.
-    moved = {name for name, after in trained(model).items() if not torch.equal(after, before[name])}
+    moved = {name for name, after in weights(model).items() if not torch.equal(after, before[name])}
     assert set(before) - moved <= {"model.classifier.bias"}
 
 
@@ -146,7 +130,7 @@ def test_accumulated_batches_equal_the_large_one(plain, tmp_path):
             gradient_accumulation_steps=steps,
         )
         trainer.train()
-        runs.append(([e["loss"] for e in trainer.state.log_history if "loss" in e], trained(model)))
+        runs.append((losses(trainer), weights(model)))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
     for name, tensor in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], tensor, rtol=1e-3, atol=1e-5)
@@ -160,8 +144,8 @@ def test_positions_of_the_data_are_edited_and_recorded(plain, tmp_path):
     for model in (by_data, by_config):
         make_trainer(model, data, plain, tmp_path).train()
     assert str(by_data.reft_config.representations[0].positions) == "l1"
-    theirs = trained(by_config)
-    for name, tensor in trained(by_data).items():
+    theirs = weights(by_config)
+    for name, tensor in weights(by_data).items():
         torch.testing.assert_close(tensor, theirs[name])
 
 

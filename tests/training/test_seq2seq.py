@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+import runs
 import torch
 from datasets import Dataset
 from encoder_decoder_models import DECODER_LAYERS, START, make, make_generator
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from runs import assert_close, assert_equal, losses, weights
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
 
 import pyreft
 
@@ -36,29 +38,10 @@ def reft_model(architecture="t5", component="decoder_block_output", positions="a
     return pyreft.get_reft_model(make_generator(architecture), config)
 
 
-def make_trainer(model, examples, tokenizer, directory, cls=pyreft.ReftTrainer, **changes):
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
-    settings |= {"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
-    settings |= {"dataloader_pin_memory": False, "save_strategy": "no"}
-    collator = changes.pop("data_collator", None)
-    more = {key: changes.pop(key) for key in ("compute_metrics",) if key in changes}
-    return cls(
-        model=model,
-        args=Seq2SeqTrainingArguments(output_dir=str(directory), **settings | changes),
-        train_dataset=examples,
-        eval_dataset=examples,
-        processing_class=tokenizer,
-        data_collator=collator or pyreft.ReftDataCollator(tokenizer=tokenizer, model=model),
-        **more,
-    )
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.interventions.state_dict().items()}
+def make_trainer(model, examples, tokenizer, directory, **changes):
+    given = {"train_dataset": examples, "eval_dataset": examples, "processing_class": tokenizer}
+    given["data_collator"] = pyreft.ReftDataCollator(tokenizer=tokenizer, model=model)
+    return runs.make_trainer(model, tokenizer, directory, **given | changes)
 
 
 # ---- examples and batches ------------------------------------------------------------------------
@@ -156,16 +139,15 @@ def test_transformers_trainer_and_collator_train_the_same(
     architecture, examples, tokenizer, tmp_path
 ):
     # Their collator pads labels at the side of the tokenizer, which a pipeline may have changed.
-    tokenizer, runs = copy.deepcopy(tokenizer), []
+    tokenizer, found = copy.deepcopy(tokenizer), []
     tokenizer.padding_side = "right"
     for cls in (pyreft.ReftTrainer, Seq2SeqTrainer):
         model = reft_model(architecture)
         theirs = DataCollatorForSeq2Seq(tokenizer, model=model)
         collator = {} if cls is pyreft.ReftTrainer else {"data_collator": theirs}
         make_trainer(model, examples, tokenizer, tmp_path, cls=cls, **collator).train()
-        runs.append(weights(model))
-    for name in runs[0]:
-        torch.testing.assert_close(runs[0][name], runs[1][name], rtol=1e-4, atol=1e-4)
+        found.append(weights(model))
+    assert_close(*found, atol=1e-4)
 
 
 @pytest.mark.parametrize("cls", [pyreft.ReftTrainer, Seq2SeqTrainer])
@@ -233,7 +215,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(examples, tokeniz
     make_trainer(whole, examples, tokenizer, tmp_path / "whole", **settings).train()
     trainer = make_trainer(resumed, examples, tokenizer, tmp_path / "resumed", **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert all(torch.equal(weights(resumed)[name], t) for name, t in weights(whole).items())
+    assert_equal(weights(resumed), weights(whole))
 
 
 def test_a_loss_of_a_model_of_unequal_depth_reaches_every_layer(examples, tokenizer):

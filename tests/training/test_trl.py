@@ -1,11 +1,14 @@
 """TRL's trainers train a ReftModel as they train any model."""
 
 import copy
+import functools
 import math
 
 import pytest
+import runs
 import torch
 from datasets import Dataset
+from runs import SETTINGS, logged
 from transformers import TrainingArguments
 
 import pyreft
@@ -18,17 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.\\w*gradient_checkpointing")
 ROWS = [{"prompt": f"say {letter}: ", "completion": letter * 3} for letter in "abcdefgh"]
 PAIRS = [{"prompt": f"say {one}: ", "chosen": one * 3, "rejected": "zz"} for one in "abcdefgh"]
 TEXT = ("input_ids", "attention_mask")
-SETTINGS = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "save_strategy": "no",
-}
+
+reft_model = functools.partial(runs.reft_model, layers=[0, 1], positions="f1+l1")
 
 
 class ReftSFTTrainer(pyreft.AdapterCheckpoints, trl.SFTTrainer):
@@ -37,12 +31,6 @@ class ReftSFTTrainer(pyreft.AdapterCheckpoints, trl.SFTTrainer):
 
 class ReftDPOTrainer(pyreft.AdapterCheckpoints, trl.DPOTrainer):
     pass
-
-
-def reft_model(architecture="llama", **changes):
-    torch.manual_seed(1)
-    config = {"layers": [0, 1], "positions": "f1+l1", "rank": 4} | changes
-    return pyreft.get_reft_model(make_base(architecture), pyreft.ReftConfig(**config))
 
 
 def sft_trainer(model, rows, tokenizer, directory, cls=trl.SFTTrainer, **changes):
@@ -72,10 +60,6 @@ def our_trainer(model, examples, tokenizer, directory):
     return pyreft.ReftTrainer(
         model=model, args=arguments, train_dataset=examples, processing_class=tokenizer
     )
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def assert_same_weights(ours, theirs, tolerance=0.0):
@@ -207,17 +191,17 @@ def test_reference_log_probabilities_are_those_of_the_bare_base_model(
 
 
 def test_precomputed_reference_log_probabilities_train_the_same(tokenizer, tmp_path):
-    runs = [reft_model(), reft_model()]
-    for model, precompute in zip(runs, (True, False), strict=True):
+    models = [reft_model(), reft_model()]
+    for model, precompute in zip(models, (True, False), strict=True):
         dpo_trainer(model, tokenizer, tmp_path, precompute_ref_log_probs=precompute).train()
-    assert_same_weights(*runs, 1e-6)
+    assert_same_weights(*models, 1e-6)
 
 
 def test_recomputed_activations_train_the_same(tokenizer, tmp_path):
-    runs = [reft_model(), reft_model()]
-    for model, recompute in zip(runs, (True, False), strict=True):
+    models = [reft_model(), reft_model()]
+    for model, recompute in zip(models, (True, False), strict=True):
         dpo_trainer(model, tokenizer, tmp_path, gradient_checkpointing=recompute).train()
-    assert_same_weights(*runs, 1e-6)
+    assert_same_weights(*models, 1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'")

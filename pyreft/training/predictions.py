@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, Trainer
 
 from pyreft.modeling.boundary import find_tokens
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
 
-
-class GeneratedPredictions(_Trainer):
+class GeneratedPredictions(Trainer):
     """Stands before a Trainer class: `compute_metrics` gets what the model writes.
 
     It does with `Seq2SeqTrainingArguments(predict_with_generate=True)`, as in transformers'
     Seq2SeqTrainer, but for causal language models as well: their prompts are cut out of the batch.
     Predictions are the generated tokens, filled up with the pad token inside a batch and with -100
-    beyond; labels are those of the batch.
-    `generation_max_length` counts generated tokens; `generation_num_beams` and
-    `generation_config` are read as well, and arguments of `evaluate` and `predict` win.
+    beyond; labels are those of the batch. `generation_max_length` counts generated tokens;
+    `generation_num_beams` and `generation_config` are read as well, and arguments of `evaluate`
+    and `predict` win.
     """
 
+    model: Any
     _generation_arguments: dict[str, Any] | None = None
 
     def evaluate(
@@ -73,10 +69,9 @@ class GeneratedPredictions(_Trainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         loss = super().prediction_step(model, inputs, True)[0] if labels is not None else None
-        reft_model: Any = self.model
         # Accelerate casts in `forward` of the ReftModel, which generation does not go through.
         with torch.no_grad(), self.accelerator.autocast():
-            written = _generate(reft_model, inputs, self._arguments())
+            written = _generate(self.model, inputs, self._arguments())
         return loss, written, labels
 
     def _arguments(self) -> dict[str, Any]:

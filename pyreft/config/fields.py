@@ -1,0 +1,82 @@
+"""What the fields of a config may be, and how what users write becomes a value for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+from pyreft.interventions import intervention_class, kind_of
+from pyreft.positions import PositionSpec
+
+# The fields of the short form, as JSON has them.
+SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
+    "layers": (str, Integral, list),
+    "component": (str,),
+    "positions": (str, int, list, PositionSpec),
+    "kind": (str,),
+    "rank": (int,),
+    "tied": (bool,),
+    "heads": (list,),
+    "dropout": (float, int),
+    "act_fn": (str,),
+    "add_bias": (bool,),
+    "dtype": (str,),
+    "arguments": (dict,),
+    "modules_to_save": (list,),
+}
+_OPTIONAL = ("heads", "act_fn", "arguments", "modules_to_save")
+
+
+def check_types(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field that is unknown, or whose value is of another type."""
+    for name, value in entry.items():
+        if name not in SHORT_FORM_TYPES:
+            raise ValueError(
+                f"unknown field {name!r} of a config; "
+                f"known: interventions, or {', '.join(SHORT_FORM_TYPES)}."
+            )
+        types = SHORT_FORM_TYPES[name]
+        wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+        if wrong and not (value is None and name in _OPTIONAL):
+            raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
+
+
+def read_kind(kind: Any) -> str:
+    """The name of a kind, given that or its class.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is not registered.
+    """
+    if isinstance(kind, str):
+        intervention_class(kind)
+        return kind
+    if not isinstance(kind, type):
+        raise TypeError(
+            f"kind is a name or a class, got {kind!r}. A module that is made already goes into "
+            "representations."
+        )
+    if (name := kind_of(kind)) is None:
+        raise ValueError(
+            f"the class {kind.__name__} is not registered: put "
+            '@pyreft.register_intervention("some_name") on it.'
+        )
+    return name
+
+
+def read_names(names: Any) -> list[str] | None:
+    """The names in `modules_to_save`, None if there are none.
+
+    Raises:
+        ValueError: If it is no list of names.
+    """
+    if names is None:
+        return None
+    listed = list(names) if isinstance(names, (list, tuple)) else []
+    if not listed or not all(isinstance(name, str) and name for name in listed):
+        raise ValueError(
+            f"modules_to_save must be a list of names of modules, got {names!r}; for the head of a "
+            'classifier of BERT ["classifier"], of Llama ["score"].'
+        )
+    return listed

@@ -1,0 +1,81 @@
+"""What makes a `ReftModel` pass for its base model with transformers, trainers and pipelines."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NoReturn
+
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+# Pipelines and the Trainer tell what a model can do by its class's name.
+for _names in (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+):
+    _names["reft"] = "ReftModel"
+
+# Found on the base model, where they would do something else than their name says here.
+_NOT_OF_BASE = (
+    "add_adapter",
+    "active_adapters",
+    "delete_adapter",
+    "disable_adapters",
+    "enable_adapters",
+    "generate_batch",
+    "init_continuous_batching",
+    "load_adapter",
+    "push_to_hub",
+    "set_adapter",
+)
+
+
+class StandIn(nn.Module):
+    """The part of `ReftModel` that answers what is asked of the base model."""
+
+    # What `ReftModel` defines.
+    model: Any
+
+    # Tells transformers that adapters are attached, so that a quantized base model may train.
+    _hf_peft_config_loaded = True
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model" or name in _NOT_OF_BASE:
+                raise
+            return getattr(self.model, name)
+
+    def _get_name(self) -> str:
+        # The Trainer tells by it whether label smoothing shifts labels.
+        return str(self.model._get_name())
+
+    @property
+    def config(self) -> Any:
+        """The base model's config."""
+        return self.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The base model's generation config."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self.model.generation_config = value
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the base model's loss takes `num_items_in_batch`: the Trainer asks."""
+        said = getattr(self.model, "accepts_loss_kwargs", None)
+        parameters = inspect.signature(self.model.forward).parameters.values()
+        return any(p.kind == p.VAR_KEYWORD for p in parameters) if said is None else bool(said)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            "a ReftModel does not run under torch.nn.DataParallel, which would edit its copies on "
+            "other GPUs with the interventions of the first one. Start one process for each GPU, "
+            "`torchrun --nproc-per-node N script.py`, or show one GPU only, CUDA_VISIBLE_DEVICES=0."
+        )
