@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,26 @@ def peft_tensors(model: Any) -> dict[str, Tensor]:
     tensors = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
     trained = {p.data_ptr() for p in model.parameters() if p.requires_grad}
     return tensors if any(t.data_ptr() in trained for t in tensors.values()) else {}
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Turn off, inside the block, what PEFT trains of the model; a frozen LoRA stays on."""
+    if not peft_tensors(model):
+        yield
+        return
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        _learn_only(model, learning)
+        yield
+    _learn_only(model, learning)
+
+
+def _learn_only(model: Any, parameters: list[Any]) -> None:
+    """PEFT freezes what it turns off, and lets all of it learn afterwards."""
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
 
 
 def has_peft(directory: str | os.PathLike) -> bool:
