@@ -39,6 +39,13 @@ def peft_tensors(model: Any) -> dict[str, Tensor]:
     return tensors if any(t.data_ptr() in trained for t in tensors.values()) else {}
 
 
+def frozen_lora(model: Any) -> bool:
+    """Whether PEFT put something on the model to be trained, and nothing of it learns."""
+    if not is_peft_model(model):
+        return False
+    return not model.active_peft_config.inference_mode and not peft_tensors(model)
+
+
 @contextmanager
 def without_lora(model: Any) -> Iterator[None]:
     """Turn off, inside the block, what PEFT trains of the model; a frozen LoRA stays on."""
