@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,10 +69,13 @@ class ReftDataCollator:
         """Collate B examples: (B, T) token columns, (B, I, P) positions, the rest as it is.
 
         Raises:
-            ValueError: If examples differ in their columns, or one has no label but -100.
+            ValueError: If examples differ in their columns, one has no label but -100, or its ids
+                or labels are no numbers.
         """
         columns = _read_columns(instances)
         names = list(columns)
+        _require_ids(columns["input_ids"])
+        _require_numbers(columns.get("labels", []))
         lengths = [len(ids) for ids in columns["input_ids"]]
         fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS
         by_token = {n: columns[n] for n in names if n in fills and _is_by_token(columns[n][0])}
@@ -96,6 +100,12 @@ class ReftDataCollator:
         if "labels" not in given:
             return {}
         lengths = [len(row) for row in given["labels"]]
+        if "decoder_input_ids" not in given and any(row[0] == -100 for row in given["labels"]):
+            raise ValueError(
+                "labels of an encoder-decoder model begin with -100, as in examples of a causal "
+                "language model, whose input_ids hold the completion as well: make examples with "
+                "pyreft.make_examples(..., encoder_decoder=True)."
+            )
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         batch = {}
         for name, rows in given.items():
@@ -141,12 +151,35 @@ def _is_by_token(value: Any) -> bool:
     return isinstance(value, list) and not any(isinstance(one, float) for one in value)
 
 
+def _require_ids(rows: Sequence[Any]) -> None:
+    for index, ids in enumerate(rows):
+        if not isinstance(ids, list) or not ids or any(type(one) is not int for one in ids):
+            raise ValueError(
+                f"input_ids of example {index} of the batch are {reprlib.repr(ids)}; they are a "
+                "list of token ids, one at least."
+            )
+
+
+def _require_numbers(labels: Sequence[Any]) -> None:
+    for index, label in enumerate(labels):
+        values = label if isinstance(label, list) else [label]
+        wrong = any(not isinstance(one, (int, float, list)) for one in values)
+        if wrong or isinstance(label, list) != isinstance(labels[0], list):
+            raise ValueError(
+                f"the label of example {index} of the batch is {reprlib.repr(label)}, of the first "
+                f"{reprlib.repr(labels[0])}; a label is a number, or a list of them."
+            )
+
+
 def _check_lengths(
     name: str, found: list[int], expected: list[int], beside: str = "input_ids"
 ) -> None:
     for index, (has, length) in enumerate(zip(found, expected, strict=True)):
         if has != length:
-            advice = " For a model with an encoder and a decoder, give the collator model=..."
+            advice = (
+                " Labels that are integers are one for each token; of several classes at once they "
+                "are floats. For a model with an encoder and a decoder, give the collator model=..."
+            )
             raise ValueError(
                 f"example {index} of the batch has {length} {beside}, but {has} {name}."
                 + (advice if name == "labels" else "")

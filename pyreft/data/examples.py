@@ -71,7 +71,9 @@ def make_examples(
     streams = isinstance(dataset, IterableDataset)
     if not streams and len(dataset) == 0:
         raise ValueError("the data set is empty.")
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if not columns:
+        raise ValueError("the data set is empty.")
     kept = [keep_columns] if isinstance(keep_columns, str) else list(keep_columns or [])
     if made_here := {"input_ids", "labels", "cut"} & set(kept):
         raise ValueError(f"cannot keep {sorted(made_here)}: columns of these names are made anew.")
@@ -171,13 +173,16 @@ def _pairs(row: list, tokenizer: Any, add_eos: bool) -> list[tuple[list[int], in
         return [tokenize_pair(tokenizer, row[0], row[1], add_eos)]
     if not chat or not all(_is_message(m) for part in row for m in part):
         raise ValueError(f"a chat is a list of messages with a role and content, got {row!r}")
-    messages = [*row[0], *row[1]] if len(row) == 2 else row[0]
+    # A data set gives every message the fields of any, and templates ask for what is there.
+    messages = [{n: v for n, v in m.items() if v is not None} for part in row for m in part]
     first = len(row[0]) if len(row) == 2 else 0
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
-    if any("tool_calls" in messages[turn] for turn in turns):
+    if any(messages[turn].get("tool_calls") for turn in turns):
         raise ValueError("a turn of the assistant calls tools, which is not supported")
     if any(not messages[turn].get("content") for turn in turns):
         raise ValueError("the completion is empty: a turn of the assistant has no content")
+    if any("content" not in m and not m.get("tool_calls") for m in messages):
+        raise ValueError("a message has no content")
     if not turns:
         raise ValueError("the chat has no turn of the assistant to learn")
     return [_chat_pair(tokenizer, messages[:turn], messages[: turn + 1]) for turn in turns]

@@ -190,8 +190,9 @@ class ReftRewardCollator:
 def _row(pair: dict[str, Any], side: str) -> dict[str, Any]:
     if f"{side}_output" not in pair:
         raise ValueError(
-            f"an example has no {side}_output, but {', '.join(pair)}: ReftRewardCollator takes "
-            "the examples of a ReftRewardDataset."
+            f"an example has no {side}_output, but {', '.join(pair) or 'no column'}: "
+            "ReftRewardCollator takes the examples of a ReftRewardDataset. A trainer other than "
+            "ReftTrainerForRewardModeling keeps them with remove_unused_columns=False."
         )
     row = {
         "input_ids": pair[f"{side}_output"],

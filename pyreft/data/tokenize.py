@@ -131,8 +131,13 @@ def room(tokenizer: Any, max_length: int | None = None) -> int | None:
     """`max_length`, else the tokenizer's own limit; those that have none say a huge number.
 
     Raises:
+        TypeError: If the tokenizer is none.
         ValueError: If it leaves no room for a prompt and a completion.
     """
+    if not callable(tokenizer):
+        raise TypeError(
+            f"the tokenizer is {tokenizer!r}: load it with AutoTokenizer.from_pretrained."
+        )
     if max_length is not None:
         if not isinstance(max_length, int) or max_length < 2:
             raise ValueError(

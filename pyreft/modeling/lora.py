@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,33 @@ def has_lora(adapter: Adapter) -> bool:
             "the whole directory, or save the adapter again."
         )
     return True
+
+
+def frozen_lora(model: Any) -> bool:
+    """Whether PEFT put something on the model to be trained, and nothing of it learns."""
+    if not is_peft_model(model):
+        return False
+    return not model.active_peft_config.inference_mode and not peft_tensors(model)
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Turn off, inside the block, what PEFT trains of the model; a frozen LoRA stays on."""
+    if not peft_tensors(model):
+        yield
+        return
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        _learn_only(model, learning)
+        yield
+    _learn_only(model, learning)
+
+
+def _learn_only(model: Any, parameters: list[Any]) -> None:
+    """PEFT freezes what it turns off, and lets all of it learn afterwards."""
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
 
 
 def save_peft(model: Any, directory: str | os.PathLike) -> None:

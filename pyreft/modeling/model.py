@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyreft.modeling.calls import place_batch
 from pyreft.modeling.components import execution_device, find_component
 from pyreft.modeling.generation import place_prompt, read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
+from pyreft.modeling.lora import without_lora
 from pyreft.modeling.placement import require_places
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
@@ -26,6 +28,8 @@ from pyreft.modeling.trained import TrainedModules
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces")
+# Held while an adapter is turned on or off.
+_SWITCHING = threading.Lock()
 
 
 class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
@@ -65,10 +69,10 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
                 f"{type(config).__name__} and {type(model).__name__}."
             )
         self.model = model
-        self.trained = TrainedModules(model, config.modules_to_save or ())
         resolved = config.resolve(*(count_layers(model) if config.names_layers else [0]))
         components = [find_component(model, c.layer, c.component) for c in resolved]
         resolved = build_interventions(resolved, components, text_config(model).hidden_size)
+        self.trained = TrainedModules(model, config.modules_to_save or ())
         self.reft_config = ReftConfig(
             representations=resolved, modules_to_save=self.trained.names or None
         )
@@ -79,7 +83,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
         require_places(resolved, self._hooks.sites)
         self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
-        self._disabled = False
+        self._disabled, self._off = 0, ExitStack()
         self._replicas = Replicas()
         self.train(model.training)
 
@@ -243,16 +247,23 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Run the bare base model inside the block."""
-        if self._disabled:
-            yield
-            return
-        self._disabled = True
+        """Run the bare base model inside the block, in every thread.
+
+        Heads are what they were, and a LoRA of PEFT's that is trained with the adapter is off. Of
+        blocks that overlap, in several threads, the last to end turns the adapter on again.
+        """
+        with _SWITCHING:
+            self._disabled += 1
+            if self._disabled == 1:
+                self._off.enter_context(self.trained.original())
+                self._off.enter_context(without_lora(self.model))
         try:
-            with self.trained.original():
-                yield
+            yield
         finally:
-            self._disabled = False
+            with _SWITCHING:
+                self._disabled -= 1
+                if not self._disabled:
+                    self._off.close()
 
     def unwrap(self) -> PreTrainedModel:
         """Take the adapter off, and return the base model, as it was; it stays frozen."""

@@ -100,7 +100,7 @@ class SavedAdapter:
         """Tensors of the base model that belong to the adapter, but for what PEFT saves."""
         named = self.trained.tensors()
         beside = [*named.values(), *peft_tensors(self.model).values()]
-        return named | trained_by_hand(self.model, beside)
+        return self.trained.learned() | trained_by_hand(self.model, beside)
 
     def load_weights(self, directory: str | os.PathLike) -> None:
         """Load the weights of a saved adapter of the same config into this one.
@@ -156,4 +156,7 @@ class SavedAdapter:
             raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
         reft_model.place_interventions()
         reft_model.disable_model_gradients()
+        if has_lora(adapter):
+            # As heads do: what belongs to the adapter can be trained on, and is saved with it.
+            base.set_adapter(base.active_adapter)
         return reft_model.eval()

@@ -32,9 +32,14 @@ class TrainedModules(nn.Module):
         super().__init__()
         # In a list, so that the base model is no submodule of this one.
         self._base = [base]
-        self.names = [full for name in names for full in _find(base, name)]
-        self._tensor_names = _tensor_names(base, self.names)
-        _refuse_shared(base, self._tensor_names)
+        found = [full for name in names for full in _find(base, name)]
+        self.names = list(dict.fromkeys(found))
+        tensor_names = _tensor_names(base, self.names)
+        _refuse_shared(base, tensor_names)
+        # Of tied tensors one name: what is swapped twice is where it was.
+        by_tensor = {id(_tensor(base, name)): name for name in reversed(tensor_names)}
+        self._tensor_names = list(reversed(by_tensor.values()))
+        self._swapped = False
         for index, tensor in enumerate(self.tensors().values()):
             # Buffers, so that they move along with the model.
             self.register_buffer(f"original_{index}", tensor.detach().clone(), persistent=False)
@@ -46,6 +51,12 @@ class TrainedModules(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by their name in the base model."""
         return {name: _tensor(self._base[0], name) for name in self._tensor_names}
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the named parts have learned, also while they are what they were."""
+        if not self._swapped:
+            return self.tensors()
+        return {n: self.get_buffer(f"original_{i}") for i, n in enumerate(self._tensor_names)}
 
     def enable_gradients(self) -> None:
         """Let the named parts learn, whatever else of the base model is frozen."""
@@ -66,7 +77,9 @@ class TrainedModules(nn.Module):
     def restore(self) -> None:
         """Put back for good what the named parts were, frozen as the rest."""
         for index, tensor in enumerate(self.tensors().values()):
-            tensor.copy_(self.get_buffer(f"original_{index}"))
+            kept = self.get_buffer(f"original_{index}")
+            # If they are swapped now they will be swapped back, so both become the original.
+            kept.copy_(tensor) if self._swapped else tensor.copy_(kept)
             tensor.requires_grad_(False)
 
     def _swap(self) -> None:
@@ -74,6 +87,7 @@ class TrainedModules(nn.Module):
         for index, tensor in enumerate(self.tensors().values()):
             original = self.get_buffer(f"original_{index}")
             tensor.data, original.data = original.data, tensor.data
+        self._swapped = not self._swapped
 
 
 def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -107,8 +121,12 @@ def _find(base: nn.Module, name: str) -> list[str]:
 def _tensor_names(base: nn.Module, names: Sequence[str]) -> list[str]:
     """The parameters and saved buffers of named modules, in order, each once."""
     there = base.state_dict(keep_vars=True)
-    under = [full for full in there if any(full == n or full.startswith(f"{n}.") for n in names)]
-    return list(dict.fromkeys(under))
+    for name in names:
+        if not any(full == name or full.startswith(f"{name}.") for full in there):
+            raise ValueError(
+                f"{name!r} of modules_to_save has no parameters, so there is nothing to train."
+            )
+    return [f for f in there if any(f == n or f.startswith(f"{n}.") for n in names)]
 
 
 def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyreft.modeling.lora import is_peft_model
 
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+_SEQUENCE = "ForSequenceClassification"
+_CLASSIFIERS = (_SEQUENCE, "ForTokenClassification")
 
 
 def frozen_heads(base: Any) -> list[str]:
@@ -24,23 +25,42 @@ def frozen_heads(base: Any) -> list[str]:
     return [n for n, own in parameters.items() if own and not any(p.requires_grad for p in own)]
 
 
-def _is_classifier(base: nn.Module) -> bool:
+def _is_classifier(base: Any) -> bool:
     """By its name, as transformers tells: heads of other models have the same shapes."""
-    return str(base._get_name()).endswith(_CLASSIFIERS)
+    return _kind(base).endswith(_CLASSIFIERS)
+
+
+def _kind(base: Any) -> str:
+    base = base.get_base_model() if is_peft_model(base) else base
+    return str(base._get_name())
 
 
 def require_labels(base: Any, labels: Tensor) -> None:
-    """Raise ValueError for the label of a class that a classifier does not have.
+    """Raise ValueError for labels that a classifier has no class for.
 
     Args:
         base: The base model; only classifiers are looked at.
-        labels: (B,) or (B, T) class indices, -100 for none. Labels that are no integers
-            (regression, several labels) are not read.
+        labels: Class indices, -100 for none: (B,), or (B, T) for a tagger; or one float for each
+            class, (B, classes). With one class, labels are values, and not looked at.
     """
     num_labels = base.config.num_labels
-    # With one class, labels are values.
-    if not _is_classifier(base) or num_labels < 2 or labels.is_floating_point():
+    if not _is_classifier(base) or num_labels < 2:
         return
+    shape = tuple(labels.shape)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        if labels.dtype == torch.bool or shape[1:] != (num_labels,):
+            raise ValueError(
+                f"the labels of the batch are {str(labels.dtype).removeprefix('torch.')}s of shape "
+                f"{shape}; for this model a label is an integer, the index of one of its "
+                f"{num_labels} classes, or a list of {num_labels} floats, one for each of them. To "
+                "learn one value, load the model with num_labels=1."
+            )
+        return
+    if labels.dim() > 1 and _kind(base).endswith(_SEQUENCE):
+        raise ValueError(
+            f"the labels of the batch are integers of shape {shape}, and a text has one class. For "
+            f"several labels at once give {num_labels} floats, one for each class: [1.0, 0.0, ...]."
+        )
     wrong = ((labels < 0) | (labels >= num_labels)) & (labels != -100)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
@@ -49,6 +69,30 @@ def require_labels(base: Any, labels: Tensor) -> None:
             f"{num_labels} labels 0 to {num_labels - 1}. Load it with a larger num_labels, or mend "
             "the data; for several labels at once, labels are floats, one for each class."
         )
+
+
+def require_tokens(base: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for a token that the model has no embedding for.
+
+    On a GPU such a token would end the process, with an error that does not name it.
+
+    Args:
+        base: The base model.
+        inputs: The batch; its input_ids, and labels if the model generates, are looked at.
+    """
+    names = ("input_ids", "labels") if base.can_generate() else ("input_ids",)
+    there = {n: inputs[n] for n in names if isinstance(inputs.get(n), Tensor)}
+    size = base.get_input_embeddings().weight.shape[0] if there else 0
+    for name, ids in there.items():
+        wrong = ((ids < 0) | (ids >= size)) & ((ids != -100) | (name == "input_ids"))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"{name} of row {row} of the batch have the token {int(ids[wrong][0])}; the model "
+                f"has the tokens 0 to {size - 1}. Is it this model's tokenizer? If tokens were "
+                "added to it, call resize_token_embeddings(len(tokenizer)) of the base model, "
+                "before get_reft_model."
+            )
 
 
 def require_finite(

@@ -66,6 +66,11 @@ class GeneratedPredictions(Trainer):
         """The Trainer's, or with `predict_with_generate` the loss and what the model writes."""
         if prediction_loss_only or not getattr(self.args, "predict_with_generate", False):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        reft_model: Any = self.model
+        if not reft_model.can_generate():
+            raise ValueError(
+                f"{reft_model._get_name()} does not generate: leave out predict_with_generate."
+            )
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         loss = super().prediction_step(model, inputs, True)[0] if labels is not None else None
@@ -122,6 +127,8 @@ def _generate(model: Any, inputs: Mapping[str, Any], arguments: dict[str, Any]) 
     for name in ("intervention_locations", "subspaces"):
         if inputs.get(name) is not None:
             arguments[name] = inputs[name]
+    # Scores and hidden states of each step have no place among predictions.
+    arguments["return_dict_in_generate"] = False
     if model.config.is_encoder_decoder:
         prompts = {n: inputs[n] for n in ("input_ids", "attention_mask") if n in inputs}
         return model.generate(**prompts, **arguments)

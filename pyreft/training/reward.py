@@ -62,6 +62,8 @@ class ReftTrainerForRewardModeling(ReftTrainer):
         super()._set_signature_columns_if_needed()
         if not known:
             self._signature_columns += PAIR_COLUMNS
+            if isinstance(self.data_collator, ReftRewardCollator):
+                self._signature_columns.append("id")
 
     def compute_loss(
         self,

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
 from pyreft.modeling import ReftModel
+from pyreft.modeling.lora import frozen_lora
 from pyreft.training.checkpoints import AdapterCheckpoints
-from pyreft.training.checks import frozen_heads, require_finite, require_labels
+from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
@@ -105,6 +107,12 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
                 )
         return super()._remove_unused_columns(dataset, description)
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, for data sets that have a row."""
+        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
+            raise ValueError("the train_dataset is empty.")
+        return super().get_train_dataloader()
+
     # ---- one step -----------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +131,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
                 'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
             )
         labels, continues = inputs.get("labels"), self.model.can_generate()
+        require_tokens(self.model.model, inputs)
         if isinstance(labels, Tensor):
             require_labels(self.model.model, labels)
         taken = self.label_smoother is not None or self.compute_loss_func is not None
@@ -164,7 +173,12 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             logger.warning(f"This run will fail when it saves: {error}")
 
     def _warn_if_frozen(self) -> None:
-        """Say that the head of a classifier does not learn: a fresh one is random."""
+        """Say what was made to learn and does not: the head of a classifier, a LoRA."""
+        if frozen_lora(self.model.model):
+            logger.warning(
+                "The LoRA of the base model is frozen, and is neither trained nor saved. To train "
+                "it, wrap the model with get_reft_model(..., disable_model_grads=False)."
+            )
         if heads := frozen_heads(self.model.model):
             logger.warning(
                 f"The head of {type(self.model.model).__name__} is frozen ({', '.join(heads)}). "

@@ -76,3 +76,21 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tokenizer):
         pyreft.ReftDataCollator(tokenizer=tokenizer)
     with pytest.raises(ValueError, match="needs a tokenizer"):
         pyreft.ReftDataCollator()
+
+
+@pytest.mark.parametrize("ids", ["abc", None, [], [5, None], [5.0, 6.0], [[5, 6]]])
+def test_what_is_no_list_of_token_ids_is_refused(ids, tokenizer):
+    with pytest.raises(ValueError, match=r"input_ids of example 1 .*list of token ids"):
+        collate(tokenizer, [{"input_ids": [5, 6]}, {"input_ids": ids}])
+
+
+@pytest.mark.parametrize("label", ["good", None, [1, None], [1, 0]])
+def test_what_is_no_number_is_refused_as_a_label(label, tokenizer):
+    examples = [{"input_ids": [5, 6], "label": 0}, {"input_ids": [5, 6], "label": label}]
+    with pytest.raises(ValueError, match=r"the label of example 1 .*a label is a number"):
+        collate(tokenizer, examples)
+
+
+def test_integers_for_several_classes_are_told_from_floats(tokenizer):
+    with pytest.raises(ValueError, match="of several classes at once they are floats"):
+        collate(tokenizer, [{"input_ids": [5, 6], "labels": [1, 0, 1]}])

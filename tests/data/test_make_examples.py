@@ -51,6 +51,31 @@ def test_prompts_and_completions_may_be_messages(tokenizer):
     assert split(tokenizer, made[0])[1] == "no<eos>\n"
 
 
+def test_fields_that_a_message_does_not_have_are_not_there_for_the_template(tokenizer):
+    asks = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    rows = [{"messages": CHAT}, {"messages": [*CHAT[:1], asks]}]
+    made = pyreft.make_examples(Dataset.from_list(rows).select([0]), tokenizer)
+    expected = pyreft.make_examples(Dataset.from_list([{"messages": CHAT}]), tokenizer)
+    assert made["input_ids"] == expected["input_ids"]
+
+
+def test_a_message_without_content_is_refused(tokenizer):
+    silent = [{"role": "user", "content": None}, CHAT[1]]
+    with pytest.raises(ValueError, match="row 0: a message has no content"):
+        pyreft.make_examples(Dataset.from_list([{"messages": silent}]), tokenizer)
+
+
+def test_a_stream_without_rows_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="the data set is empty"):
+        pyreft.make_examples(IterableDataset.from_generator(lambda: iter([])), tokenizer)
+
+
+@pytest.mark.parametrize("given", [None, "gpt2"])
+def test_a_name_is_no_tokenizer(given):
+    with pytest.raises(TypeError, match="AutoTokenizer"):
+        pyreft.make_examples(Dataset.from_dict(PAIRS), given)
+
+
 def test_columns_can_be_renamed_and_kept(tokenizer):
     rows = Dataset.from_dict(PAIRS).rename_columns({"prompt": "q", "completion": "a"})
     made = pyreft.make_examples(

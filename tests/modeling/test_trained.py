@@ -100,6 +100,60 @@ def test_a_gradient_is_right_though_the_adapter_was_off_in_between(ids):
         assert (one.grad is None and two.grad is None) or torch.equal(one.grad, two.grad)
 
 
+def test_a_head_is_saved_loaded_and_taken_off_as_ever_while_the_adapter_is_off(ids, tmp_path):
+    model, bare = learn(classifier(), ids).eval(), make_base("bert")
+    expected = model(input_ids=ids).logits
+    with model.disable_adapter():
+        model.save_pretrained(tmp_path)
+    loaded = pyreft.ReftModel.from_pretrained(make_base("bert"), tmp_path)
+    assert torch.equal(loaded(input_ids=ids).logits, expected)
+    other = classifier().eval()
+    with other.disable_adapter():
+        other.load_weights(tmp_path)
+        assert torch.equal(other(input_ids=ids).logits, bare(input_ids=ids).logits)
+    assert torch.equal(other(input_ids=ids).logits, expected)
+    with other.disable_adapter():
+        base = other.unwrap()
+    assert torch.equal(base(input_ids=ids).logits, bare(input_ids=ids).logits)
+
+
+def test_the_adapter_is_off_until_the_last_of_overlapping_blocks_ends(ids):
+    model, bare = learn(classifier(), ids).eval(), make_base("bert")
+    expected = model(input_ids=ids).logits
+    # As two threads may have them: the first to begin is the first to end.
+    first, second = model.disable_adapter(), model.disable_adapter()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(model(input_ids=ids).logits, bare(input_ids=ids).logits)
+    second.__exit__(None, None, None)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_tied_tensor_under_both_of_its_names_is_one(ids):
+    config = pyreft.ReftConfig(**CONFIG, modules_to_save=["lm_head", "embed_tokens"])
+    base = make_base("llama", tie_word_embeddings=True)
+    model = learn(pyreft.get_reft_model(base, config), ids)
+    expected = model(input_ids=ids).logits
+    with model.disable_adapter():
+        bare = model(input_ids=ids).logits
+    same = make_base("llama", tie_word_embeddings=True)(input_ids=ids).logits
+    assert torch.equal(bare, same)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_part_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="'dropout' of modules_to_save has no parameters"):
+        classifier(modules_to_save=["dropout"])
+
+
+def test_a_config_that_is_refused_leaves_the_base_frozen():
+    base = make_base("bert").requires_grad_(False)
+    with pytest.raises(ValueError, match="layer 77"):
+        pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[77], modules_to_save=["classifier"]))
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
 def test_a_copied_model_has_a_head_of_its_own(ids):
     model = learn(classifier(), ids).eval()
     twin = copy.deepcopy(model)
@@ -170,8 +224,7 @@ def test_lora_and_interventions_are_saved_together_in_files_of_their_own(ids, tm
         loaded = pyreft.ReftModel.from_pretrained(base, tmp_path)
         assert torch.equal(loaded(input_ids=ids).logits, expected)
     alone = PeftModel.from_pretrained(make_base("llama"), str(tmp_path)).eval()
-    with model.disable_adapter():
-        assert torch.equal(alone(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert torch.equal(alone(input_ids=ids).logits, model.model(input_ids=ids).logits)
 
 
 def test_weights_of_lora_and_interventions_are_loaded_together(ids, tmp_path):
@@ -210,3 +263,25 @@ def test_an_adapter_without_the_lora_it_was_trained_with_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(pyreft.AdapterError, match=r"has no adapter_model\.safetensors"):
         pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+
+
+def test_without_the_adapter_a_lora_that_is_trained_with_it_is_off_as_well(ids):
+    model, bare = learn(with_lora(), ids), make_base("llama")
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    reference = pyreft.ReferenceModel(model)(input_ids=ids).logits
+    torch.testing.assert_close(reference, bare(input_ids=ids).logits)
+    assert learning == {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = with_lora(trainable=False)
+    with frozen.disable_adapter():
+        logits = frozen(input_ids=ids).logits
+    assert torch.equal(logits, frozen.model(input_ids=ids).logits)
+
+
+def test_a_lora_is_saved_while_the_adapter_is_off_and_again_after_loading(ids, tmp_path):
+    model = learn(with_lora(), ids).eval()
+    with model.disable_adapter():
+        model.save_pretrained(tmp_path / "first")
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    again = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path / "second")
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from runs import (
     COMPLETIONS,
     PROMPTS,
@@ -18,6 +19,7 @@ from runs import (
 from transformers import TrainerCallback
 
 import pyreft
+from conftest import make_base
 
 
 class Spoiled(pyreft.ReftTrainer):
@@ -99,3 +101,32 @@ def test_a_packed_batch_without_positions_is_refused(tokenizer, tmp_path):
     trainer = make_trainer(reft_model(), tokenizer, tmp_path, train_dataset=located)
     trainer.train()
     assert torch.tensor(losses(trainer)).isfinite().all()
+
+
+@pytest.mark.parametrize("column", ["input_ids", "labels"])
+@pytest.mark.parametrize("token", [99, -7])
+def test_a_token_that_the_model_does_not_have_is_named(column, token, tokenizer, tmp_path):
+    row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    row[column] = [*row[column][:2], token]
+    rows = Dataset.from_list([row] * 4)
+    trainer = make_trainer(reft_model(), tokenizer, tmp_path, train_dataset=rows)
+    with pytest.raises(ValueError, match=f"{column} of row 0 .*the token {token}; .*0 to 98"):
+        trainer.train()
+
+
+def test_a_data_set_without_rows_is_refused(tokenizer, tmp_path):
+    rows = make_examples(tokenizer).select([])
+    with pytest.raises(ValueError, match="the train_dataset is empty"):
+        make_trainer(reft_model(), tokenizer, tmp_path, train_dataset=rows).train()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_a_fresh_lora_that_is_frozen_is_warned_of(tokenizer, tmp_path, caplog):
+    base = get_peft_model(make_base("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    model = pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[1], positions="l1", rank=2))
+    make_trainer(model, tokenizer, tmp_path)
+    assert "LoRA of the base model is frozen" in caplog.text
+    caplog.clear()
+    model.model.enable_adapter_layers()  # what upstream's example does
+    make_trainer(model, tokenizer, tmp_path)
+    assert "frozen" not in caplog.text

@@ -166,3 +166,19 @@ def test_the_best_head_is_loaded_at_the_end(tokenizer, tmp_path):
     trainer = make_trainer(model, tokenizer, tmp_path, **settings)
     trainer.train()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, 1.0], "a list of 3 floats"),
+        ([True, False], "bools of shape"),
+        ([[0.0, 1.0], [1.0, 0.0]], r"float32s of shape \(2, 2\)"),
+        ([[0, 1, 1, 0], [1, 0, 1, 0]], "a text has one class"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(labels, message, tokenizer, tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7, 8], [8, 7, 6, 5]], "labels": labels})
+    model = reft_model("bert", modules_to_save=["classifier"])
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, tokenizer, tmp_path, train_dataset=rows).train()

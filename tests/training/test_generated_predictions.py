@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from runs import PROMPTS, logged, make_examples, make_trainer, reft_model
 from transformers import GenerationConfig
 
@@ -113,3 +114,22 @@ def test_generation_is_cast_as_training_is(tokenizer, tmp_path):
     trainer = make_trainer(model, tokenizer, tmp_path, bf16=True, **ASKED)
     trainer.predict([{"input_ids": [5, 6, 7]}])
     assert seen == {torch.bfloat16}
+
+
+def test_a_model_that_does_not_generate_says_so(tokenizer, tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]], "label": [1]})
+    settings = {**ASKED, "eval_dataset": rows, "compute_metrics": lambda _: {}}
+    trainer = make_trainer(
+        reft_model("bert", modules_to_save=["classifier"]), tokenizer, tmp_path, **settings
+    )
+    with pytest.raises(ValueError, match="does not generate"):
+        trainer.evaluate()
+
+
+def test_predictions_are_tokens_whatever_else_the_model_could_return(tokenizer, tmp_path):
+    model = edited()
+    model.generation_config.return_dict_in_generate = True
+    predictions = make_trainer(model, tokenizer, tmp_path, **ASKED).predict(
+        make_examples(tokenizer)
+    )
+    assert predictions.predictions.shape[0] == len(PROMPTS)

@@ -182,3 +182,17 @@ def test_a_model_of_several_labels_is_refused(plain, tmp_path):
 def test_pairs_that_nothing_can_pad_are_refused(plain, tmp_path):
     with pytest.raises(ValueError, match="give a processing_class"):
         make_trainer(reward_model(), pairs(plain), None, tmp_path)
+
+
+def test_pairs_are_named_where_the_loss_is_no_number(plain, tmp_path):
+    model = reward_model()
+    with torch.no_grad():
+        model.model.score.weight.fill_(torch.nan)
+    trainer = make_trainer(model, pairs(plain), plain, tmp_path)
+    with pytest.raises(FloatingPointError, match="examples of the batch have the ids"):
+        trainer.train()
+
+
+def test_columns_that_another_trainer_removed_are_asked_for(plain):
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        pyreft.ReftRewardCollator(plain)([{}])

@@ -227,3 +227,10 @@ def test_a_loss_of_a_model_of_unequal_depth_reaches_every_layer(examples, tokeni
     assert len(model.interventions) == DECODER_LAYERS
     assert all(grad.isfinite().all() for grad in touched)
     assert touched
+
+
+def test_examples_of_a_causal_language_model_are_refused(rows, tokenizer):
+    causal = pyreft.make_examples(rows, tokenizer)
+    collator = pyreft.ReftDataCollator(tokenizer=tokenizer, model=reft_model())
+    with pytest.raises(ValueError, match="encoder_decoder=True"):
+        collator([causal[0]])
