@@ -171,8 +171,9 @@ def _not_saved(run: Path, name: str, error: Exception) -> str:
 
 def _require_state(checkpoint: Path, names: list[str]) -> None:
     """Raise ValueError unless a run can go on from there."""
-    missing = [name for name in names if not (checkpoint / name).is_file()]
-    if checkpoint.is_dir() and missing:
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {str(checkpoint)!r} to resume from.")
+    if missing := [name for name in names if not (checkpoint / name).is_file()]:
         raise ValueError(
             f"cannot resume from {checkpoint}: it has no {', '.join(missing)}. It was saved with "
             "save_only_model, or is an adapter alone: start a new run from it with "
