@@ -82,7 +82,10 @@ def require_tokens(base: Any, inputs: Mapping[str, Any]) -> None:
     """
     names = ("input_ids", "labels") if base.can_generate() else ("input_ids",)
     there = {n: inputs[n] for n in names if isinstance(inputs.get(n), Tensor)}
-    size = base.get_input_embeddings().weight.shape[0] if there else 0
+    # Not the shape of its weight, of which a process may have a part; others' modules lack it.
+    size = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    if size is None:
+        return
     for name, ids in there.items():
         wrong = ((ids < 0) | (ids >= size)) & ((ids != -100) | (name == "input_ids"))
         if bool(wrong.any()):
