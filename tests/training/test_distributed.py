@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import distributed_worker
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 
 import pyreft
@@ -39,6 +41,8 @@ def launch(script, *arguments, **environment):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """Where two processes wrote what they ended with, for each way to train."""
+    if Version(transformers.__version__) < Version("5.1"):
+        pytest.skip("in this transformers several processes cannot resume on CPU")
     directory = tmp_path_factory.mktemp("runs")
     launch("distributed_worker.py", directory)
     return directory
