@@ -9,7 +9,7 @@ from datasets import Dataset as Rows
 from transformers.utils import logging
 
 from pyreft.data.dataset import ReftDataset
-from pyreft.data.tokenize import IGNORE, fit, tokenize_pair, tokenize_prompt, with_labels
+from pyreft.data.tokenize import IGNORE, tokenize_fitting, tokenize_prompt, with_labels
 
 logger = logging.get_logger(__name__)
 
@@ -35,9 +35,10 @@ class _CompletionDataset(ReftDataset):
 
     def _pair(self, prompt: str, completion: str, add_eos: bool = True) -> tuple[list[int], int]:
         """Ids of both, and how many are the prompt; the end of the completion is cut to fit."""
-        whole, prompt_length = tokenize_pair(self.tokenizer, prompt, completion, add_eos)
-        ids = fit(whole, prompt_length, self._limit)
-        self._cut.append(len(whole) - len(ids))
+        ids, prompt_length, cut = tokenize_fitting(
+            self.tokenizer, prompt, completion, self._limit, add_eos
+        )
+        self._cut.append(cut)
         return ids, prompt_length
 
     def _prompt(self, prompt: str) -> tuple[dict[str, Any], int]:

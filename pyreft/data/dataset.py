@@ -177,9 +177,7 @@ class ReftDataset(Dataset):
         )
         if locations is not None:
             added["intervention_locations"] = locations
-        if data_item.get("subspaces") is not None:
-            added["subspaces"] = [list(data_item["subspaces"]) for _ in self._specs]
-        return added | result
+        return added | self._subspaces(data_item) | result
 
     def get_intervention_locations(
         self, *, last_position: int, input_ids: Sequence[int], **_: Any
@@ -196,6 +194,11 @@ class ReftDataset(Dataset):
         return dict(self.result[index])
 
     # ---- for the subclasses here --------------------------------------------------------
+
+    def _subspaces(self, data_item: dict[str, Any]) -> dict[str, Any]:
+        """The column of the directions that a row says, for every intervention, if it says any."""
+        given = data_item.get("subspaces")
+        return {} if given is None else {"subspaces": [list(given) for _ in self._specs]}
 
     def _take(
         self,

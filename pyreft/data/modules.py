@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
 from pyreft.data.locations import locate, spec_of_each
-from pyreft.data.tokenize import describe_cut, fit, room, tokenize_pair, with_labels
+from pyreft.data.tokenize import describe_cut, room, tokenize_fitting, with_labels
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
@@ -91,12 +91,13 @@ def make_multiple_position_supervised_data_module(
         logging.tqdm(pairs, "Tokenizing", total=len(inputs))
     ):
         try:
-            whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, not nonstop)
-            ids = fit(whole, prompt_length, limit)
+            ids, prompt_length, missing = tokenize_fitting(
+                tokenizer, prompt, completion, limit, not nonstop
+            )
             locations = locate(specs, ids, prompt_length)
         except ValueError as error:
             raise ValueError(f"row {row}: {str(error).rstrip('.')}.") from None
-        cut.append(len(whole) - len(ids))
+        cut.append(missing)
         if locations is not None:
             columns["intervention_locations"].append(locations)
         for name, values in with_labels(ids, prompt_length).items():

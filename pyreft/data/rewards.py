@@ -103,9 +103,7 @@ class ReftRewardDataset(ReftDataset):
             locations = self.get_intervention_locations(last_position=len(ids), input_ids=ids)
             if locations is not None:
                 result[f"{side}_intervention_locations"] = locations
-        if data_item.get("subspaces") is not None:
-            result["subspaces"] = [list(data_item["subspaces"]) for _ in self._specs]
-        return {"id": id, **result}
+        return {"id": id, **result, **self._subspaces(data_item)}
 
     def _whole(self, row: dict[str, Any], answer: Any) -> list[int]:
         """Token ids of prompt and answer."""

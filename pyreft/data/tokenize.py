@@ -122,6 +122,26 @@ def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]
     return ids[:max_length]
 
 
+def tokenize_fitting(
+    tokenizer: Any, prompt: str, completion: str, max_length: int | None, add_eos: bool = True
+) -> tuple[list[int], int, int]:
+    """Tokenize one example, and cut the end of its completion to fit.
+
+    Args:
+        tokenizer, prompt, completion, add_eos: As for `tokenize_pair`.
+        max_length: As for `fit`.
+
+    Returns:
+        The token ids, how many of them are the prompt, and how many were cut.
+
+    Raises:
+        ValueError: As `tokenize_pair` and `fit`.
+    """
+    whole, prompt_length = tokenize_pair(tokenizer, prompt, completion, add_eos)
+    ids = fit(whole, prompt_length, max_length)
+    return ids, prompt_length, len(whole) - len(ids)
+
+
 def with_labels(ids: list[int], prompt_length: int) -> dict[str, list[int]]:
     """The example, with labels on its completion alone."""
     return {"input_ids": ids, "labels": [IGNORE] * prompt_length + ids[prompt_length:]}

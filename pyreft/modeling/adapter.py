@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pyreft.config import InterventionConfig, ReftConfig
 from pyreft.modeling.lora import TRAINED_LORA, peft_tensors
 from pyreft.modeling.stacks import base_sizes
+from pyreft.modeling.trained import lies_in
 from pyreft.sharing import Adapter, AdapterError
 
 # Before the names of trained tensors of the base model.
@@ -48,7 +49,7 @@ def take_adapter(
                 "learning rate."
             )
     named = config.modules_to_save or []
-    by_hand = [n for n in trained if not any(n == m or n.startswith(f"{m}.") for m in named)]
+    by_hand = [name for name in trained if not lies_in(name, named)]
     config = replace(config, modules_to_save=[*named, *by_hand] or None)
     return Adapter(config, tensors, base)
 

@@ -104,6 +104,11 @@ def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tens
     return {name: parameter for name, parameter in learning if parameter.data_ptr() not in known}
 
 
+def lies_in(name: str, parts: Sequence[str]) -> bool:
+    """Whether a tensor is one of the named parts of a model, or inside one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
 def _find(base: nn.Module, name: str) -> list[str]:
     """The full names that are `name`, or end with it."""
     modules = [full for full, _ in base.named_modules() if full]
@@ -122,11 +127,11 @@ def _tensor_names(base: nn.Module, names: Sequence[str]) -> list[str]:
     """The parameters and saved buffers of named modules, in order, each once."""
     there = base.state_dict(keep_vars=True)
     for name in names:
-        if not any(full == name or full.startswith(f"{name}.") for full in there):
+        if not any(lies_in(full, [name]) for full in there):
             raise ValueError(
                 f"{name!r} of modules_to_save has no parameters, so there is nothing to train."
             )
-    return [f for f in there if any(f == n or f.startswith(f"{n}.") for n in names)]
+    return [full for full in there if lies_in(full, names)]
 
 
 def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:

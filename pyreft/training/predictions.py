@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import GenerationConfig, Seq2SeqTrainer, Trainer
 
 from pyreft.modeling.boundary import find_tokens
 
@@ -76,7 +77,7 @@ class GeneratedPredictions(Trainer):
         loss = super().prediction_step(model, inputs, True)[0] if labels is not None else None
         # Accelerate casts in `forward` of the ReftModel, which generation does not go through.
         with torch.no_grad(), self.accelerator.autocast():
-            written = _generate(self.model, inputs, self._arguments())
+            written = _generate(reft_model, inputs, self._arguments())
         return loss, written, labels
 
     def _arguments(self) -> dict[str, Any]:
@@ -88,9 +89,14 @@ class GeneratedPredictions(Trainer):
         if args.generation_num_beams is not None:
             given.setdefault("num_beams", args.generation_num_beams)
         if args.generation_config is not None:
-            config = Seq2SeqTrainer.load_generation_config(args.generation_config)
-            given.setdefault("generation_config", config)
+            given.setdefault("generation_config", self._generation_config)
         return given
+
+    @cached_property
+    def _generation_config(self) -> GenerationConfig:
+        """The one that the arguments name: read once, not for every batch."""
+        args: Any = self.args
+        return Seq2SeqTrainer.load_generation_config(args.generation_config)
 
 
 def take_prompts(inputs: Mapping[str, Any], pad_token_id: int) -> dict[str, Tensor]:
