@@ -55,6 +55,11 @@ class Tokens:
     completion: Tensor
     input_ids: Tensor | None = None
 
+    def of(self, rows: Tensor) -> Tokens:
+        """Some rows of the batch alone."""
+        ids = None if self.input_ids is None else self.input_ids[rows]
+        return Tokens(self.prompt[rows], self.completion[rows], ids)
+
     @cached_property
     def text(self) -> Tensor:
         """(B, T) bool, true on every token that is not padding."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,15 @@ class UpstreamMethods:
 
     # What `ReftModel` defines.
     model: Any
-    interventions: nn.ModuleDict
-    trained: Any
+    adapters: Any
     __call__: Any
     generate: Any
     disable_adapter: Any
     save_pretrained: Any
     load_weights: Any
     from_pretrained: Any
+    if TYPE_CHECKING:
+        interventions = trained = property()
 
     def _forward_upstream(
         self,
@@ -98,8 +99,8 @@ class UpstreamMethods:
     # ---- devices and gradients ------------------------------------------------------------
 
     def set_device(self, device: torch.device | str, set_model: bool = True) -> None:
-        """Move the interventions, and the base model unless `set_model` is false."""
-        self.interventions.to(device)
+        """Move the adapters, and the base model unless `set_model` is false."""
+        self.adapters.to(device)
         if set_model:
             self.model.to(device)
 
@@ -120,7 +121,7 @@ class UpstreamMethods:
 
     def count_parameters(self, include_model: bool = False) -> int:
         """The number of trainable parameters of the adapter, or of adapter and base model."""
-        counted = _trainable(self.interventions)
+        counted = _trainable(self.adapters)
         return counted + _trainable(self.model) if include_model else counted
 
     def print_trainable_parameters(self) -> None:

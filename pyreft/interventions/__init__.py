@@ -16,6 +16,7 @@ from pyreft.interventions.registry import (
     kind_of,
     register_intervention,
 )
+from pyreft.interventions.stacked import StackedInterventions, stacks_with
 
 __all__ = [
     "ConsreftIntervention",
@@ -26,8 +27,10 @@ __all__ = [
     "NodireftIntervention",
     "NoreftIntervention",
     "OrthonormalProjection",
+    "StackedInterventions",
     "constructor_arguments",
     "intervention_class",
     "kind_of",
     "register_intervention",
+    "stacks_with",
 ]

@@ -23,7 +23,7 @@ from pyreft.interventions.base import LowRankIntervention
 from pyreft.interventions.projection import OrthonormalProjection
 
 
-class _OrthonormalBasis(LowRankIntervention):
+class OrthonormalBasis(LowRankIntervention):
     """Edits along the orthonormal rows of R, the transpose of `rotate_layer.weight`."""
 
     def __init__(self, *args: Any, device: torch.device | str | None = None, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class _OrthonormalBasis(LowRankIntervention):
         return self.rotate_layer.weight.mT
 
 
-class _FreeBasis(LowRankIntervention):
+class FreeBasis(LowRankIntervention):
     """Edits along the rows of a matrix without constraint, `proj_layer.weight`."""
 
     projection_bias = False
@@ -62,7 +62,7 @@ def _linear(
     return nn.Linear(of.embed_dim, of.low_rank_dimension, bias=bias, device=device, dtype=of.dtype)
 
 
-def _source(intervention: _OrthonormalBasis | _FreeBasis, hidden: Tensor) -> Tensor:
+def _source(intervention: OrthonormalBasis | FreeBasis, hidden: Tensor) -> Tensor:
     """act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
     return _apply(intervention.learned_source, hidden, intervention.act_fn)
 
@@ -73,7 +73,7 @@ def _apply(linear: nn.Linear, hidden: Tensor, act_fn: nn.Module | None = None) -
     return (mapped if act_fn is None else act_fn(mapped)).to(hidden.dtype)
 
 
-class LoreftIntervention(_OrthonormalBasis):
+class LoreftIntervention(OrthonormalBasis):
     """Edit a hidden state inside a learned low-rank subspace (LoReFT).
 
     h' = h + R^T (act(W h + b) - R h), the rows of R orthonormal.
@@ -89,7 +89,7 @@ class LoreftIntervention(_OrthonormalBasis):
         return _source(self, hidden) - hidden @ basis.mT
 
 
-class NoreftIntervention(_FreeBasis):
+class NoreftIntervention(FreeBasis):
     """LoReFT without the constraint that the rows are orthonormal (NoReFT).
 
     h' = h + P^T (act(W h + b) - (P h + c)); c only with `add_bias`.
@@ -112,7 +112,7 @@ class NoreftIntervention(_FreeBasis):
             self.learned_source.bias.copy_(self.proj_layer.bias)
 
 
-class ConsreftIntervention(_OrthonormalBasis):
+class ConsreftIntervention(OrthonormalBasis):
     """Move the projection of the hidden state to a learned constant (ConsReFT).
 
     h' = h + R^T (b - R h), the rows of R orthonormal.
@@ -130,7 +130,7 @@ class ConsreftIntervention(_OrthonormalBasis):
         return self.learned_source - hidden @ basis.mT
 
 
-class LobireftIntervention(_OrthonormalBasis):
+class LobireftIntervention(OrthonormalBasis):
     """Add a learned constant inside a learned subspace (LobiReFT).
 
     h' = h + R^T b, the rows of R orthonormal.
@@ -147,7 +147,7 @@ class LobireftIntervention(_OrthonormalBasis):
         return source.expand(*hidden.shape[:-1], self.low_rank_dimension)
 
 
-class DireftIntervention(_OrthonormalBasis):
+class DireftIntervention(OrthonormalBasis):
     """LoReFT without the difference (upstream's DiReFT).
 
     h' = h + R^T act(W h + b), the rows of R orthonormal.
@@ -162,7 +162,7 @@ class DireftIntervention(_OrthonormalBasis):
         return _source(self, hidden)
 
 
-class NodireftIntervention(_FreeBasis):
+class NodireftIntervention(FreeBasis):
     """A low-rank edit without orthonormality or difference (the paper's DiReFT).
 
     h' = h + P^T act(W h + b).

@@ -48,10 +48,7 @@ class OrthonormalProjection(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Q = R^T, (D, R), its columns orthonormal; differentiable with respect to `original`."""
-        exact = torch.float32 if self.original.device.type == "mps" else torch.float64
-        q, u = torch.linalg.qr(self.original.to(exact))
-        signs = torch.where(u.diagonal() < 0, -1.0, 1.0).to(exact)
-        return (q * signs).to(torch.promote_types(self.original.dtype, torch.float32))
+        return orthonormal_factor(self.original)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
@@ -65,3 +62,11 @@ class OrthonormalProjection(nn.Module):
     def extra_repr(self) -> str:
         embed_dim, rank = self.original.shape
         return f"{embed_dim} -> {rank}, orthonormal"
+
+
+def orthonormal_factor(free: Tensor) -> Tensor:
+    """The orthonormal factor of free matrices: (..., D, R) -> (..., D, R), float32 at least."""
+    exact = torch.float32 if free.device.type == "mps" else torch.float64
+    q, u = torch.linalg.qr(free.to(exact))
+    signs = torch.where(u.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(exact)
+    return (q * signs[..., None, :]).to(torch.promote_types(free.dtype, torch.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,31 +24,79 @@ _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 _ALL = PositionSpec.parse("all")
 
 
-def place_batch(
+@dataclass(frozen=True)
+class Batch:
+    """What one call of the base model reads.
+
+    Args:
+        rows: B, the number of rows.
+        tokens: What each stack of the model reads of a text's beginning: prompt and completion.
+        text: (B, T) bool, of tokens that follow a filled cache: true where there is no padding.
+        stack: The stack that those are of.
+    """
+
+    rows: int
+    tokens: Mapping[str | None, Tokens]
+    text: Tensor | None
+    stack: str | None
+
+    def of(self, rows: Tensor) -> Batch:
+        """Some rows of it alone."""
+        tokens = {stack: seen.of(rows) for stack, seen in self.tokens.items()}
+        return Batch(len(rows), tokens, None if self.text is None else self.text[rows], self.stack)
+
+    def place(
+        self,
+        configs: Sequence[InterventionConfig],
+        sites: Sequence[Site],
+        intervention_locations: Tensor | None = None,
+        subspaces: Any = None,
+    ) -> Placement | None:
+        """Place the interventions of an adapter.
+
+        Args:
+            configs: The interventions.
+            sites: Where each acts.
+            intervention_locations, subspaces: See `ReftModel.forward`.
+
+        Returns:
+            The placement, or None if nothing is edited.
+        """
+        directions = broadcast_subspaces(subspaces, len(configs), self.rows)
+        placed = None
+        if self.tokens:
+            placed = place(configs, sites, self.tokens, intervention_locations, directions)
+        if self.text is None:
+            return placed
+        after = place_generated(configs, sites, self.stack, self.text, directions)
+        if placed is None or after is None:
+            return placed or after
+        return replace(placed, masks=placed.masks | after.masks)
+
+
+def read_batch(
     base: PreTrainedModel,
     configs: Sequence[InterventionConfig],
-    sites: Sequence[Site],
+    two_stacks: bool,
     inputs: Mapping[str, Any],
     completion_mask: Tensor | None = None,
-    intervention_locations: Tensor | None = None,
-    subspaces: Any = None,
-) -> Placement | None:
-    """Place the interventions for one call of the base model.
+    told: bool = False,
+) -> Batch | None:
+    """Find prompts and completions in what the base model is called with.
 
     Args:
         base: The base model.
-        configs: The interventions.
-        sites: Where each acts.
+        configs: The interventions of all adapters that may act.
+        two_stacks: Whether the model has an encoder and a decoder.
         inputs: What the base model is called with.
-        completion_mask, intervention_locations, subspaces: See `ReftModel.forward`.
+        completion_mask: See `ReftModel.forward`.
+        told: Whether the call says all positions.
 
     Returns:
-        The placement, or None if nothing is edited.
+        The batch, or None if there is no token in it.
     """
-    told = intervention_locations is not None
     warn_without_positions(configs, told)
     explicit = told or all(config.positions == _ALL for config in configs)
-    two_stacks = sites[0].stack is not None
     generated = cached_tokens(inputs) > 0 and not told
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
@@ -62,15 +110,8 @@ def place_batch(
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows:
         return None
-    directions = broadcast_subspaces(subspaces, len(configs), rows[0])
-    placed = place(configs, sites, seen, intervention_locations, directions) if seen else None
-    if later is None:
-        return placed
-    stack = "decoder" if two_stacks else None
-    after = place_generated(configs, sites, stack, _text(later), directions)
-    if placed is None or after is None:
-        return placed or after
-    return replace(placed, masks=placed.masks | after.masks)
+    text = None if later is None else _text(later)
+    return Batch(rows[0], seen, text, "decoder" if two_stacks else None)
 
 
 class _Given(NamedTuple):

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
 from pyreft.modeling.boundary import as_tensor, find_tokens
-from pyreft.modeling.calls import broadcast_subspaces, cached_tokens, warn_without_positions
+from pyreft.modeling.calls import broadcast_subspaces, cached_tokens
 from pyreft.modeling.placement import Placement, Site, place
 from pyreft.positions import Tokens
 
@@ -59,31 +59,24 @@ def place_prompt(
     configs: Sequence[InterventionConfig],
     sites: Sequence[Site],
     tokens: Mapping[str | None, Tokens],
+    encoder: bool,
     intervention_locations: Tensor | None = None,
     subspaces: Any = None,
-) -> tuple[Placement | None, Placement | None]:
-    """Place the interventions for a call of `generate`.
+) -> Placement | None:
+    """Place the interventions of an adapter for a call of `generate`.
 
     Args:
         configs: The interventions.
         sites: Where each acts.
         tokens: What `read_prompt` found.
+        encoder: Whether to place those of an encoder, which runs before the first step; else those
+            that act in the steps.
         intervention_locations, subspaces: See `ReftModel.forward`.
-
-    Returns:
-        Where to edit before the first step, in an encoder; and in the steps.
     """
-    warn_without_positions(configs, intervention_locations is not None)
     rows = len(next(iter(tokens.values())).prompt)
     directions = broadcast_subspaces(subspaces, len(configs), rows)
-    before, steps = (
-        place(configs, sites, part, intervention_locations, directions) if part else None
-        for part in (
-            {stack: seen for stack, seen in tokens.items() if (stack == "encoder") == first}
-            for first in (True, False)
-        )
-    )
-    return before, steps
+    seen = {stack: t for stack, t in tokens.items() if (stack == "encoder") == encoder}
+    return place(configs, sites, seen, intervention_locations, directions) if seen else None
 
 
 def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:
@@ -198,18 +191,19 @@ def _window(prompt: Placement, start: int, length: int, rows: int) -> Placement 
         generated = index in prompt.generated
         key = (id(mask), generated)
         if key not in cut:
-            cut[key] = _cut(mask, start, length, rows, generated)
+            after = _after(prompt, mask, start, length, generated)
+            cut[key] = torch.cat([mask[:, start : start + length], after], dim=1)
+            cut[key] = cut[key].repeat_interleave(rows // mask.shape[0], dim=0)
         masks[index] = cut[key]
     subspaces = {index: _repeat(given, rows) for index, given in prompt.subspaces.items()}
     return replace(prompt, masks=masks, subspaces=subspaces)
 
 
-def _cut(mask: Tensor, start: int, length: int, rows: int, generated: bool) -> Tensor:
-    seen = mask[:, start : start + length]
-    if seen.shape[1] < length:
-        rest = seen.new_full((mask.shape[0], length - seen.shape[1]), generated)
-        seen = torch.cat([seen, rest], dim=1)
-    return seen.repeat_interleave(rows // mask.shape[0], dim=0)
+def _after(prompt: Placement, mask: Tensor, start: int, length: int, generated: bool) -> Tensor:
+    """The part of a window after the prompt, (B, n): edited or not, in the rows that are at all."""
+    after = min(length, max(0, start + length - mask.shape[1]))
+    rest = mask.new_full((mask.shape[0], after), generated)
+    return rest if prompt.rows is None else rest & prompt.rows[:, None]
 
 
 def _repeat(given: Sequence, rows: int) -> list:

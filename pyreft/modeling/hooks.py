@@ -7,47 +7,51 @@ but their own handles is ever removed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from pyreft.interventions import StackedInterventions
+from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.edits import Edit, edit_input, edit_output
+from pyreft.modeling.edits import Edit, Planner, SiteEdits, edit_input, edit_output
 from pyreft.modeling.generation import step_window
 from pyreft.modeling.placement import Placement, Site
 
-# Number of a site -> its edits.
-Edits = Mapping[int, Sequence[Edit]]
+# Number of a site -> what is done there.
+Edits = Mapping[int, SiteEdits]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An adapter, and which tokens it edits.
+
+    Args:
+        adapter: The adapter.
+        placement: The tokens; of the rows that are another adapter's, none.
+        weight: How much of its edits is made.
+        shared: Whether other adapters may edit the same tokens, which adds up their edits.
+    """
+
+    adapter: AttachedAdapter
+    placement: Placement
+    weight: float = 1.0
+    shared: bool = False
 
 
 class EditHooks:
-    """The hooks of one adapter on one base model.
+    """The hooks on one base model, at the sites of all its adapters.
 
     Args:
         base: The base model.
-        components: Where each intervention acts.
-        interventions: The modules, in the same order.
-        heads: Heads that each edits, or None for all.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        components: Sequence[Component],
-        interventions: Sequence[nn.Module],
-        heads: Sequence[tuple[int, ...] | None],
-    ) -> None:
-        self.components = components
-        self._interventions = interventions
-        self._heads = heads
-        places = [(id(c.module), c.side) for c in components]
-        self.sites = [
-            Site(places.index(place), component.stack)
-            for place, component in zip(places, components, strict=True)
-        ]
+    def __init__(self, base: nn.Module) -> None:
         # Thread -> site -> its edits in the forward pass that is running there, if any.
         self._edits: dict[int, Edits | None] = {}
         # Compiled code cannot ask for its thread, and reads the pass that began last.
@@ -55,26 +59,49 @@ class EditHooks:
         # The edits of the pass whose parts are being computed again in backward.
         self._recomputed: Edits | None = None
         # Thread -> the prompt that it is generating from.
-        self._prompts: dict[int, Placement | None] = {}
+        self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
-        self._handles = [step]
-        for site in sorted({site.number for site in self.sites}):
-            hook, module = _SiteHook(self, site), components[site].module
-            if components[site].side == "input":
-                handle = module.register_forward_pre_hook(hook.before, with_kwargs=True)
-            else:
-                # First, so that hooks of others (transformers' output_hidden_states) see the edit.
-                handle = module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
+        self._before_model: RemovableHandle | None = step
+        # (module, side) -> the number of the site there, and its hook.
+        self._numbers: dict[tuple[nn.Module, str], int] = {}
+        self._handles: dict[int, RemovableHandle] = {}
+        self._made = 0
 
-    def at(self, site: int) -> Sequence[Edit]:
-        """The edits of a site in the forward pass that is running."""
+    def add_sites(self, components: Sequence[Component]) -> list[Site]:
+        """The site of each component, hooked if it was not yet."""
+        sites = []
+        for component in components:
+            place = (component.module, component.side)
+            if place not in self._numbers:
+                self._numbers[place] = number = self._made
+                self._handles[number] = self._hook(component, number)
+                self._made += 1
+            sites.append(Site(self._numbers[place], component.stack))
+        return sites
+
+    def keep_sites(self, sites: Iterable[Site]) -> None:
+        """Take off the hooks of all other sites."""
+        kept = {site.number for site in sites}
+        for place, number in list(self._numbers.items()):
+            if number not in kept:
+                del self._numbers[place]
+                self._handles.pop(number).remove()
+
+    def _hook(self, component: Component, number: int) -> RemovableHandle:
+        hook = _SiteHook(self, number)
+        if component.side == "input":
+            return component.module.register_forward_pre_hook(hook.before, with_kwargs=True)
+        # First, so that hooks of others (transformers' output_hidden_states) see the edit.
+        return component.module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
+
+    def at(self, site: int) -> SiteEdits | None:
+        """What is done at a site in the forward pass that is running, if anything."""
         compiling = torch.compiler.is_compiling()
         edits = self._latest if compiling else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
             # Read in backward alone, so that one that failed leaves nothing behind.
             edits = self._recomputed if torch._C._current_graph_task_id() != -1 else None
-        return () if edits is None else edits.get(site, ())
+        return None if edits is None else edits.get(site)
 
     @property
     def placed(self) -> bool:
@@ -86,14 +113,15 @@ class EditHooks:
 
     def remove(self) -> None:
         """Take the hooks off the base model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._before_model is not None:
+            self._before_model.remove()
+            self._before_model = None
+        self.keep_sites([])
 
     @property
     def removed(self) -> bool:
         """Whether `remove` was called."""
-        return not self._handles
+        return self._before_model is None
 
     def require(self) -> None:
         """Raise RuntimeError if they were removed."""
@@ -104,10 +132,10 @@ class EditHooks:
             )
 
     @contextmanager
-    def editing(self, placement: Placement | None) -> Iterator[None]:
+    def editing(self, placed: Sequence[Placed]) -> Iterator[None]:
         """Edit so in the forward passes inside the block."""
         outer, before = self.placed, self._edits.get(threading.get_ident())
-        self._set(self._plan(placement))
+        self._set(_plan(placed))
         try:
             yield
         finally:
@@ -116,9 +144,7 @@ class EditHooks:
                 del self._edits[threading.get_ident()]
 
     @contextmanager
-    def generating(
-        self, prompt: Placement | None, before: Placement | None = None
-    ) -> Iterator[None]:
+    def generating(self, prompt: Sequence[Placed], before: Sequence[Placed] = ()) -> Iterator[None]:
         """Generate inside the block: each forward pass edits what it sees of the prompt.
 
         Args:
@@ -127,7 +153,7 @@ class EditHooks:
         """
         thread = threading.get_ident()
         with self.editing(before):
-            self._prompts[thread] = prompt
+            self._prompts[thread] = _Prompt(prompt) if prompt else None
             try:
                 yield
             finally:
@@ -148,23 +174,6 @@ class EditHooks:
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
 
-    def _plan(self, placement: Placement | None) -> Edits | None:
-        if placement is None:
-            return None
-        edits: dict[int, list[Edit]] = {}
-        # In training an intervention that finds no token has the gradient zero, and not none: the
-        # other processes, which may have a token for it, wait for its gradient.
-        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
-            edit = Edit(
-                self._interventions[index],
-                slots,
-                self._heads[index],
-                self.components[index].num_heads,
-                placement.subspaces.get(index),
-            )
-            edits.setdefault(self.sites[index].number, []).append(edit)
-        return edits or None
-
     def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._prompts:
             self._edit_step(args, kwargs)
@@ -173,7 +182,45 @@ class EditHooks:
     def _edit_step(self, args: tuple, kwargs: dict[str, Any]) -> None:
         prompt = self._prompts.get(threading.get_ident())
         if prompt is not None:
-            self._set(self._plan(step_window(prompt, args, kwargs)))
+            self._set(prompt.plan_step(args, kwargs))
+
+
+class _Prompt:
+    """What a text is generated from; the weights of its interventions do not change meanwhile."""
+
+    def __init__(self, placed: Sequence[Placed]) -> None:
+        self._placed = placed
+        self._stacks: dict[tuple, StackedInterventions] = {}
+
+    def plan_step(self, args: tuple, kwargs: Mapping[str, Any]) -> Edits | None:
+        """The edits of the part of the prompt that a step sees."""
+        windows = ((one, step_window(one.placement, args, kwargs)) for one in self._placed)
+        placed = [replace(one, placement=window) for one, window in windows if window is not None]
+        return _plan(placed, None if torch.is_grad_enabled() else self._stacks)
+
+
+def _plan(
+    placed: Sequence[Placed], stacks: dict[tuple, StackedInterventions] | None = None
+) -> Edits | None:
+    """The edits of each site."""
+    edits: dict[int, list[Edit]] = {}
+    for one in placed:
+        adapter, placement = one.adapter, one.placement
+        modules = list(adapter.interventions.values())
+        # In training an intervention that finds no token has the gradient zero, and not none: the
+        # other processes, which may have a token for it, wait for its gradient.
+        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
+            edit = Edit(
+                modules[index],
+                slots,
+                adapter.config.representations[index].heads,
+                adapter.components[index].num_heads,
+                placement.subspaces.get(index),
+                one.weight,
+            )
+            edits.setdefault(adapter.sites[index].number, []).append(edit)
+    planner = Planner(any(one.shared for one in placed), stacks)
+    return {site: planner.plan(several) for site, several in edits.items()} or None
 
 
 class _SiteHook:
@@ -184,11 +231,13 @@ class _SiteHook:
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         edits = self.hooks.at(self.site)
-        return edit_input(edits, args, kwargs) if edits else None
+        return None if edits is None else edit_input(edits, args, kwargs)
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         edits = self.hooks.at(self.site)
-        return edit_output(edits, module, (*args, *kwargs.values()), output) if edits else None
+        if edits is None:
+            return None
+        return edit_output(edits, module, (*args, *kwargs.values()), output)
 
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:

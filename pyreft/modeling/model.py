@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,27 +13,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
-from pyreft.config import InterventionConfig, ReftConfig
-from pyreft.modeling.build import build_interventions, intervention_keys
-from pyreft.modeling.calls import place_batch
-from pyreft.modeling.components import execution_device, find_component
+from pyreft.config import ReftConfig
+from pyreft.modeling.acting import (
+    Acting,
+    by_row,
+    configs_of,
+    place_all,
+    refuse_ambiguous,
+    require_rows,
+)
+from pyreft.modeling.attached import AttachedAdapter
+from pyreft.modeling.calls import read_batch, warn_without_positions
 from pyreft.modeling.generation import place_prompt, read_prompt
-from pyreft.modeling.hooks import EditHooks, tensors_in
+from pyreft.modeling.hooks import EditHooks, Placed, tensors_in
 from pyreft.modeling.lora import without_lora
-from pyreft.modeling.placement import require_places
+from pyreft.modeling.named import NamedAdapters, require_name
+from pyreft.modeling.placement import Placement
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
-from pyreft.modeling.stacks import count_layers, text_config
+from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
-from pyreft.modeling.trained import TrainedModules
 
 # Arguments of a call that are not handed to the base model.
-_FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces")
+_FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces", "adapter_names")
 # Held while an adapter is turned on or off.
 _SWITCHING = threading.Lock()
 
 
-class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
+class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module):
     """A frozen base model with an adapter of interventions.
 
     It is called, generates and is trained as the base model is: what is not defined here is
@@ -45,19 +53,20 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
     Args:
         config: What to learn and where; upstream's order of arguments.
         model: The base model, any transformers model; it gets hooks and nothing else.
+        adapter_name: What to call the adapter, where there may be several.
 
     Attributes:
         model: The base model.
-        interventions: The modules by key, "layer_15_comp_block_output_unit_pos_nunit_1#0".
-        trained: The parts of the base model that are trained as well, `modules_to_save`.
-        reft_config: The config, every intervention spelled out.
+        adapters: All adapters by name.
         config: The base model's config, as transformers and its trainers expect.
 
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
     """
 
-    def __init__(self, config: ReftConfig, model: PreTrainedModel) -> None:
+    def __init__(
+        self, config: ReftConfig, model: PreTrainedModel, adapter_name: str = "default"
+    ) -> None:
         super().__init__()
         if isinstance(model, ReftModel):
             raise TypeError(
@@ -69,38 +78,23 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
                 f"{type(config).__name__} and {type(model).__name__}."
             )
         self.model = model
-        resolved = config.resolve(*(count_layers(model) if config.names_layers else [0]))
-        components = [find_component(model, c.layer, c.component) for c in resolved]
-        resolved = build_interventions(resolved, components, text_config(model).hidden_size)
-        self.trained = TrainedModules(model, config.modules_to_save or ())
-        self.reft_config = ReftConfig(
-            representations=resolved, modules_to_save=self.trained.names or None
-        )
-        modules = [c.intervention for c in resolved if c.intervention is not None]
-        self.interventions = nn.ModuleDict(
-            dict(zip(intervention_keys(resolved), modules, strict=True))
-        )
-        self._hooks = EditHooks(model, components, modules, [c.heads for c in resolved])
-        require_places(resolved, self._hooks.sites)
-        self._left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
+        self._hooks = EditHooks(model)
+        attached = AttachedAdapter(config, model, self._hooks.add_sites)
+        self.adapters: Any = nn.ModuleDict({require_name(adapter_name): attached})
+        self._active = {adapter_name: 1.0}
         self._disabled, self._off = 0, ExitStack()
         self._replicas = Replicas()
         self.train(model.training)
 
     def __repr__(self) -> str:
         lines = [f"ReftModel({type(self.model).__name__}, {self.count_parameters():,} parameters"]
-        for config, (key, module) in zip(
-            self.reft_config.representations, self.interventions.items(), strict=True
-        ):
-            at = "the batch's positions" if config.positions is None else repr(config.positions)
-            lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
-        if self.trained.names:
-            lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
+        for name, adapter in self.adapters.items():
+            if len(self.adapters) > 1:
+                weight = self._active.get(name)
+                state = "inactive" if weight is None else f"active, weight {weight:g}"
+                lines.append(f"  {name} ({state})")
+            lines += adapter.describe()
         return "\n".join(lines) + "\n)"
-
-    @property
-    def _configs(self) -> list[InterventionConfig]:
-        return self.reft_config.representations
 
     # ---- running ------------------------------------------------------------------------
 
@@ -123,11 +117,9 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         refuse_upstream_arguments(kwargs)
         self._hooks.require()
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
-        placement = None
-        if not self._disabled:
-            placement = place_batch(self.model, self._configs, self._hooks.sites, inputs, **told)
+        placed = [] if self._disabled else self._place(inputs, **told)
         self._replicas.before_forward(self)
-        with self._hooks.editing(placement):
+        with self._hooks.editing(placed):
             outputs = super().__call__(**inputs)
             if torch.is_grad_enabled():
                 self._hooks.keep_for_recomputation(outputs)
@@ -146,6 +138,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         completion_mask: Tensor | None = None,
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the base model, edited.
@@ -166,6 +159,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
                 counted; negative ones count from the end of the prompt; -100 is none.
             subspaces: Directions to edit: a list for each intervention (or None) of a list for
                 each row, a (B, I, S) tensor, or one list for all.
+            adapter_names: For each of the B rows the name of the adapter that edits it, or
+                "__base__" for none; by default the active ones edit all rows.
             **kwargs: For the base model.
 
         Returns:
@@ -192,7 +187,33 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
             completion_mask=completion_mask,
             intervention_locations=intervention_locations,
             subspaces=subspaces,
+            adapter_names=adapter_names,
         )
+
+    def _place(
+        self,
+        inputs: Mapping[str, Any],
+        completion_mask: Tensor | None,
+        intervention_locations: Tensor | None,
+        subspaces: Any,
+        adapter_names: Sequence[str] | None,
+    ) -> list[Placed]:
+        """Where each adapter edits what the base model is called with."""
+        acting = self._acting(adapter_names)
+        refuse_ambiguous(acting, intervention_locations, subspaces)
+        told, two_stacks = intervention_locations is not None, has_two_stacks(self.model)
+        configs = configs_of(acting)
+        batch = read_batch(self.model, configs, two_stacks, inputs, completion_mask, told)
+        if batch is None:
+            return []
+        require_rows(adapter_names, batch.rows)
+
+        def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
+            seen = batch if rows is None else batch.of(rows)
+            configs = adapter.config.representations
+            return seen.place(configs, adapter.sites, intervention_locations, subspaces)
+
+        return place_all(acting, batch.rows, place)
 
     def generate(
         self,
@@ -200,6 +221,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         *,
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate with the base model, its prompt edited.
@@ -213,7 +235,7 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
             inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). A dict
                 calls upstream's convention, see `pyreft.compat`.
             intervention_locations: (B, I, P), as in `forward`.
-            subspaces: As in `forward`.
+            subspaces, adapter_names: As in `forward`.
             **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
                 encoder does not run and nothing is edited in it.
 
@@ -237,13 +259,29 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         self._hooks.require()
         if self._disabled:
             return self.model.generate(**kwargs)
-        sites = self._hooks.sites
-        prompt = read_prompt(kwargs, self.generation_config, sites[0].stack is not None)
-        before, steps = place_prompt(
-            self._configs, sites, prompt, intervention_locations, subspaces
-        )
+        acting = self._acting(adapter_names)
+        refuse_ambiguous(acting, intervention_locations, subspaces)
+        warn_without_positions(configs_of(acting), intervention_locations is not None)
+        prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
+        rows = len(next(iter(prompt.values())).prompt)
+        require_rows(adapter_names, rows)
+
+        def place(encoder: bool, adapter: AttachedAdapter, of: Tensor | None) -> Placement | None:
+            seen = prompt if of is None else {stack: t.of(of) for stack, t in prompt.items()}
+            configs = adapter.config.representations
+            return place_prompt(
+                configs, adapter.sites, seen, encoder, intervention_locations, subspaces
+            )
+
+        before, steps = (place_all(acting, rows, partial(place, first)) for first in (True, False))
         with self._hooks.generating(steps, before):
             return self.model.generate(**kwargs)
+
+    def _acting(self, adapter_names: Sequence[str] | None) -> list[Acting]:
+        """The adapters that act in a call, and on which rows."""
+        if adapter_names is None:
+            return [Acting(self.adapters[name], None, w) for name, w in self._active.items()]
+        return by_row(self.adapters, self._active, adapter_names)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -255,7 +293,8 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
         with _SWITCHING:
             self._disabled += 1
             if self._disabled == 1:
-                self._off.enter_context(self.trained.original())
+                for name in self._active:
+                    self._off.enter_context(self.adapters[name].trained.original())
                 self._off.enter_context(without_lora(self.model))
         try:
             yield
@@ -268,17 +307,15 @@ class ReftModel(SavedAdapter, UpstreamMethods, StandIn, nn.Module):
     def unwrap(self) -> PreTrainedModel:
         """Take the adapter off, and return the base model, as it was; it stays frozen."""
         if not self._hooks.removed:
-            self.trained.restore()
+            for name in self._active:
+                self.adapters[name].trained.restore()
         self._hooks.remove()
         return self.model
 
     def place_interventions(self) -> None:
         """Move every intervention to where the part of the base model runs that it edits."""
-        for module, component in zip(
-            self.interventions.values(), self._hooks.components, strict=True
-        ):
-            here = next(module.parameters(), torch.empty(0)).device
-            module.to(execution_device(component.module, here))
+        for adapter in self.adapters.values():
+            adapter.place()
 
 
 def get_reft_model(
@@ -286,6 +323,7 @@ def get_reft_model(
     reft_config: ReftConfig,
     set_device: bool = True,
     disable_model_grads: bool = True,
+    adapter_name: str = "default",
 ) -> ReftModel:
     """Wrap a base model with a fresh adapter.
 
@@ -294,11 +332,12 @@ def get_reft_model(
         reft_config: What to learn and where.
         set_device: Put every intervention where the part of the model is that it edits.
         disable_model_grads: Freeze the base model.
+        adapter_name: What to call the adapter.
 
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
     """
-    reft_model = ReftModel(reft_config, model)
+    reft_model = ReftModel(reft_config, model, adapter_name)
     if set_device:
         reft_model.place_interventions()
     if disable_model_grads:

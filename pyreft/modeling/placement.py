@@ -1,14 +1,13 @@
-"""Tokens + position specs -> which tokens every intervention edits, and how they are reached.
+"""Tokens + position specs -> which tokens every intervention edits.
 
 Site         where an intervention acts, and so whose tokens it sees
 Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
-Slots        indices of the edited tokens                once a forward pass
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pyreft.config import InterventionConfig, require_disjoint, share_no_head
 from pyreft.modeling.boundary import as_tensor
+from pyreft.modeling.slots import Slots
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
 
@@ -32,47 +32,6 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Slots:
-    """The edited tokens of one intervention, as indices into the flattened (B * T) tokens.
-
-    Args:
-        shape: (B, T).
-        gather: (B, P), the tokens of each row, rows with fewer than P filled up with their first.
-        scatter: (N,), the N <= B * P tokens that are really edited.
-        kept: (N,), where those lie in the flattened `gather`, or None if it is full.
-    """
-
-    shape: tuple[int, int]
-    gather: Tensor
-    scatter: Tensor
-    kept: Tensor | None
-
-    @classmethod
-    def from_mask(cls, mask: Tensor, even_if_none: bool = False) -> Slots | None:
-        """From a (B, T) mask.
-
-        Args:
-            mask: (B, T), the tokens to edit.
-            even_if_none: For a mask that chooses nothing, slots that gather the first token of
-                each row and edit none, in place of None.
-        """
-        rows, columns = mask.nonzero(as_tuple=True)
-        batch, length = mask.shape
-        if rows.numel() == 0:
-            first = torch.arange(batch, device=mask.device)[:, None] * length
-            return cls((batch, length), first, rows, rows) if even_if_none else None
-        order = (mask.long().cumsum(1) - 1)[rows, columns]
-        count = int(order.max()) + 1
-        scatter = rows * length + columns
-        if scatter.numel() == batch * count:
-            return cls((batch, length), scatter.view(batch, count), scatter, None)
-        first = torch.arange(batch, device=mask.device) * length + mask.int().argmax(1)
-        gather = first[:, None].repeat(1, count)
-        gather[rows, order] = scatter
-        return cls((batch, length), gather, scatter, rows * count + order)
-
-
-@dataclass(frozen=True)
 class Placement:
     """Which tokens every intervention edits.
 
@@ -80,11 +39,31 @@ class Placement:
         masks: (B, T) bool for each intervention, by index. Interventions of one spec share one.
         generated: Indices of the interventions that edit generated tokens as well.
         subspaces: For an intervention, the directions to edit for each row.
+        rows: (B,) bool, the rows that are edited at all, or None for all; others are another
+            adapter's.
     """
 
     masks: dict[int, Tensor]
     generated: frozenset[int] = frozenset()
     subspaces: Mapping[int, Sequence] = field(default_factory=dict)
+    rows: Tensor | None = None
+
+    def in_rows(self, rows: Tensor, batch: int) -> Placement:
+        """The placement of some rows as one of the whole batch, whose other rows it leaves alone.
+
+        Args:
+            rows: (b,), the rows of the batch that these masks (b, T) are of.
+            batch: B, the number of rows of the batch.
+        """
+        rows = rows.to(next(iter(self.masks.values())).device)
+        here = torch.zeros(batch, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+        spread: dict[int, Tensor] = {}
+        for mask in self.masks.values():
+            if id(mask) not in spread:
+                whole = mask.new_zeros(batch, mask.shape[1])
+                spread[id(mask)] = whole.index_copy(0, rows, mask)
+        masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
+        return replace(self, masks=masks, rows=here)
 
     def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
         """The slots of every intervention that edits anything, or of all that have a mask."""

@@ -34,9 +34,9 @@ class Replicas:
         """Make them equal, if that was not done yet and the model is sharded by now."""
         if not self._equal and _is_sharded(model):
             self._equal = True
-            interventions = model.get_submodule("interventions")
-            frozen = (p for p in interventions.parameters() if not p.requires_grad)
-            for tensor in (*replicated(model), *frozen, *interventions.buffers()):
+            adapters = model.get_submodule("adapters")
+            frozen = (p for p in adapters.parameters() if not p.requires_grad)
+            for tensor in (*replicated(model), *frozen, *adapters.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
     def after_forward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyreft.config import ReftConfig
 from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
 from pyreft.modeling.lora import has_lora, load_peft, peft_tensors, save_peft
-from pyreft.modeling.placement import require_places
+from pyreft.modeling.named import NamedAdapters
 from pyreft.modeling.replicas import require_whole
-from pyreft.modeling.trained import TrainedModules, trained_by_hand
+from pyreft.modeling.trained import trained_by_hand
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
 
@@ -22,16 +20,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class SavedAdapter:
+class SavedAdapter(NamedAdapters):
     """The part of `ReftModel` that saves and loads its adapter."""
 
     # What `ReftModel` defines.
-    model: Any
-    interventions: nn.ModuleDict
-    trained: TrainedModules
-    reft_config: ReftConfig
-    _left_to_batch: frozenset[int]
-    _hooks: Any
     __init__: Any
 
     def record_positions(self, positions: list[PositionSpec]) -> None:
@@ -46,23 +38,7 @@ class SavedAdapter:
         Raises:
             ValueError: If the number of positions does not fit, or the config says others.
         """
-        configs = self.reft_config.representations
-        if len(positions) not in (1, len(configs)):
-            raise ValueError(
-                f"positions for {len(positions)} interventions, the model has {len(configs)}. With "
-                "f+l positions and weights that are not shared there are two interventions for "
-                "each layer: the first half is at f, the second at l."
-            )
-        given = positions * len(configs) if len(positions) == 1 else positions
-        for index, (config, spec) in enumerate(zip(configs, given, strict=True)):
-            if index not in self._left_to_batch and config.positions != spec:
-                raise ValueError(
-                    f"the config puts intervention {index} at {config.positions!r}, the data "
-                    f"module at {spec!r}: make both the same, or leave positions out of the config."
-                )
-        placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
-        require_places(placed, self._hooks.sites)
-        self.reft_config = replace(self.reft_config, representations=placed)
+        self._adapter.record_positions(positions)
 
     def save_pretrained(
         self,
@@ -110,7 +86,7 @@ class SavedAdapter:
         """
         adapter = read_adapter(directory)
         require_base(adapter, self.model)
-        require_config(adapter, self.reft_config, self._left_to_batch)
+        require_config(adapter, self.reft_config, self._adapter.left_to_batch)
         with_lora = has_lora(adapter)
         if with_lora != bool(peft_tensors(self.model)):
             has, lacks = ("this model", directory)[:: -1 if with_lora else 1]

@@ -18,16 +18,11 @@ for _names in (
 
 # Found on the base model, where they would do something else than their name says here.
 _NOT_OF_BASE = (
-    "add_adapter",
-    "active_adapters",
-    "delete_adapter",
     "disable_adapters",
     "enable_adapters",
     "generate_batch",
     "init_continuous_batching",
-    "load_adapter",
     "push_to_hub",
-    "set_adapter",
 )
 
 

@@ -64,6 +64,19 @@ class TrainedModules(nn.Module):
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(True)
 
+    def put_on(self) -> None:
+        """Put what was learned into the base model, to go on learning."""
+        if self._swapped:
+            self._swap()
+        self.enable_gradients()
+
+    def take_off(self) -> None:
+        """Put back what the named parts were, frozen, until `put_on`."""
+        if not self._swapped:
+            self._swap()
+        for tensor in self.tensors().values():
+            tensor.requires_grad_(False)
+
     @contextmanager
     def original(self) -> Iterator[None]:
         """Put back, inside the block, what the named parts were."""

@@ -131,11 +131,11 @@ def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
         )
     trained = nn.ParameterList(p for p in model.model.parameters() if p.requires_grad)
     # FSDP moves to the device what it shards, and leaves the rest where it is.
-    model.interventions.to(accelerator.device)
+    model.adapters.to(accelerator.device)
     with torch.no_grad():
         for parameter in trained:
             parameter.data = parameter.data.to(accelerator.device)
-    plugin.ignored_modules = [model.interventions, trained]
+    plugin.ignored_modules = [model.adapters, trained]
 
 
 def partition_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:

@@ -1,0 +1,165 @@
+"""Several interventions in one pass: their weights stacked, one intervention to each row.
+
+    h' = h + B^T (act(W h + b) - s (B h + c))      every kind; s is 1 where it replaces B h
+
+Without an activation that is B^T (A h + a), with A = W - s B and a = b - s c.
+
+G rows, P positions, D hidden size, R the largest rank; smaller ones are filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyreft.interventions.kinds import (
+    ConsreftIntervention,
+    DireftIntervention,
+    FreeBasis,
+    LobireftIntervention,
+    LoreftIntervention,
+    NodireftIntervention,
+    NoreftIntervention,
+    OrthonormalBasis,
+)
+from pyreft.interventions.projection import OrthonormalProjection, orthonormal_factor
+
+# Not their subclasses, which may compute something else.
+_KINDS = (
+    *(LoreftIntervention, NoreftIntervention, DireftIntervention),
+    *(NodireftIntervention, ConsreftIntervention, LobireftIntervention),
+)
+_PARTS = (nn.Linear, OrthonormalProjection)
+
+
+class StackedWeights(NamedTuple):
+    """The weights of I interventions.
+
+    Args:
+        basis: (I, R, D), B.
+        source: (I, R, D), W; without an activation A.
+        bias: (I, R), b; without an activation a.
+        projection: (I, R, D), s B, and None without an activation.
+        shift: (I, R), s c, and None without an activation.
+    """
+
+    basis: Tensor
+    source: Tensor
+    bias: Tensor
+    projection: Tensor | None = None
+    shift: Tensor | None = None
+
+
+class StackedInterventions:
+    """Interventions that `stacks_with` each other, as one function of many rows.
+
+    Args:
+        interventions: The I interventions.
+        keep: Whether their weights are stacked once and kept, as while a text is generated; else
+            they are at every call, and gradients reach them.
+    """
+
+    def __init__(self, interventions: Sequence[Any], keep: bool = False) -> None:
+        # Those of one shape lie together, so that they are stacked at once.
+        ordered = sorted(dict.fromkeys(interventions), key=_shape)
+        self._groups = [list(group) for _, group in groupby(ordered, key=_shape)]
+        self._index = {module: index for index, module in enumerate(ordered)}
+        self._first = ordered[0]
+        self._kept = self._stack() if keep else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self._first.parameters()).dtype
+
+    def index(self, intervention: nn.Module) -> int:
+        """Where an intervention lies in the stack."""
+        return self._index[intervention]
+
+    def __call__(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """Edit hidden states.
+
+        Args:
+            hidden: (G, P, D), in a type as wide as the weights.
+            index: (G,), the intervention of each row.
+
+        Returns:
+            (G, P, D), edited.
+        """
+        weights = self._stack() if self._kept is None else self._kept
+        basis, source, bias = (w[index] for w in weights[:3])
+        basis, source, bias = (w.to(hidden.dtype) for w in (basis, source, bias))
+        coefficients = torch.baddbmm(bias[:, None], hidden, source.mT)  # (G, P, R)
+        if weights.projection is not None and weights.shift is not None:
+            projection = weights.projection[index].to(hidden.dtype)
+            shift = weights.shift[index].to(hidden.dtype)
+            replaced = torch.baddbmm(shift[:, None], hidden, projection.mT)
+            coefficients = self._first.act_fn(coefficients) - replaced
+        edit = torch.bmm(coefficients, basis)
+        return hidden + self._first.dropout(edit)
+
+    def _stack(self) -> StackedWeights:
+        rank = max(group[0].low_rank_dimension for group in self._groups)
+        linear = self._first.act_fn_name in (None, "linear")
+        stacked = [_stack(group, rank, linear) for group in self._groups]
+        joined: list[Any] = []
+        for parts in zip(*cast(Any, stacked), strict=True):
+            joined.append(None if parts[0] is None else torch.cat(parts))
+        return StackedWeights(*joined)
+
+
+def stacks_with(intervention: nn.Module) -> tuple | None:
+    """What interventions have in common that can be stacked; None for one that runs by itself.
+
+    Modules of a user's own, ones that somebody hooked or changed, and ones that are stored in less
+    than float32 run by themselves.
+    """
+    if type(intervention) not in _KINDS:
+        return None
+    assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
+    parts = list(intervention.modules())
+    learned = [p for p in parts[1:] if next(p.parameters(recurse=False), None) is not None]
+    if any(type(part) not in _PARTS for part in learned):
+        return None
+    if any(p._forward_hooks or p._forward_pre_hooks or "forward" in vars(p) for p in parts):
+        return None
+    types = {parameter.dtype for parameter in intervention.parameters()}
+    if not types <= {torch.float32, torch.float64} or len(types) > 1:
+        return None
+    dropout = intervention.dropout.p if intervention.training else 0.0
+    act_fn = None if intervention.act_fn_name == "linear" else intervention.act_fn_name
+    return (intervention.embed_dim, act_fn, dropout, intervention.training, *types)
+
+
+def _shape(module: OrthonormalBasis | FreeBasis) -> tuple:
+    return (type(module).__name__, module.low_rank_dimension, module.add_bias)
+
+
+def _stack(group: Sequence[Any], rank: int, linear: bool) -> StackedWeights:
+    """The weights of interventions of one kind and rank."""
+    first = group[0]
+    if isinstance(first, OrthonormalBasis):
+        basis = orthonormal_factor(torch.stack([m.rotate_layer.original for m in group])).mT
+    else:
+        basis = torch.stack([m.proj_layer.weight for m in group])
+    if first.constant_source:
+        bias, source = torch.stack([m.learned_source for m in group]), torch.zeros_like(basis)
+    else:
+        bias = torch.stack([m.learned_source.bias for m in group])
+        source = torch.stack([m.learned_source.weight for m in group])
+    projection = basis if first.replaces_projection else torch.zeros_like(basis)
+    shift = torch.zeros_like(bias)
+    if first.replaces_projection and isinstance(first, FreeBasis) and first.add_bias:
+        shift = torch.stack([m.proj_layer.bias for m in group])
+    missing = rank - basis.shape[1]
+    grow, lengthen = (0, 0, 0, missing), (0, missing)
+    basis, source, projection = (functional.pad(w, grow) for w in (basis, source, projection))
+    bias, shift = functional.pad(bias, lengthen), functional.pad(shift, lengthen)
+    if linear:
+        return StackedWeights(basis, source - projection, bias - shift)
+    return StackedWeights(basis, source, bias, projection, shift)

@@ -1,0 +1,112 @@
+"""One adapter on a base model: its interventions, where they act, and the heads it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pyreft.config import ReftConfig
+from pyreft.modeling.build import build_interventions, intervention_keys
+from pyreft.modeling.components import Component, execution_device, find_component
+from pyreft.modeling.placement import Site, require_places
+from pyreft.modeling.stacks import count_layers, text_config
+from pyreft.modeling.trained import TrainedModules
+from pyreft.positions import PositionSpec
+
+
+class AttachedAdapter(nn.Module):
+    """An adapter, made of a config for one base model.
+
+    Args:
+        config: What to learn and where.
+        base: The base model.
+        find_sites: Tells, of the component of each intervention, where it acts.
+
+    Attributes:
+        config: The config, every intervention spelled out.
+        interventions: The modules by key.
+        trained: The parts of the base model that are trained as well.
+        components: The component of each intervention.
+        sites: Where each acts.
+        left_to_batch: Indices of the interventions whose positions the config leaves to the batch.
+
+    Raises:
+        ValueError: If a layer or component is not there, or an intervention does not fit it.
+    """
+
+    def __init__(
+        self,
+        config: ReftConfig,
+        base: PreTrainedModel,
+        find_sites: Callable[[Sequence[Component]], list[Site]],
+    ) -> None:
+        super().__init__()
+        resolved = config.resolve(*(count_layers(base) if config.names_layers else [0]))
+        self.components = [find_component(base, c.layer, c.component) for c in resolved]
+        resolved = build_interventions(resolved, self.components, text_config(base).hidden_size)
+        self.trained = TrainedModules(base, config.modules_to_save or ())
+        self.config = ReftConfig(
+            representations=resolved, modules_to_save=self.trained.names or None
+        )
+        modules = [c.intervention for c in resolved if c.intervention is not None]
+        self.interventions = nn.ModuleDict(
+            dict(zip(intervention_keys(resolved), modules, strict=True))
+        )
+        self.left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
+        self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
+        self.sites = find_sites(self.components)
+        require_places(resolved, self.sites)
+
+    def describe(self) -> list[str]:
+        """Lines for people: each intervention, and what else is trained."""
+        lines = []
+        for config, (key, module) in zip(
+            self.config.representations, self.interventions.items(), strict=True
+        ):
+            at = "the batch's positions" if config.positions is None else repr(config.positions)
+            lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
+        if self.trained.names:
+            lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
+        return lines
+
+    def record_positions(self, positions: Sequence[PositionSpec]) -> None:
+        """Give positions to the interventions, see `ReftModel.record_positions`."""
+        configs = self.config.representations
+        if len(positions) not in (1, len(configs)):
+            raise ValueError(
+                f"positions for {len(positions)} interventions, the model has {len(configs)}. With "
+                "f+l positions and weights that are not shared there are two interventions for "
+                "each layer: the first half is at f, the second at l."
+            )
+        given = [*positions] * len(configs) if len(positions) == 1 else positions
+        for index, (config, spec) in enumerate(zip(configs, given, strict=True)):
+            if index not in self.left_to_batch and config.positions != spec:
+                raise ValueError(
+                    f"the config puts intervention {index} at {config.positions!r}, the data "
+                    f"module at {spec!r}: make both the same, or leave positions out of the config."
+                )
+        placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
+        require_places(placed, self.sites)
+        self.config = replace(self.config, representations=placed)
+
+    def place(self) -> None:
+        """Move every intervention to where the part of the base model runs that it edits."""
+        for module, component in zip(self.interventions.values(), self.components, strict=True):
+            here = next(module.parameters(), torch.empty(0)).device
+            module.to(execution_device(component.module, here))
+
+    def put_on(self) -> None:
+        """Become active: heads are what was learned, and what was frozen in between learns."""
+        self.trained.put_on()
+        for parameter in self._learning:
+            parameter.requires_grad_(True)
+
+    def take_off(self) -> None:
+        """Become inactive: heads are what they were, and nothing learns."""
+        self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
+        self.interventions.requires_grad_(False)
+        self.trained.take_off()
