@@ -31,8 +31,10 @@ from pyreft.modeling.named import NamedAdapters, require_name
 from pyreft.modeling.placement import Placement
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
+from pyreft.modeling.shared_prefix import run_shared, shared_first, shared_length, with_prompts
 from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
+from pyreft.positions import Tokens
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces", "adapter_names")
@@ -229,7 +231,8 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         The prompt is edited while it is prefilled; the decoding steps run the bare base model,
         but for positions "all" and "completion", which edit generated tokens as well. Caches,
         beams, sampling, several sequences for each prompt, assisted decoding and chunked
-        prefill change nothing in this.
+        prefill change nothing in this. What all prompts of a batch begin with, a system prompt,
+        runs once if no adapter edits it.
 
         Args:
             inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). A dict
@@ -266,16 +269,34 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         rows = len(next(iter(prompt.values())).prompt)
         require_rows(adapter_names, rows)
 
-        def place(encoder: bool, adapter: AttachedAdapter, of: Tensor | None) -> Placement | None:
-            seen = prompt if of is None else {stack: t.of(of) for stack, t in prompt.items()}
+        def place(
+            seen: Mapping[str | None, Tokens],
+            encoder: bool,
+            adapter: AttachedAdapter,
+            of: Tensor | None,
+        ) -> Placement | None:
+            seen = seen if of is None else {stack: tokens.of(of) for stack, tokens in seen.items()}
             configs = adapter.config.representations
             return place_prompt(
                 configs, adapter.sites, seen, encoder, intervention_locations, subspaces
             )
 
-        before, steps = (place_all(acting, rows, partial(place, first)) for first in (True, False))
-        with self._hooks.generating(steps, before):
-            return self.model.generate(**kwargs)
+        before, steps = (
+            place_all(acting, rows, partial(place, prompt, first)) for first in (True, False)
+        )
+        length = shared_length(self.model, kwargs, prompt.get(None), steps)
+        if not length:
+            with self._hooks.generating(steps, before):
+                return self.model.generate(**kwargs)
+        given, ids = prompt[None], kwargs["input_ids"]
+        with self._hooks.editing([]):
+            cache = run_shared(self.model, given, length, kwargs)
+        tokens = shared_first(given, length)
+        kwargs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.prompt.long()}
+        kwargs["past_key_values"] = cache
+        steps = place_all(acting, rows, partial(place, {None: tokens}, False))
+        with self._hooks.generating(steps):
+            return with_prompts(self.model.generate(**kwargs), ids)
 
     def _acting(self, adapter_names: Sequence[str] | None) -> list[Acting]:
         """The adapters that act in a call, and on which rows."""

@@ -1,0 +1,130 @@
+"""Prompts that begin alike: what they share runs once, and what is generated is the same."""
+
+import pytest
+import torch
+from architectures import MAKERS
+from reft import wrap
+
+from conftest import VOCAB, make_base
+
+SHARED, RESTS = 40, [5, 9, 2]
+
+
+def prompts(ragged=True, side="left"):
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randint(3, VOCAB, (SHARED,), generator=generator)
+    rows = [
+        torch.cat([shared, torch.randint(3, VOCAB, (n if ragged else 9,), generator=generator)])
+        for n in RESTS
+    ]
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for row, one in enumerate(rows):
+        where = slice(width - len(one), None) if side == "left" else slice(len(one))
+        ids[row, where], mask[row, where] = one, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def widths(monkeypatch):
+    """(rows, tokens) of every forward pass of a base model."""
+    seen = []
+
+    def watch(model):
+        model.model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)),
+            with_kwargs=True,
+        )
+        return seen
+
+    return watch
+
+
+def make(architecture, **config):
+    base = make_base(architecture, tie_word_embeddings=False)
+    model = wrap(base, **{"positions": "l2"} | config).eval()
+    model.generation_config.eos_token_id = VOCAB
+    return model
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}, {"max_length": 53}],
+    ids=str,
+)
+def test_what_is_generated_is_what_each_prompt_gives_by_itself(causal, ragged, options, widths):
+    model, inputs = make(causal), prompts(ragged)
+    settings = {"max_new_tokens": 4, "do_sample": False, **options}
+    if "max_length" in options:
+        del settings["max_new_tokens"]
+    seen = widths(model)
+    found = model.generate(**inputs, **settings)
+    copies = options.get("num_return_sequences", 1) * len(RESTS)
+    # The shared part once, then the rest of all rows.
+    assert seen[0] == (1, SHARED)
+    assert seen[1] == (len(RESTS) * options.get("num_beams", 1), 9)
+    assert torch.equal(found[:, :49], inputs["input_ids"].repeat_interleave(copies // 3, dim=0))
+    for row in range(len(RESTS)):
+        alone = inputs["input_ids"][row : row + 1, inputs["attention_mask"][row] == 1]
+        expected = model.generate(alone, **settings | {"max_new_tokens": 4, "max_length": None})
+        mine = found[row * copies // 3 : (row + 1) * copies // 3]
+        assert torch.equal(mine[:, 49:], expected[:, alone.shape[1] :])
+
+
+def test_the_pieces_of_an_output_are_the_same(widths):
+    model, inputs = make("llama"), prompts()
+    settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    settings |= {"output_logits": True}
+    found = model.generate(**inputs, **settings)
+    seen = widths(model)
+    # A setting that goes by columns has prompts run as they are.
+    expected = model.generate(**inputs, **settings, no_repeat_ngram_size=60)
+    assert seen[0] == (3, 49)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(
+        torch.stack(found.logits), torch.stack(expected.logits), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_mixed_batch_shares_what_no_adapter_edits(widths):
+    from test_named import add
+
+    model, inputs = make("llama"), prompts()
+    add(model)
+    seen = widths(model)
+    names = ["default", "other", "__base__"]
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    found = model.generate(**inputs, **settings, adapter_names=names)
+    assert seen[0] == (1, SHARED)
+    expected = model.generate(**inputs, **settings, adapter_names=names, no_repeat_ngram_size=60)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"positions": "f1+l1"}, {}),
+        ({"positions": "all"}, {}),
+        ({}, {"use_cache": False}),
+        ({}, {"no_repeat_ngram_size": 3}),
+        ({}, {"output_hidden_states": True, "return_dict_in_generate": True}),
+        ({}, {"cache_implementation": "static"}),
+    ],
+)
+def test_prompts_run_as_they_are_where_sharing_could_change_anything(config, options, widths):
+    model = make("llama", **config)
+    seen = widths(model)
+    model.generate(**prompts(), max_new_tokens=2, **options)
+    assert seen[0] == (3, 49)
+
+
+def test_sliding_windows_and_positions_by_columns_run_as_they_are(widths):
+    for name in ("gemma3_text", "bloom"):
+        torch.manual_seed(0)
+        model = wrap(MAKERS[name](), positions="l1").eval()
+        seen = widths(model)
+        model.generate(**prompts(), max_new_tokens=2)
+        assert seen.pop() == (3, 1)
+        assert seen.pop() == (3, 49)
+        seen.clear()
