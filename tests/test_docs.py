@@ -1,15 +1,21 @@
 """Every Python block of the README and the documentation runs, on a tiny model."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import transformers
 from encoder_decoder_models import make
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pyreft
-from conftest import make_base
+from conftest import make_base, make_llama
+from pyreft.modeling.adapter import require_base
+from pyreft.modeling.base import describe_base
+from pyreft.sharing import read_adapter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,10 +101,16 @@ def test_the_documented_checkpoint_is_one(tmp_path):
     page = (ROOT / "docs" / "checkpoint_format.md").read_text()
     block = re.search(r"```json\n(.*?)```", page, re.S)
     assert block is not None
+    sizes = {name: n for name, n in json.loads(block[1])["base_model"].items() if type(n) is int}
+    with torch.device("meta"):
+        base = make_llama(**sizes)
+        model = pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[15], positions="l1", rank=4))
+    tensors = {n: torch.zeros(t.shape) for n, t in model.interventions.state_dict().items()}
+    safetensors.torch.save_file(tensors, tmp_path / "reft_model.safetensors")
     (tmp_path / "reft_config.json").write_text(block[1])
-    base = make_base("llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9)
-    model = pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[15], positions="l1", rank=4))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "reft_config.json").write_text(block[1])
-    loaded = pyreft.ReftModel.from_pretrained(base, tmp_path)
-    assert loaded.reft_config.to_dict() == model.reft_config.to_dict()
+    adapter = read_adapter(tmp_path)
+    assert adapter.config.to_dict() == model.reft_config.to_dict()
+    require_base(adapter, base)
+    said = describe_base(base)
+    assert adapter.base.keys() == said.keys()
+    assert adapter.base["task"] == said["task"]

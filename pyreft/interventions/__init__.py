@@ -15,6 +15,7 @@ from pyreft.interventions.registry import (
     intervention_class,
     kind_of,
     register_intervention,
+    tensors_of,
 )
 from pyreft.interventions.stacked import StackedInterventions, stacks_with
 
@@ -33,4 +34,5 @@ __all__ = [
     "kind_of",
     "register_intervention",
     "stacks_with",
+    "tensors_of",
 ]

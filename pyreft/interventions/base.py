@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -56,16 +57,18 @@ class LowRankIntervention(nn.Module):
     ) -> None:
         super().__init__()
         _check_rank(embed_dim, low_rank_dimension)
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+        if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}.")
         if self.constant_source and act_fn not in (None, "linear"):
             raise ValueError(f"{type(self).__name__} learns a constant; it has no act_fn to set.")
         if act_fn is not None and act_fn not in ACT2FN:
             raise ValueError(f"unknown act_fn {act_fn!r}; one of {', '.join(sorted(ACT2FN))}.")
+        if not isinstance(add_bias, bool):
+            raise ValueError(f"add_bias must be true or false, got {add_bias!r}.")
         self.embed_dim = int(embed_dim)
         self.low_rank_dimension = int(low_rank_dimension)
         self.dtype = _as_dtype(dtype)
-        self.add_bias = bool(add_bias)
+        self.add_bias = add_bias
         self.act_fn_name = act_fn
         self.act_fn = ACT2FN[act_fn or "linear"].to(self.dtype)
         self.dropout = nn.Dropout(dropout)
@@ -146,11 +149,21 @@ class LowRankIntervention(nn.Module):
         return f"embed_dim={self.embed_dim}, low_rank_dimension={self.low_rank_dimension}"
 
 
-def _check_rank(embed_dim: int, rank: Any) -> None:
-    if not isinstance(rank, int) or rank is True or not 1 <= rank <= embed_dim:
+def _check_rank(embed_dim: Any, rank: Any) -> None:
+    if not _is_index(embed_dim):
+        raise ValueError(f"embed_dim must be a width in features, got {embed_dim!r}.")
+    if not _is_index(rank) or not 1 <= rank <= embed_dim:
         raise ValueError(
             f"low_rank_dimension must be from 1 to embed_dim, which is {embed_dim}; got {rank!r}."
         )
+
+
+def _is_index(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def _is_number(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool)
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

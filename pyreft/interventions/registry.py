@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyreft.interventions.kinds import (
     ConsreftIntervention,
@@ -80,6 +81,22 @@ def kind_of(intervention: nn.Module | type[nn.Module]) -> str | None:
     """The kind a module, or a class, is registered under, or None."""
     cls = intervention if isinstance(intervention, type) else type(intervention)
     return next((kind for kind, known in _kinds.items() if known is cls), None)
+
+
+def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """What tensors an intervention has, by name, without data and without memory for it.
+
+    None for a kind of a user's own, whose constructor may do anything.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: If there is none of these arguments.
+    """
+    cls = intervention_class(kind)
+    if cls.__module__ != LoreftIntervention.__module__:
+        return None
+    with torch.device("meta"):
+        tensors: dict[str, Tensor] = cls(**arguments).state_dict()
+    return tensors
 
 
 def constructor_arguments(intervention: Any) -> dict[str, Any]:

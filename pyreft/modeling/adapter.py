@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.config import InterventionConfig, ReftConfig
-from pyreft.modeling.lora import TRAINED_LORA, peft_tensors
-from pyreft.modeling.stacks import base_sizes
+from pyreft.interventions import tensors_of
+from pyreft.modeling.base import base_fingerprint, describe_base
+from pyreft.modeling.build import intervention_keys
+from pyreft.modeling.lora import describe_lora, peft_tensors
 from pyreft.modeling.trained import lies_in
 from pyreft.sharing import Adapter, AdapterError
+from pyreft.sharing.checkpoint import OF_BASE, OF_LORA
 
-# Before the names of trained tensors of the base model.
-_OF_BASE = "base_model."
+# Numbers that may be made in vain.
+_A_LITTLE = 2**20
 
 
 def take_adapter(
@@ -35,14 +38,15 @@ def take_adapter(
         trained: Tensors of the base model that are trained as well, by their name in it.
 
     Raises:
-        ValueError: If a tensor is not finite.
+        ValueError: If a tensor is not finite, or the LoRA is of a kind that cannot be saved.
     """
-    base = {"name_or_path": model.config.name_or_path or None} | base_sizes(model)
-    if peft_tensors(model):
-        base[TRAINED_LORA] = True
-    tensors = _tensors(config.representations, interventions, trained)
+    lora = peft_tensors(model)
+    tensors = _tensors(config.representations, interventions, trained, lora)
+    for name, made in _made(config.representations).items():
+        # As the config makes them, which `.to(...)` may have changed.
+        tensors[name] = tensors[name].to(made.dtype)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not _is_finite(tensor):
             raise ValueError(
                 f"the parameter {name} is not finite (NaN or infinite), so the adapter is not "
                 "saved: training has diverged. Go back to an earlier checkpoint and lower the "
@@ -51,12 +55,13 @@ def take_adapter(
     named = config.modules_to_save or []
     by_hand = [name for name in trained if not lies_in(name, named)]
     config = replace(config, modules_to_save=[*named, *by_hand] or None)
-    return Adapter(config, tensors, base)
+    said = describe_lora(model) if lora else None
+    return Adapter(config, tensors, describe_base(model), lora=said)
 
 
 def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
-    """Raise AdapterError unless the adapter was trained on a model of this shape."""
-    for name, has in base_sizes(model).items():
+    """Raise AdapterError unless the adapter was trained on such a model."""
+    for name, has in base_fingerprint(model).items():
         said = adapter.base.get(name)
         if said is not None and said != has:
             trained_on = adapter.base.get("name_or_path") or "another base model"
@@ -83,19 +88,44 @@ def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]
                 )
 
 
-def load_tensors(
+def require_sizes(adapter: Adapter) -> None:
+    """Raise AdapterError unless the config asks for what the file has, before any of it is made.
+
+    It may ask for any size. Where a little is wrong, loading says what it is.
+    """
+    try:
+        made = _made(adapter.config.representations)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
+    asked = sum(tensor.numel() for tensor in made.values())
+    if asked > sum(tensor.numel() for tensor in adapter.tensors.values()) + _A_LITTLE:
+        raise AdapterError(
+            f"the config of {adapter.origin} asks for {asked:,} numbers, by embed_dim and "
+            "low_rank_dimension; its file has fewer."
+        )
+
+
+def fit_tensors(
     adapter: Adapter,
     config: ReftConfig,
     interventions: nn.ModuleDict,
     trained: Mapping[str, Tensor],
-) -> None:
-    """Copy the saved tensors into interventions and base model, all of them or none.
+    lora: Mapping[str, Tensor],
+) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a model, each with the saved one that belongs there.
+
+    Args:
+        adapter: What was saved.
+        config: The config of the model's adapter.
+        interventions: Its interventions.
+        trained: Tensors of the base model that are trained as well, by their name in it.
+        lora: Those of its LoRA, by PEFT's names.
 
     Raises:
-        AdapterError: If a name or a shape differs.
+        AdapterError: If a name, a shape or a type differs, or a number is none.
     """
-    ours = _tensors(config.representations, interventions, trained)
-    theirs = [name.removeprefix(_OF_BASE) for name in adapter.tensors if name.startswith(_OF_BASE)]
+    ours = _tensors(config.representations, interventions, trained, lora)
+    theirs = [name.removeprefix(OF_BASE) for name in adapter.tensors if name.startswith(OF_BASE)]
     if set(theirs) != set(trained):
         raise AdapterError(
             f"{adapter.origin} was trained with modules_to_save {sorted(theirs) or None}, this "
@@ -104,27 +134,57 @@ def load_tensors(
     if wrong := sorted(set(ours) ^ set(adapter.tensors)):
         verb = "lacks" if wrong[0] in ours else "has the unknown"
         raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
+    made = _made(config.representations)
     for name, tensor in ours.items():
-        saved = adapter.tensors[name]
-        both_float = saved.is_floating_point() and tensor.is_floating_point()
-        if saved.shape != tensor.shape or not (both_float or saved.dtype == tensor.dtype):
-            raise AdapterError(
-                f"the tensor {name} of {adapter.origin} is {_describe(saved)}; the config makes it "
-                f"{_describe(tensor)}."
-            )
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(adapter.tensors[name])
+        _require_like(adapter, name, made.get(name, tensor), exactly=name in made)
+    for name, tensor in adapter.tensors.items():
+        if not _is_finite(tensor):
+            raise AdapterError(f"the tensor {name} of {adapter.origin} is not finite.")
+    return [(tensor, adapter.tensors[name]) for name, tensor in ours.items()]
+
+
+@torch.no_grad()
+def load_tensors(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy saved tensors into those of the model."""
+    for tensor, saved in pairs:
+        tensor.copy_(saved)
+
+
+def _require_like(adapter: Adapter, name: str, tensor: Tensor, exactly: bool = False) -> None:
+    """Raise AdapterError unless a saved tensor has this shape, and its type, or another float."""
+    saved = adapter.tensors[name]
+    both_float = saved.is_floating_point() and tensor.is_floating_point() and not exactly
+    if saved.shape != tensor.shape or not (both_float or saved.dtype == tensor.dtype):
+        raise AdapterError(
+            f"the tensor {name} of {adapter.origin} is {_describe(saved)}; the config makes it "
+            f"{_describe(tensor)}."
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _made(configs: Sequence[InterventionConfig]) -> dict[str, Tensor]:
+    """The tensors that the six kinds have, by name, without their data."""
+    made: dict[str, Tensor] = {}
+    for config, key in zip(configs, intervention_keys(configs), strict=True):
+        if config.tied_to is None and config.kind is not None:
+            tensors = tensors_of(config.kind, config.to_dict()["arguments"]) or {}
+            made |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
+    return made
 
 
 def _tensors(
     configs: Sequence[InterventionConfig],
     interventions: nn.ModuleDict,
     trained: Mapping[str, Tensor],
+    lora: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Every tensor of the adapter by name; those of tied interventions once."""
-    of_base = {f"{_OF_BASE}{name}": tensor for name, tensor in trained.items()}
-    return of_base | {
+    found = {f"{OF_BASE}{name}": tensor for name, tensor in trained.items()}
+    found |= {f"{OF_LORA}{name}": tensor for name, tensor in lora.items()}
+    return found | {
         f"{key}.{name}": tensor
         for config, (key, module) in zip(configs, interventions.items(), strict=True)
         if config.tied_to is None

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.config import ReftConfig
+from pyreft.modeling.adapter import (
+    fit_tensors,
+    load_tensors,
+    require_config,
+    require_trained,
+)
 from pyreft.modeling.build import build_interventions, intervention_keys
 from pyreft.modeling.components import Component, execution_device, find_component
 from pyreft.modeling.placement import Site, require_places
 from pyreft.modeling.stacks import count_layers, text_config
 from pyreft.modeling.trained import TrainedModules
 from pyreft.positions import PositionSpec
+from pyreft.sharing import Adapter, AdapterError
 
 
 class AttachedAdapter(nn.Module):
@@ -92,6 +99,35 @@ class AttachedAdapter(nn.Module):
         placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
         require_places(placed, self.sites)
         self.config = replace(self.config, representations=placed)
+
+    def load(
+        self,
+        saved: Adapter,
+        base: PreTrainedModel,
+        trained: Mapping[str, Tensor],
+        lora: Mapping[str, Tensor],
+    ) -> None:
+        """Take the numbers of a saved adapter of the same config.
+
+        Args:
+            saved: The adapter.
+            base: The base model.
+            trained: What is trained of it, by name.
+            lora: The tensors of its LoRA, by PEFT's names.
+
+        Raises:
+            AdapterError: If it is of another config, or its tensors do not fit; nothing is changed.
+        """
+        require_config(saved, self.config, self.left_to_batch)
+        require_trained(saved, base, trained)
+        pairs = fit_tensors(saved, self.config, self.interventions, trained, lora)
+        theirs = [c.positions for c in saved.config.representations if c.positions is not None]
+        if len(theirs) == len(saved.config.representations):
+            try:
+                self.record_positions(theirs)
+            except ValueError as error:
+                raise AdapterError(f"the adapter {saved.origin} does not fit: {error}") from error
+        load_tensors(pairs)
 
     def place(self) -> None:
         """Move every intervention to where the part of the base model runs that it edits."""

@@ -12,11 +12,10 @@ from torch import nn
 
 from pyreft.config import ReftConfig
 from pyreft.modeling.acting import BASE
-from pyreft.modeling.adapter import load_tensors, require_base, require_config
+from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.lora import has_lora
 from pyreft.modeling.trained import TrainedModules
-from pyreft.sharing import Adapter, AdapterError, read_adapter
+from pyreft.sharing import AdapterError, read_adapter
 
 # What a module of modules has by itself cannot name one of them.
 _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
@@ -103,22 +102,24 @@ class NamedAdapters:
         require_name(adapter_name)
         saved = read_adapter(source)
         require_base(saved, self.model)
-        if has_lora(saved):
+        if saved.lora is not None:
             raise AdapterError(
                 f"{saved.origin} has a LoRA of PEFT's, which goes with one adapter alone: load it "
                 "with ReftModel.from_pretrained, on a base model of its own."
             )
         if adapter_name in self.adapters:
-            self._replace_weights(saved, adapter_name)
+            there: Any = self.adapters[adapter_name]
+            there.load(saved, self.model, there.trained.learned(), {})
             return
+        require_sizes(saved)
         try:
             with self._making(saved.config) as adapter:
-                load_tensors(
-                    saved, adapter.config, adapter.interventions, adapter.trained.tensors()
-                )
+                trained, modules = adapter.trained.tensors(), adapter.interventions
+                load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
         except AdapterError:
             raise
-        except (ValueError, TypeError) as error:
+        # A kind of the user's own may fail in any way on arguments it does not expect.
+        except Exception as error:
             raise AdapterError(f"the adapter {saved.origin} does not fit: {error}") from error
         self.adapters[adapter_name] = adapter
 
@@ -176,15 +177,6 @@ class NamedAdapters:
             self.set_adapter(list(left) or others[:1], list(left.values()) or None)
         del self.adapters[adapter_name]
         self._keep_hooks()
-
-    def _replace_weights(self, saved: Adapter, adapter_name: str) -> None:
-        adapter: Any = self.adapters[adapter_name]
-        require_config(saved, adapter.config, adapter.left_to_batch)
-        trained = adapter.trained.learned()
-        load_tensors(saved, adapter.config, adapter.interventions, trained)
-        theirs = [config.positions for config in saved.config.representations]
-        if all(spec is not None for spec in theirs):
-            adapter.record_positions([spec for spec in theirs if spec is not None])
 
     @contextmanager
     def _making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyreft.modeling.adapter import load_tensors, require_base, require_config, take_adapter
-from pyreft.modeling.lora import has_lora, load_peft, peft_tensors, save_peft
+from pyreft.modeling.adapter import (
+    fit_tensors,
+    load_tensors,
+    require_base,
+    require_sizes,
+    take_adapter,
+)
+from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.modeling.named import NamedAdapters
 from pyreft.modeling.replicas import require_whole
+from pyreft.modeling.rollback import unchanged_by_failure
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.positions import PositionSpec
 from pyreft.sharing import AdapterError, read_adapter, save_adapter
@@ -50,7 +57,8 @@ class SavedAdapter(NamedAdapters):
         """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
 
         Parameters of the base model that are trained are saved with it: `modules_to_save`, and
-        whatever else requires a gradient. A LoRA of PEFT's goes into PEFT's own files beside them.
+        whatever else requires a gradient. So is a LoRA of PEFT's, once more in PEFT's own files.
+        A save that is killed, or finds the disk full, leaves what was there before.
 
         Args:
             save_directory: A new or empty directory, or one that holds an adapter, which is
@@ -60,20 +68,19 @@ class SavedAdapter(NamedAdapters):
 
         Raises:
             AdapterError: If the directory holds something else.
-            ValueError: If a kind or a position function has no name to be saved under, or this
-                process has only shards of the interventions.
+            ValueError: If a kind or a position function has no name to be saved under, this
+                process has only shards of the interventions, or PEFT trains more than a LoRA.
         """
         if is_main_process:
             require_whole(self.interventions)
             adapter = take_adapter(
                 self.model, self.reft_config, self.interventions, self._trained_tensors()
             )
-            save_adapter(save_directory, adapter, allow_other_files=allow_other_files)
-            if peft_tensors(self.model):
-                save_peft(self.model, save_directory)
+            beside = peft_files(self.model) if adapter.lora is not None else {}
+            save_adapter(save_directory, adapter, allow_other_files, beside)
 
     def _trained_tensors(self) -> dict[str, Tensor]:
-        """Tensors of the base model that belong to the adapter, but for what PEFT saves."""
+        """Tensors of the base model that belong to the adapter, but for a LoRA's."""
         named = self.trained.tensors()
         beside = [*named.values(), *peft_tensors(self.model).values()]
         return self.trained.learned() | trained_by_hand(self.model, beside)
@@ -86,17 +93,9 @@ class SavedAdapter(NamedAdapters):
         """
         adapter = read_adapter(directory)
         require_base(adapter, self.model)
-        require_config(adapter, self.reft_config, self._adapter.left_to_batch)
-        with_lora = has_lora(adapter)
-        if with_lora != bool(peft_tensors(self.model)):
-            has, lacks = ("this model", directory)[:: -1 if with_lora else 1]
-            raise AdapterError(f"{has} has a LoRA of PEFT's, {lacks} has none.")
-        load_tensors(adapter, self.reft_config, self.interventions, self._trained_tensors())
-        if with_lora:
-            load_peft(self.model, directory)
-        theirs = [config.positions for config in adapter.config.representations]
-        if all(spec is not None for spec in theirs):
-            self.record_positions([spec for spec in theirs if spec is not None])
+        require_same_lora(adapter, self.model)
+        lora = peft_tensors(self.model)
+        self._adapter.load(adapter, self.model, self._trained_tensors(), lora)
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> Self:
@@ -115,24 +114,22 @@ class SavedAdapter(NamedAdapters):
             raise TypeError("from_pretrained takes the base model first, then the directory.")
         adapter = read_adapter(directory)
         require_base(adapter, model)
-        base: Any = load_peft(model, directory) if has_lora(adapter) else model
-        try:
-            reft_model: Any = cls(adapter.config, base)
+        require_sizes(adapter)
+        with unchanged_by_failure(model):
             try:
-                trained = reft_model.trained.tensors()
-                load_tensors(adapter, reft_model.reft_config, reft_model.interventions, trained)
+                base: Any = model if adapter.lora is None else put_lora(model, adapter)
+                reft_model: Any = cls(adapter.config, base)
+                trained, lora = reft_model.trained.tensors(), peft_tensors(base)
+                modules = reft_model.interventions
+                load_tensors(fit_tensors(adapter, reft_model.reft_config, modules, trained, lora))
             except AdapterError:
-                reft_model.unwrap()
                 raise
-        except (ValueError, TypeError) as error:
-            if base is not model:
-                base.unload()
-            if isinstance(error, AdapterError):
-                raise
-            raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
+            # A kind of the user's own may fail in any way on arguments it does not expect.
+            except Exception as error:
+                raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
         reft_model.place_interventions()
         reft_model.disable_model_gradients()
-        if has_lora(adapter):
+        if adapter.lora is not None:
             # As heads do: what belongs to the adapter can be trained on, and is saved with it.
             base.set_adapter(base.active_adapter)
         return reft_model.eval()

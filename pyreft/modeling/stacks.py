@@ -13,9 +13,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.config import STACKS
 
-# What tells whether an adapter fits a base model.
-_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
-
 
 def has_two_stacks(model: PreTrainedModel) -> bool:
     """Whether a model has an encoder, which reads the prompt, and a decoder, which goes on."""
@@ -84,20 +81,6 @@ def count_layers(model: PreTrainedModel) -> list[int]:
     """The number of layers of each stack."""
     stacks = STACKS if has_two_stacks(model) else [None]
     return [len(find_layers(model, stack)) for stack in stacks]
-
-
-def base_sizes(model: PreTrainedModel) -> dict[str, Any]:
-    """What tells whether an adapter fits a base model."""
-    if not has_two_stacks(model):
-        sizes = text_config(model)
-        return {name: getattr(sizes, name) for name in _SIZES}
-    encoder, decoder = (text_config(model, stack) for stack in STACKS)
-    return {
-        "model_type": model.config.model_type,
-        "hidden_size": encoder.hidden_size,
-        "num_hidden_layers": encoder.num_hidden_layers,
-        "num_decoder_layers": decoder.num_hidden_layers,
-    }
 
 
 def _in_list(name: str) -> bool:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 
 import pyreft
 from conftest import KINDS, make_base, randomize
@@ -258,11 +258,47 @@ def test_a_lora_left_by_another_save_is_not_loaded(ids, tmp_path):
     assert torch.equal(loaded(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
-def test_an_adapter_without_the_lora_it_was_trained_with_is_refused(tmp_path):
-    with_lora().save_pretrained(tmp_path)
+def test_the_files_of_pefts_are_for_peft_alone(ids, tmp_path):
+    model = learn(with_lora(), ids).eval()
+    model.save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(pyreft.AdapterError, match=r"has no adapter_model\.safetensors"):
-        pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_lora_given_by_patterns_comes_back(ids, tmp_path):
+    changes = {"target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"layers\.1.*q_proj": 5}}
+    changes |= {"layers_to_transform": None, "alpha_pattern": {"v_proj": 3}, "use_rslora": True}
+    changes |= {"modules_to_save": ["lm_head"], "bias": "all", "lora_bias": False}
+    model = learn(with_lora(**changes), ids).eval()
+    model.save_pretrained(tmp_path)
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    other = with_lora(seed=7, **changes)
+    other.load_weights(tmp_path)
+    assert torch.equal(other.eval()(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication="),
+    ],
+)
+def test_a_lora_that_changes_more_than_modules_is_not_saved(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        with_lora(**changes).save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_what_else_peft_trains_is_not_saved(tmp_path):
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    base = get_peft_model(make_base("llama"), config)
+    model = pyreft.get_reft_model(base, pyreft.ReftConfig(**CONFIG), disable_model_grads=False)
+    with pytest.raises(ValueError, match="IA3Config: only a LoRA is saved"):
+        model.save_pretrained(tmp_path / "adapter")
 
 
 def test_without_the_adapter_a_lora_that_is_trained_with_it_is_off_as_well(ids):

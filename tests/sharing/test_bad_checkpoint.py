@@ -118,10 +118,12 @@ def test_a_version_that_is_none_is_refused(saved, version):
     refuse(saved, "format_version is .* no version")
 
 
-@pytest.mark.parametrize("version", ["2.0", "0.9", "10.0"])
-def test_another_major_version_is_refused_with_what_to_do(saved, version):
+@pytest.mark.parametrize(
+    ("version", "advice"), [("2.0", "upgrade"), ("0.9", "install a"), ("10.0", "upgrade")]
+)
+def test_another_major_version_is_refused_with_what_to_do(saved, version, advice):
     change_config(saved, lambda entry: entry.update(format_version=version))
-    refuse(saved, rf"format is {version}, this pyreft reads 1\.x: install a pyreft")
+    refuse(saved, rf"format is {version}, this pyreft reads 1\.x: {advice} pyreft")
 
 
 def test_a_later_minor_version_is_read(saved):

@@ -1,0 +1,109 @@
+"""What an adapter says of its base model: where it is, how it is loaded, what tells it apart.
+
+name_or_path, revision           a name on the Hub and a commit of it, or a directory
+task, labels, problem_type       what loads it: a word of `AUTO_CLASSES`, the classes of a head
+architecture, model_type, ...    its fingerprint: names and sizes
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+
+from pyreft.modeling.components import running_model
+from pyreft.modeling.stacks import has_two_stacks, text_config
+
+# A task, as an adapter names it -> what loads such models. Where a class has two tasks
+# (BART), the first is meant.
+AUTO_CLASSES: dict[str, Any] = {
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
+    "multiple_choice": transformers.AutoModelForMultipleChoice,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "image_text_to_text": transformers.AutoModelForImageTextToText,
+    "features": transformers.AutoModel,
+}
+_MAPPINGS = {
+    "causal_lm": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "seq2seq_lm": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "sequence_classification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "token_classification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    "question_answering": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    "multiple_choice": transformers.MODEL_FOR_MULTIPLE_CHOICE_MAPPING,
+    "masked_lm": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+    "image_text_to_text": transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    "features": transformers.MODEL_MAPPING,
+}
+# Tasks whose head has a class for each label.
+_LABELLED = ("sequence_classification", "token_classification")
+_SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
+def describe_base(model: PreTrainedModel) -> dict[str, Any]:
+    """All that is saved of a base model."""
+    config, task = model.config, task_of(model)
+    said: dict[str, Any] = {
+        "name_or_path": _place(config.name_or_path),
+        "revision": getattr(config, "_commit_hash", None),
+        "task": task,
+    }
+    if task in _LABELLED:
+        names: Any = config.id2label
+        labels = [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+        said |= {"labels": labels, "problem_type": config.problem_type}
+    return said | base_fingerprint(model)
+
+
+def task_of(model: PreTrainedModel) -> str | None:
+    """The task that a model was made for: a key of `AUTO_CLASSES`, or None."""
+    architecture = _architecture(model)
+    for task, mapping in _MAPPINGS.items():
+        found = mapping.get(type(model.config), ())
+        classes = found if isinstance(found, tuple) else (found,)
+        if any(cls is not None and cls.__name__ == architecture for cls in classes):
+            return task
+    return None
+
+
+def base_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """What tells whether an adapter fits a base model; what a config does not say is left out."""
+    two = has_two_stacks(model)
+    text = text_config(model, "encoder" if two else None)
+    found = {
+        "model_type": model.config.model_type if two else text.model_type,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+    }
+    if two:
+        found["num_decoder_layers"] = text_config(model, "decoder").num_hidden_layers
+    found["architecture"] = _architecture(model)
+    sizes = {name: getattr(text, name, None) for name in _SIZES}
+    # Some architectures have a list, an entry for each layer.
+    return found | {name: size for name, size in sizes.items() if type(size) is int}
+
+
+def _architecture(model: Any) -> str:
+    """The name of the class, inside what PEFT, compiling and sharding make of it."""
+    cls = type(running_model(model))
+    known = (c for c in cls.__mro__ if c.__module__.startswith("transformers"))
+    found = next(known, PreTrainedModel)
+    return cls.__name__ if found is PreTrainedModel else found.__name__
+
+
+def _place(name: str | None) -> str | None:
+    """A name on the Hub, or the whole path of a directory."""
+    if not name:
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return os.path.abspath(name)
+    return name

@@ -1,0 +1,192 @@
+"""The JSON of `reft_config.json`: what may stand there, and what its fields become.
+
+Adapters come from strangers. JSON that leaves room for two readings is refused, and every field
+is checked before anything is made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from pyreft.config import ReftConfig
+from pyreft.sharing.checkpoint import FORMAT_VERSION, MAX_CONFIG, Adapter
+
+logger = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
+_FIELDS = {"format_version", "library_versions", "base_model", "interventions"}
+_FIELDS |= {"modules_to_save", "lora", "fingerprint"}
+_OF_INTERVENTION = {"layer", "component", "positions", "kind", "arguments", "heads", "tied_to"}
+# The fields of base_model, by the type of their values.
+_NAMES = ("name_or_path", "revision", "task", "problem_type")
+_SIZES = {"hidden_size", "num_hidden_layers", "num_decoder_layers", "vocab_size"}
+_SIZES |= {"num_attention_heads", "num_key_value_heads", "intermediate_size"}
+_BASE_FIELDS = {*_NAMES, "labels", "architecture", "model_type", *_SIZES}
+_NEEDED = ("model_type", "hidden_size", "num_hidden_layers")
+# So many interventions edit each head of a large model.
+_MAX_INTERVENTIONS = 10_000
+
+
+class Entry(NamedTuple):
+    """What a config says."""
+
+    config: ReftConfig
+    base: dict[str, Any]
+    lora: dict[str, Any] | None
+
+
+def make_entry(adapter: Adapter) -> dict[str, Any]:
+    """The JSON of an adapter, but for its fingerprint."""
+    entry: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "library_versions": {name: version(name) for name in ("pyreft", "torch", "transformers")},
+        "base_model": adapter.base,
+        **adapter.config.to_dict(),
+    }
+    return entry if adapter.lora is None else entry | {"lora": adapter.lora}
+
+
+def parse_json(data: bytes | str) -> dict[str, Any]:
+    """The object that a JSON text of a stranger holds.
+
+    Raises:
+        ValueError: If it is no JSON object, is too large, names a field twice, or has a number
+            or a string that JSON does not have.
+        RecursionError: If it is nested too deeply.
+    """
+    if len(data) > MAX_CONFIG:
+        raise ValueError(f"it is larger than {MAX_CONFIG:,} bytes")
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    found = json.loads(
+        text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+    )
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    # Half of a surrogate pair can be escaped in JSON, and be no text.
+    json.dumps(found, ensure_ascii=False).encode("utf-8")
+    return found
+
+
+def read_entry(entry: dict[str, Any]) -> Entry:
+    """What a config says.
+
+    Unknown fields are an error, but in the config of a later minor version, which adds none that
+    must be understood: they are left out, with one warning.
+
+    Raises:
+        ValueError: If a field is unknown, missing or of another type, or the version is another.
+        TypeError: As for a config that a user writes.
+    """
+    entry = _known(entry, _is_later(entry.get("format_version")))
+    _require(entry, "interventions", list)
+    _require(entry, "base_model", dict)
+    if "library_versions" in entry:
+        _require(entry, "library_versions", dict)
+    _check_base(entry["base_model"])
+    if len(entry["interventions"]) > _MAX_INTERVENTIONS:
+        raise ValueError(
+            f"it has {len(entry['interventions'])} interventions, more than {_MAX_INTERVENTIONS}"
+        )
+    for one in entry["interventions"]:
+        if isinstance(one, dict) and isinstance(one.get("layer"), int) and one["layer"] < 0:
+            raise ValueError(f"the layer {one['layer']} must be counted from the first, which is 0")
+    if (lora := entry.get("lora")) is not None:
+        _require(entry, "lora", dict)
+    names = entry.get("modules_to_save")
+    if isinstance(names, list) and len(set(map(str, names))) < len(names):
+        raise ValueError("modules_to_save has a name twice")
+    learned = {n: v for n, v in entry.items() if n in ("interventions", "modules_to_save")}
+    return Entry(ReftConfig.from_dict(learned), entry["base_model"], lora)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it names a field twice")
+    return found
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"it has {constant}, which is no JSON")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(found := float(number)):
+        raise ValueError(f"it has a number that is too large, {number[:20]}")
+    return found
+
+
+def _is_later(found: object) -> bool:
+    """Whether a version is a later minor version than ours.
+
+    Raises:
+        ValueError: If it is another major version, or none.
+    """
+    match = _VERSION.fullmatch(found) if isinstance(found, str) else None
+    if match is None:
+        raise ValueError(f"its format_version is {found!r}, which is no version")
+    major, minor = map(int, match.groups())
+    our_major, our_minor = map(int, FORMAT_VERSION.split("."))
+    if major != our_major:
+        raise ValueError(
+            f"its format is {found}, this pyreft reads {our_major}.x: "
+            + ("upgrade pyreft" if major > our_major else "install a pyreft that reads it")
+        )
+    return minor > our_minor
+
+
+def _known(entry: dict[str, Any], later: bool) -> dict[str, Any]:
+    """The config without the fields that only a later version knows."""
+    unknown: list[str] = []
+
+    def keep(found: Any, known: set[str], where: str) -> Any:
+        if not isinstance(found, dict):
+            return found
+        unknown.extend(f"{where}{name}" for name in found if name not in known)
+        return {name: value for name, value in found.items() if name in known}
+
+    kept = keep(entry, _FIELDS, "")
+    kept["base_model"] = keep(kept.get("base_model"), _BASE_FIELDS, "base_model.")
+    if later and isinstance(kept.get("interventions"), list):
+        listed = enumerate(kept["interventions"])
+        kept["interventions"] = [
+            keep(one, _OF_INTERVENTION, f"interventions[{index}].") for index, one in listed
+        ]
+    if unknown and not later:
+        raise ValueError(f"unknown field {', '.join(sorted(unknown)[:5])}")
+    if unknown:
+        logger.warning(
+            f"the format of the adapter is {entry['format_version']}, this pyreft knows "
+            f"{FORMAT_VERSION} and leaves out {', '.join(sorted(unknown)[:20])}."
+        )
+    return kept
+
+
+def _require(entry: dict[str, Any], name: str, kind: type) -> None:
+    if not isinstance(entry.get(name), kind):
+        what = "a list of objects" if kind is list else "an object"
+        raise ValueError(f"the field {name!r} must be {what}")
+
+
+def _check_base(base: dict[str, Any]) -> None:
+    """Raise ValueError unless every field of base_model is of its type."""
+    for name, value in base.items():
+        if name == "labels":
+            fits = isinstance(value, list) and all(isinstance(label, str) for label in value)
+        elif name in _SIZES:
+            fits = type(value) is int and value >= 0
+        else:
+            fits = isinstance(value, str) or (value is None and name in _NAMES)
+        if not fits:
+            raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
+    for name in ("name_or_path", "revision"):
+        value = base.get(name) or ""
+        if ".." in re.split(r"[/\\]", value) or not value.isprintable():
+            raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
+    if missing := [name for name in _NEEDED if name not in base]:
+        raise ValueError(f"base_model lacks the field {', '.join(missing)}")

@@ -1,0 +1,160 @@
+"""directory -> adapter. Nothing in it is run, and no file outside it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from pyreft.sharing.checkpoint import (
+    CONFIG_NAME,
+    MAX_CONFIG,
+    WEIGHTS_NAME,
+    Adapter,
+    AdapterError,
+)
+from pyreft.sharing.entry import parse_json, read_entry
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
+_TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+# What is shown of an error that quotes a file.
+_MAX_MESSAGE = 1000
+
+
+def read_adapter(directory: str | os.PathLike) -> Adapter:
+    """Read an adapter. Nothing in it is run.
+
+    The weights hold the config as well, so that one file decides: `reft_config.json` counts if it
+    is of the same save, and as it was changed by hand since.
+
+    Raises:
+        AdapterError: If the directory is no adapter, or its files are damaged.
+    """
+    path = _existing(directory)
+    weights, config = _inside(path, WEIGHTS_NAME), _inside(path, CONFIG_NAME)
+    try:
+        tensors, metadata = _read_weights(weights)
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {_short(error)}") from error
+    try:
+        entry = _choose(parse_json(_read_config(config)), metadata, path)
+        said = read_entry(entry)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        raise AdapterError(f"cannot read {path / CONFIG_NAME}: {_short(error)}") from error
+    return Adapter(said.config, tensors, said.base, os.fspath(directory), said.lora)
+
+
+def fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a config and, in the order of their names, names and bytes of tensors."""
+    found = hashlib.sha256(text.encode("utf-8"))
+    for name in sorted(tensors):
+        found.update(name.encode("utf-8"))
+        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _existing(directory: str | os.PathLike) -> Path:
+    path = Path(directory)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise AdapterError(
+            f"there is no directory {os.fspath(directory)!r} to load an adapter from."
+        )
+    if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+        raise AdapterError(
+            f"{os.fspath(directory)!r} is no adapter: it needs {CONFIG_NAME} and {WEIGHTS_NAME}; "
+            f"there is {found or 'nothing'}."
+        )
+    return path
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """The file itself, where a name is a link, as all names in the Hub's cache are.
+
+    Raises:
+        AdapterError: If it lies outside the directory, or outside the repository's cache.
+    """
+    root = directory.resolve()
+    for snapshots in root.parents:
+        # The Hub's cache: models--user--name/snapshots/<revision>, its files in .../blobs.
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            root = snapshots.parent
+            break
+    found = (directory / name).resolve()
+    if not found.is_relative_to(root):
+        raise AdapterError(
+            f"{directory / name} is a link to {found}, outside the adapter's directory: copy the "
+            "file itself there."
+        )
+    return found
+
+
+def _read_config(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MAX_CONFIG + 1)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of one file, whose bytes are read when they are looked at."""
+    while True:
+        before = _identity(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+        # It is opened twice, for its header and for its data: a save may have come in between.
+        if _identity(path) == before:
+            break
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise ValueError(f"the tensor {name} is of the type {tensor.dtype}")
+    text = metadata.get("reft_config")
+    if text is not None and not hmac.compare_digest(
+        fingerprint(text, tensors).encode(), metadata.get("fingerprint", "").encode()
+    ):
+        raise ValueError("its content is not what was saved: copy or download it again")
+    return tensors, metadata
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no file")
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _choose(entry: dict[str, Any], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The config that goes with the weights: the file's, unless that is another save's."""
+    theirs, ours = entry.get("fingerprint"), metadata.get("fingerprint")
+    if ours is None or theirs == ours:
+        return entry
+    if not isinstance(theirs, str) or not re.fullmatch("[0-9a-f]{64}", theirs):
+        raise ValueError(
+            f"its fingerprint is {theirs!r}, the weights have {ours!r}: keep it when you edit the "
+            "config, or save the adapter again"
+        )
+    logger.warning(
+        f"{path} holds the config of another save than its weights, which was cut short: the "
+        "config inside the weights is used. Save the adapter again to mend it."
+    )
+    return parse_json(metadata["reft_config"])
+
+
+def _short(error: BaseException) -> str:
+    text = str(error)
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]} ..."
