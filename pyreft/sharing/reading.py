@@ -112,14 +112,7 @@ def _read_config(path: Path) -> bytes:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of one file, whose bytes are read when they are looked at."""
-    while True:
-        before = _identity(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            metadata = file.metadata() or {}
-        # It is opened twice, for its header and for its data: a save may have come in between.
-        if _identity(path) == before:
-            break
+    tensors, metadata = _read_one(path)
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
             raise ValueError(f"the tensor {name} is of the type {tensor.dtype}")
@@ -129,6 +122,22 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ):
         raise ValueError("its content is not what was saved: copy or download it again")
     return tensors, metadata
+
+
+def _read_one(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What safetensors reads, which opens a file twice: a save may come in between."""
+    while True:
+        before = _identity(path)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = file.keys()
+                found = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        except (safetensors.SafetensorError, OSError, RuntimeError):
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
 
 
 def _identity(path: Path) -> tuple[int, ...]:
