@@ -125,7 +125,7 @@ class PositionSpec:
     def _parse_string(cls, spec: str) -> PositionSpec:
         first, last, regions, indices, functions = 0, 0, set(), [], []
         for part in (part.strip() for part in spec.split("+")):
-            if match := re.fullmatch(r"([fl])(\d+)", part):
+            if match := re.fullmatch(r"([fl])([0-9]+)", part):
                 count = _index(int(match[2]))
                 if count == 0 or (first if match[1] == "f" else last):
                     raise ValueError(
@@ -137,7 +137,7 @@ class PositionSpec:
                 regions.add(part)
             elif part == "all":
                 regions.update(_REGIONS)
-            elif re.fullmatch(r"-?\d+", part):
+            elif re.fullmatch(r"-?[0-9]+", part):
                 indices.append(_index(int(part)))
             elif part in _functions:
                 functions.append(part)

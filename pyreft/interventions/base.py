@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 Subspaces = Sequence[Sequence[int]] | Sequence[int]
+_TYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 class LowRankIntervention(nn.Module):
@@ -167,13 +173,13 @@ def _is_number(number: Any) -> bool:
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    found = _TYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in _TYPES.values():
         raise ValueError(
             f"dtype must be a floating point type such as float32, got {dtype!r}; there are also "
             "float64, bfloat16 and float16."
         )
-    return found
+    return found  # type: ignore[return-value]
 
 
 def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:

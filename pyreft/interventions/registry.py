@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,11 +92,16 @@ def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | N
     Raises:
         ValueError, TypeError, RuntimeError: If there is none of these arguments.
     """
-    cls = intervention_class(kind)
-    if cls.__module__ != LoreftIntervention.__module__:
+    if intervention_class(kind).__module__ != LoreftIntervention.__module__:
         return None
+    return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
+
+
+@lru_cache(maxsize=100)
+def _tensors_of(kind: str, arguments: str) -> Mapping[str, Tensor]:
+    """Once for all layers of a model, whose arguments are the same."""
     with torch.device("meta"):
-        tensors: dict[str, Tensor] = cls(**arguments).state_dict()
+        tensors: Mapping[str, Tensor] = _kinds[kind](**json.loads(arguments)).state_dict()
     return tensors
 
 

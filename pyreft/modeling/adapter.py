@@ -71,6 +71,24 @@ def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
             )
 
 
+def require_trained(
+    adapter: Adapter, model: PreTrainedModel, trained: Mapping[str, Tensor]
+) -> None:
+    """Raise AdapterError unless the parts of the base that it names are those that learn here.
+
+    By their tensors, since names may differ: of a module and of its parameters, or of tied ones.
+    """
+    named = adapter.config.modules_to_save or []
+    there = model.state_dict(keep_vars=True) if named or trained else {}
+    theirs = {id(tensor) for name, tensor in there.items() if lies_in(name, named)}
+    missing = [part for part in named if not any(lies_in(name, [part]) for name in there)]
+    if missing or theirs != {id(there[name]) for name in trained}:
+        raise AdapterError(
+            f"{adapter.origin} was trained with modules_to_save {named or None}, this model with "
+            f"{sorted(trained) or None}."
+        )
+
+
 def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]) -> None:
     """Raise AdapterError unless the adapter is of this config, but for positions it left open."""
     theirs, ours = adapter.config.to_dict()["interventions"], config.to_dict()["interventions"]
@@ -126,7 +144,8 @@ def fit_tensors(
     """
     ours = _tensors(config.representations, interventions, trained, lora)
     theirs = [name.removeprefix(OF_BASE) for name in adapter.tensors if name.startswith(OF_BASE)]
-    if set(theirs) != set(trained):
+    named = adapter.config.modules_to_save or []
+    if set(theirs) != set(trained) or not all(lies_in(name, named) for name in theirs):
         raise AdapterError(
             f"{adapter.origin} was trained with modules_to_save {sorted(theirs) or None}, this "
             f"model with {sorted(trained) or None}."

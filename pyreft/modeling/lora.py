@@ -141,6 +141,7 @@ def require_same_lora(adapter: Adapter, model: Any) -> None:
         with_lora = ("this model", adapter.origin)[:: -1 if adapter.lora is not None else 1]
         raise AdapterError(f"{with_lora[0]} has a LoRA of PEFT's, {with_lora[1]} has none.")
     if adapter.lora is not None:
+        _check_lora(adapter, model.get_base_model())
         _require_equal(adapter, describe_lora(model))
 
 
@@ -156,7 +157,7 @@ def put_lora(model: Any, adapter: Adapter) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if is_peft_model(model):
-        _require_equal(adapter, describe_lora(model))
+        require_same_lora(adapter, model)
         return model
     _check_lora(adapter, model)
     return get_peft_model(model, LoraConfig(**(adapter.lora or {})))
@@ -195,12 +196,12 @@ def _check_lora(adapter: Adapter, model: nn.Module) -> None:
     require(lora["bias"] in ("none", "all", "lora_only"), "bias")
     require(lora["task_type"] in (None, *(task.value for task in TaskType)), "task_type")
     require(0 <= lora["lora_dropout"] < 1, "lora_dropout")
-    targets, saved = lora["target_modules"], lora["modules_to_save"] or []
-    for name, names in (("target_modules", targets), ("modules_to_save", saved)):
-        ends = parts if name == "target_modules" else _ends(parts)
-        require(all(isinstance(n, str) and n and n in ends for n in names), name)
-        require(len(set(names)) == len(names), name)
-    require(bool(targets), "target_modules")
+    targets = lora["target_modules"]
+    for name, there in (("target_modules", set(parts) - {""}), ("modules_to_save", _ends(parts))):
+        names = lora[name]
+        if names is not None:
+            require(bool(names) and all(isinstance(n, str) and n in there for n in names), name)
+            require(len(set(names)) == len(names), name)
     for name, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         numbers = [lora[default], *lora[name].values()]
         require(all(type(n) in (int, float) and 0 < n < math.inf for n in numbers), name)

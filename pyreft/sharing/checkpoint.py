@@ -27,6 +27,10 @@ OF_BASE, OF_LORA = "base_model.", "peft."
 class AdapterError(ValueError):
     """A directory that cannot be read as an adapter, or must not be written as one."""
 
+    def __init__(self, message: str) -> None:
+        # It may quote what a stranger wrote.
+        super().__init__(message if len(message) <= 2000 else f"{message[:2000]} ...")
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -23,7 +23,11 @@ _FIELDS = {"format_version", "library_versions", "base_model", "interventions"}
 _FIELDS |= {"modules_to_save", "lora", "fingerprint"}
 _OF_INTERVENTION = {"layer", "component", "positions", "kind", "arguments", "heads", "tied_to"}
 # The fields of base_model, by the type of their values.
-_NAMES = ("name_or_path", "revision", "task", "problem_type")
+_PLACES = ("name_or_path", "revision")
+_NAMES = (*_PLACES, "task", "problem_type")
+# A name or a path that does not lead upwards; a word as classes and tasks are called by.
+_PLACE = re.compile(r"(?!(.*[/\\])?\.\.([/\\]|$))[^\x00-\x1f\x7f]+")
+_WORD = re.compile(r"[\w.-]+", re.ASCII)
 _SIZES = {"hidden_size", "num_hidden_layers", "num_decoder_layers", "vocab_size"}
 _SIZES |= {"num_attention_heads", "num_key_value_heads", "intermediate_size"}
 _BASE_FIELDS = {*_NAMES, "labels", "architecture", "model_type", *_SIZES}
@@ -85,8 +89,9 @@ def read_entry(entry: dict[str, Any]) -> Entry:
     entry = _known(entry, _is_later(entry.get("format_version")))
     _require(entry, "interventions", list)
     _require(entry, "base_model", dict)
-    if "library_versions" in entry:
-        _require(entry, "library_versions", dict)
+    versions = entry.setdefault("library_versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise ValueError("the field 'library_versions' must be an object of strings")
     _check_base(entry["base_model"])
     if len(entry["interventions"]) > _MAX_INTERVENTIONS:
         raise ValueError(
@@ -184,9 +189,8 @@ def _check_base(base: dict[str, Any]) -> None:
             fits = isinstance(value, str) or (value is None and name in _NAMES)
         if not fits:
             raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
-    for name in ("name_or_path", "revision"):
-        value = base.get(name) or ""
-        if ".." in re.split(r"[/\\]", value) or not value.isprintable():
+    for name, value in base.items():
+        if isinstance(value, str) and not (_PLACE if name in _PLACES else _WORD).fullmatch(value):
             raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
     if missing := [name for name in _NEEDED if name not in base]:
         raise ValueError(f"base_model lacks the field {', '.join(missing)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import os
 import re
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 _TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
 _TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
-# What is shown of an error that quotes a file.
-_MAX_MESSAGE = 1000
 
 
 def read_adapter(directory: str | os.PathLike) -> Adapter:
@@ -47,12 +44,12 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     try:
         tensors, metadata = _read_weights(weights)
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {_short(error)}") from error
+        raise AdapterError(f"cannot read {path / WEIGHTS_NAME}: {error}") from error
     try:
         entry = _choose(parse_json(_read_config(config)), metadata, path)
         said = read_entry(entry)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
-        raise AdapterError(f"cannot read {path / CONFIG_NAME}: {_short(error)}") from error
+        raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
     return Adapter(said.config, tensors, said.base, os.fspath(directory), said.lora)
 
 
@@ -116,10 +113,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
             raise ValueError(f"the tensor {name} is of the type {tensor.dtype}")
-    text = metadata.get("reft_config")
-    if text is not None and not hmac.compare_digest(
-        fingerprint(text, tensors).encode(), metadata.get("fingerprint", "").encode()
-    ):
+    text, said = metadata.get("reft_config"), metadata.get("fingerprint")
+    if (text, said) != (None, None) and fingerprint(text or "", tensors) != said:
         raise ValueError("its content is not what was saved: copy or download it again")
     return tensors, metadata
 
@@ -162,8 +157,3 @@ def _choose(entry: dict[str, Any], metadata: Mapping[str, str], path: Path) -> d
         "config inside the weights is used. Save the adapter again to mend it."
     )
     return parse_json(metadata["reft_config"])
-
-
-def _short(error: BaseException) -> str:
-    text = str(error)
-    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]} ..."
