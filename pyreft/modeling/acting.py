@@ -11,11 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pyreft.config import InterventionConfig
 from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.hooks import Placed
+from pyreft.modeling.calls import read_batch, warn_without_positions
+from pyreft.modeling.generation import place_prompt
 from pyreft.modeling.placement import Placement
+from pyreft.modeling.plan import Placed
+from pyreft.modeling.stacks import has_two_stacks
+from pyreft.positions import Tokens
 
 # In `adapter_names`, for a row that is not edited; PEFT's word.
 BASE = "__base__"
@@ -73,12 +78,81 @@ def by_row(
     ]
 
 
-def configs_of(acting: Sequence[Acting]) -> list[InterventionConfig]:
+def place_in_batch(
+    acting: Sequence[Acting],
+    base: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    completion_mask: Tensor | None,
+    intervention_locations: Tensor | None,
+    subspaces: Any,
+    adapter_names: Sequence[str] | None,
+) -> list[Placed]:
+    """Place adapters for a call of the base model.
+
+    Args:
+        acting: The adapters.
+        base: The base model.
+        inputs: What it is called with.
+        completion_mask, intervention_locations, subspaces, adapter_names: See
+            `ReftModel.forward`.
+    """
+    _refuse_ambiguous(acting, intervention_locations, subspaces)
+    told = intervention_locations is not None
+    batch = read_batch(base, _configs(acting), has_two_stacks(base), inputs, completion_mask, told)
+    if batch is None:
+        return []
+    _require_rows(adapter_names, batch.rows)
+
+    def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
+        seen = batch if rows is None else batch.of(rows)
+        configs = adapter.config.representations
+        return seen.place(configs, adapter.sites, intervention_locations, subspaces)
+
+    return _place_all(acting, batch.rows, place)
+
+
+class PromptPlacer:
+    """Places adapters in the prompts of a call of `generate`.
+
+    Args:
+        acting: The adapters.
+        rows: B, the number of prompts.
+        intervention_locations, subspaces, adapter_names: See `ReftModel.generate`.
+    """
+
+    def __init__(
+        self,
+        acting: Sequence[Acting],
+        rows: int,
+        intervention_locations: Tensor | None,
+        subspaces: Any,
+        adapter_names: Sequence[str] | None,
+    ) -> None:
+        _refuse_ambiguous(acting, intervention_locations, subspaces)
+        _require_rows(adapter_names, rows)
+        warn_without_positions(_configs(acting), intervention_locations is not None)
+        self._acting, self._rows = acting, rows
+        self._locations, self._subspaces = intervention_locations, subspaces
+
+    def place(self, prompt: Mapping[str | None, Tokens], encoder: bool) -> list[Placed]:
+        """Place those that act in an encoder, before the first step; or those in the steps."""
+
+        def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
+            seen = prompt if rows is None else {stack: t.of(rows) for stack, t in prompt.items()}
+            configs = adapter.config.representations
+            return place_prompt(
+                configs, adapter.sites, seen, encoder, self._locations, self._subspaces
+            )
+
+        return _place_all(self._acting, self._rows, place)
+
+
+def _configs(acting: Sequence[Acting]) -> list[InterventionConfig]:
     """The interventions of all that act."""
     return [config for one in acting for config in one.adapter.config.representations]
 
 
-def require_rows(names: Sequence[str] | None, rows: int) -> None:
+def _require_rows(names: Sequence[str] | None, rows: int) -> None:
     """Raise ValueError unless there is a name for each row."""
     if names is not None and len(names) != rows:
         raise ValueError(
@@ -86,7 +160,7 @@ def require_rows(names: Sequence[str] | None, rows: int) -> None:
         )
 
 
-def refuse_ambiguous(
+def _refuse_ambiguous(
     acting: Sequence[Acting], intervention_locations: Tensor | None, subspaces: Any
 ) -> None:
     """Raise ValueError for positions or directions that do not say whose they are."""
@@ -99,7 +173,7 @@ def refuse_ambiguous(
         )
 
 
-def place_all(
+def _place_all(
     acting: Sequence[Acting],
     batch: int,
     place: Callable[[AttachedAdapter, Tensor | None], Placement | None],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,31 +17,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pyreft.interventions import StackedInterventions
-from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.edits import Edit, Planner, SiteEdits, edit_input, edit_output
+from pyreft.modeling.edits import SiteEdits, edit_input, edit_output
 from pyreft.modeling.generation import step_window
-from pyreft.modeling.placement import Placement, Site
-
-# Number of a site -> what is done there.
-Edits = Mapping[int, SiteEdits]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An adapter, and which tokens it edits.
-
-    Args:
-        adapter: The adapter.
-        placement: The tokens; of the rows that are another adapter's, none.
-        weight: How much of its edits is made.
-        shared: Whether other adapters may edit the same tokens, which adds up their edits.
-    """
-
-    adapter: AttachedAdapter
-    placement: Placement
-    weight: float = 1.0
-    shared: bool = False
+from pyreft.modeling.placement import Site
+from pyreft.modeling.plan import Edits, Placed, plan_pass
 
 
 class EditHooks:
@@ -135,7 +115,7 @@ class EditHooks:
     def editing(self, placed: Sequence[Placed]) -> Iterator[None]:
         """Edit so in the forward passes inside the block."""
         outer, before = self.placed, self._edits.get(threading.get_ident())
-        self._set(_plan(placed))
+        self._set(plan_pass(placed))
         try:
             yield
         finally:
@@ -196,31 +176,7 @@ class _Prompt:
         """The edits of the part of the prompt that a step sees."""
         windows = ((one, step_window(one.placement, args, kwargs)) for one in self._placed)
         placed = [replace(one, placement=window) for one, window in windows if window is not None]
-        return _plan(placed, None if torch.is_grad_enabled() else self._stacks)
-
-
-def _plan(
-    placed: Sequence[Placed], stacks: dict[tuple, StackedInterventions] | None = None
-) -> Edits | None:
-    """The edits of each site."""
-    edits: dict[int, list[Edit]] = {}
-    for one in placed:
-        adapter, placement = one.adapter, one.placement
-        modules = list(adapter.interventions.values())
-        # In training an intervention that finds no token has the gradient zero, and not none: the
-        # other processes, which may have a token for it, wait for its gradient.
-        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
-            edit = Edit(
-                modules[index],
-                slots,
-                adapter.config.representations[index].heads,
-                adapter.components[index].num_heads,
-                placement.subspaces.get(index),
-                one.weight,
-            )
-            edits.setdefault(adapter.sites[index].number, []).append(edit)
-    planner = Planner(any(one.shared for one in placed), stacks)
-    return {site: planner.plan(several) for site, several in edits.items()} or None
+        return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)
 
 
 class _SiteHook:

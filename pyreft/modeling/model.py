@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,27 +13,17 @@ from transformers import PreTrainedModel
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import ReftConfig
-from pyreft.modeling.acting import (
-    Acting,
-    by_row,
-    configs_of,
-    place_all,
-    refuse_ambiguous,
-    require_rows,
-)
+from pyreft.modeling.acting import Acting, PromptPlacer, by_row, place_in_batch
 from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.calls import read_batch, warn_without_positions
-from pyreft.modeling.generation import place_prompt, read_prompt
-from pyreft.modeling.hooks import EditHooks, Placed, tensors_in
+from pyreft.modeling.generation import read_prompt
+from pyreft.modeling.hooks import EditHooks, tensors_in
 from pyreft.modeling.lora import without_lora
 from pyreft.modeling.named import NamedAdapters, require_name
-from pyreft.modeling.placement import Placement
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
 from pyreft.modeling.shared_prefix import run_shared, shared_first, shared_length, with_prompts
 from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
-from pyreft.positions import Tokens
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces", "adapter_names")
@@ -119,7 +108,10 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         refuse_upstream_arguments(kwargs)
         self._hooks.require()
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
-        placed = [] if self._disabled else self._place(inputs, **told)
+        placed = []
+        if not self._disabled:
+            acting = self._acting(told["adapter_names"])
+            placed = place_in_batch(acting, self.model, inputs, **told)
         self._replicas.before_forward(self)
         with self._hooks.editing(placed):
             outputs = super().__call__(**inputs)
@@ -192,31 +184,6 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
             adapter_names=adapter_names,
         )
 
-    def _place(
-        self,
-        inputs: Mapping[str, Any],
-        completion_mask: Tensor | None,
-        intervention_locations: Tensor | None,
-        subspaces: Any,
-        adapter_names: Sequence[str] | None,
-    ) -> list[Placed]:
-        """Where each adapter edits what the base model is called with."""
-        acting = self._acting(adapter_names)
-        refuse_ambiguous(acting, intervention_locations, subspaces)
-        told, two_stacks = intervention_locations is not None, has_two_stacks(self.model)
-        configs = configs_of(acting)
-        batch = read_batch(self.model, configs, two_stacks, inputs, completion_mask, told)
-        if batch is None:
-            return []
-        require_rows(adapter_names, batch.rows)
-
-        def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
-            seen = batch if rows is None else batch.of(rows)
-            configs = adapter.config.representations
-            return seen.place(configs, adapter.sites, intervention_locations, subspaces)
-
-        return place_all(acting, batch.rows, place)
-
     def generate(
         self,
         inputs: Tensor | Mapping[str, Any] | None = None,
@@ -262,28 +229,12 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         self._hooks.require()
         if self._disabled:
             return self.model.generate(**kwargs)
-        acting = self._acting(adapter_names)
-        refuse_ambiguous(acting, intervention_locations, subspaces)
-        warn_without_positions(configs_of(acting), intervention_locations is not None)
         prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
         rows = len(next(iter(prompt.values())).prompt)
-        require_rows(adapter_names, rows)
-
-        def place(
-            seen: Mapping[str | None, Tokens],
-            encoder: bool,
-            adapter: AttachedAdapter,
-            of: Tensor | None,
-        ) -> Placement | None:
-            seen = seen if of is None else {stack: tokens.of(of) for stack, tokens in seen.items()}
-            configs = adapter.config.representations
-            return place_prompt(
-                configs, adapter.sites, seen, encoder, intervention_locations, subspaces
-            )
-
-        before, steps = (
-            place_all(acting, rows, partial(place, prompt, first)) for first in (True, False)
+        placer = PromptPlacer(
+            self._acting(adapter_names), rows, intervention_locations, subspaces, adapter_names
         )
+        before, steps = placer.place(prompt, encoder=True), placer.place(prompt, encoder=False)
         length = shared_length(self.model, kwargs, prompt.get(None), steps)
         if not length:
             with self._hooks.generating(steps, before):
@@ -294,8 +245,7 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         tokens = shared_first(given, length)
         kwargs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.prompt.long()}
         kwargs["past_key_values"] = cache
-        steps = place_all(acting, rows, partial(place, {None: tokens}, False))
-        with self._hooks.generating(steps):
+        with self._hooks.generating(placer.place({None: tokens}, encoder=False)):
             return with_prompts(self.model.generate(**kwargs), ids)
 
     def _acting(self, adapter_names: Sequence[str] | None) -> list[Acting]:

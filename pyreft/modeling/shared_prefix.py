@@ -21,7 +21,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from pyreft.modeling.components import running_model
-from pyreft.modeling.hooks import Placed
+from pyreft.modeling.plan import Placed
 from pyreft.positions import Tokens
 
 # Below so many tokens there is nothing to gain.

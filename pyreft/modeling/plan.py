@@ -1,0 +1,216 @@
+"""Placed adapters -> the calls that edit each site in one forward pass.
+
+What can be stacked is edited by one call: the interventions of prefix and suffix on one layer, or
+of many adapters in one batch. The G groups are rows of the batch, once for each intervention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyreft.interventions import StackedInterventions, stacks_with
+from pyreft.modeling.attached import AttachedAdapter
+from pyreft.modeling.edits import Call, SiteEdits
+from pyreft.modeling.placement import Placement
+from pyreft.modeling.slots import Slots, join_slots
+
+# Number of a site -> what is done there.
+Edits = Mapping[int, SiteEdits]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An adapter, and which tokens it edits.
+
+    Args:
+        adapter: The adapter.
+        placement: The tokens; of the rows that are another adapter's, none.
+        weight: How much of its edits is made.
+        shared: Whether other adapters may edit the same tokens, which adds up their edits.
+    """
+
+    adapter: AttachedAdapter
+    placement: Placement
+    weight: float = 1.0
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One intervention at work in one forward pass.
+
+    Args:
+        intervention: The module.
+        slots: The tokens it edits.
+        heads: The heads it edits, of a per-head component; all if None.
+        num_heads: Number of heads of a per-head component.
+        subspaces: The directions it edits, for each row of the batch.
+        weight: How much of the edit is made.
+    """
+
+    intervention: nn.Module
+    slots: Slots
+    heads: tuple[int, ...] | None = None
+    num_heads: int | None = None
+    subspaces: Sequence | None = None
+    weight: float = 1.0
+
+
+def plan_pass(
+    placed: Sequence[Placed], stacks: dict[tuple, StackedInterventions] | None = None
+) -> Edits | None:
+    """What is done at each site in one forward pass.
+
+    Args:
+        placed: The adapters that act in it.
+        stacks: Where stacked interventions are kept from one pass to the next, while a text is
+            generated. By default they are stacked anew, and only where there are several.
+    """
+    edits: dict[int, list[Edit]] = {}
+    for one in placed:
+        adapter, placement = one.adapter, one.placement
+        modules = list(adapter.interventions.values())
+        # In training an intervention that finds no token has the gradient zero, and not none: the
+        # other processes, which may have a token for it, wait for its gradient.
+        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
+            edit = Edit(
+                modules[index],
+                slots,
+                adapter.config.representations[index].heads,
+                adapter.components[index].num_heads,
+                placement.subspaces.get(index),
+                one.weight,
+            )
+            edits.setdefault(adapter.sites[index].number, []).append(edit)
+    planner = _Planner(any(one.shared for one in placed), stacks)
+    return {site: planner.plan(several) for site, several in edits.items()} or None
+
+
+class _Planner:
+    """Turns the edits of each site into few calls; what sites have in common is made once.
+
+    Args:
+        summed: See `SiteEdits`.
+        stacks: See `plan_pass`.
+    """
+
+    def __init__(self, summed: bool, stacks: dict[tuple, StackedInterventions] | None = None):
+        self._summed, self._stacks = summed, stacks
+        self._joined: dict[tuple[int, ...], Slots] = {}
+
+    def plan(self, edits: Sequence[Edit]) -> SiteEdits:
+        """The calls for the edits of one site."""
+        alike: dict[tuple, list[Edit]] = {}
+        calls = []
+        for edit in edits:
+            whole = edit.num_heads is None and edit.subspaces is None
+            key = stacks_with(edit.intervention) if whole else None
+            if key is None:
+                calls.append(Call(_Alone(edit), edit.slots))
+            else:
+                alike.setdefault(key, []).append(edit)
+        for group in alike.values():
+            if len(group) == 1 and self._stacks is None:
+                calls.append(Call(_Alone(group[0]), group[0].slots))
+            else:
+                calls.append(Call(_Together(group, self._stack(group)), self._join(group)))
+        return SiteEdits(calls, self._summed)
+
+    def _stack(self, group: Sequence[Edit]) -> StackedInterventions:
+        modules = tuple(edit.intervention for edit in group)
+        if self._stacks is None:
+            return StackedInterventions(modules)
+        if modules not in self._stacks:
+            self._stacks[modules] = StackedInterventions(modules, keep=True)
+        return self._stacks[modules]
+
+    def _join(self, group: Sequence[Edit]) -> Slots:
+        key = tuple(id(edit.slots) for edit in group)
+        if key not in self._joined:
+            self._joined[key] = join_slots([edit.slots for edit in group])
+        return self._joined[key]
+
+
+class _Together:
+    """Calls stacked interventions: (G, P, D) -> (G, P, D), the groups of each edit in turn."""
+
+    def __init__(self, edits: Sequence[Edit], stack: StackedInterventions) -> None:
+        self._stack, self._one = stack, edits[0].intervention
+        counts = [len(edit.slots.rows) for edit in edits]
+        rows = [
+            stack.index(e.intervention)
+            for e, n in zip(edits, counts, strict=True)
+            for _ in range(n)
+        ]
+        device = edits[0].slots.rows.device
+        self._index = torch.tensor(rows, device=device)
+        self._weights = None
+        if any(edit.weight != 1.0 for edit in edits):
+            weights = [e.weight for e, n in zip(edits, counts, strict=True) for _ in range(n)]
+            self._weights = torch.tensor(weights, device=device)[:, None, None]
+
+    def __call__(self, chosen: Tensor) -> Tensor:
+        _require_width(self._one, chosen)
+        wide = torch.promote_types(chosen.dtype, self._stack.dtype)
+        with torch.autocast(chosen.device.type, enabled=False):
+            hidden = chosen.to(wide)
+            edited = self._stack(hidden, self._index)
+            if self._weights is not None:
+                edited = hidden + self._weights.to(wide) * (edited - hidden)
+        return edited.to(chosen.dtype)
+
+
+class _Alone:
+    """Calls one intervention: (G, P, D) -> (G, P, D)."""
+
+    def __init__(self, edit: Edit) -> None:
+        self._edit = edit
+
+    def __call__(self, chosen: Tensor) -> Tensor:
+        edited = _edit_alone(self._edit, chosen)
+        if self._edit.weight == 1.0:
+            return edited
+        return chosen + self._edit.weight * (edited - chosen)
+
+
+def _edit_alone(edit: Edit, chosen: Tensor) -> Tensor:
+    extra: dict[str, Any] = {}
+    if edit.subspaces is not None:
+        extra["subspaces"] = [edit.subspaces[row] for row in edit.slots.rows.tolist()]
+    if edit.num_heads is None:
+        return _call(edit.intervention, chosen, extra)
+    by_head = chosen.unflatten(-1, (edit.num_heads, -1))  # (G, P, H, D / H)
+    if edit.heads is None:
+        return _call(edit.intervention, by_head, extra).flatten(-2)
+    heads = torch.tensor(edit.heads, device=chosen.device)
+    edited = _call(edit.intervention, by_head.index_select(-2, heads), extra)
+    return by_head.index_copy(-2, heads, edited).flatten(-2)
+
+
+def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
+    _require_width(intervention, chosen)
+    # Any module may assume that hidden states are as wide a type as its parameters.
+    own = next((p.dtype for p in intervention.parameters()), chosen.dtype)
+    with torch.autocast(chosen.device.type, enabled=False):
+        edited = intervention(chosen.to(torch.promote_types(chosen.dtype, own)), **extra)
+    if not isinstance(edited, Tensor) or edited.shape != chosen.shape:
+        found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+        raise ValueError(
+            f"{type(intervention).__name__} must return a hidden state of the shape it was given, "
+            f"{tuple(chosen.shape)}, got {found}."
+        )
+    return edited.to(chosen.dtype)
+
+
+def _require_width(intervention: nn.Module, chosen: Tensor) -> None:
+    width = getattr(intervention, "embed_dim", None)
+    if isinstance(width, int) and width != chosen.shape[-1]:
+        raise ValueError(
+            f"{type(intervention).__name__} edits hidden states of width {width}, this component "
+            f"has width {chosen.shape[-1]}: say so with embed_dim among its arguments."
+        )
