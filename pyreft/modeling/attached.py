@@ -23,6 +23,7 @@ from pyreft.modeling.stacks import count_layers, text_config
 from pyreft.modeling.trained import TrainedModules
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
+from pyreft.sharing.training_facts import TrainingFacts
 
 
 class AttachedAdapter(nn.Module):
@@ -40,6 +41,7 @@ class AttachedAdapter(nn.Module):
         components: The component of each intervention.
         sites: Where each acts.
         left_to_batch: Indices of the interventions whose positions the config leaves to the batch.
+        training_facts: What a trainer knows of how it was made, until other numbers are loaded.
 
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
@@ -64,6 +66,7 @@ class AttachedAdapter(nn.Module):
             dict(zip(intervention_keys(resolved), modules, strict=True))
         )
         self.left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
+        self.training_facts: TrainingFacts | None = None
         self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
         self.sites = find_sites(self.components)
         require_places(resolved, self.sites)
@@ -128,6 +131,7 @@ class AttachedAdapter(nn.Module):
             except ValueError as error:
                 raise AdapterError(f"the adapter {saved.origin} does not fit: {error}") from error
         load_tensors(pairs)
+        self.training_facts = None
 
     def place(self) -> None:
         """Move every intervention to where the part of the base model runs that it edits."""

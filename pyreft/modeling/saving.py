@@ -21,7 +21,9 @@ from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.rollback import unchanged_by_failure
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.positions import PositionSpec
-from pyreft.sharing import AdapterError, read_adapter, save_adapter
+from pyreft.sharing import Adapter, AdapterError, read_adapter, save_adapter
+from pyreft.sharing.card import write_card
+from pyreft.sharing.training_facts import TrainingFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,11 +56,12 @@ class SavedAdapter(NamedAdapters):
         is_main_process: bool = True,
         allow_other_files: bool = False,
     ) -> None:
-        """Save the adapter: `reft_config.json` and `reft_model.safetensors`.
+        """Save the adapter: `reft_config.json`, `reft_model.safetensors`, and its card.
 
         Parameters of the base model that are trained are saved with it: `modules_to_save`, and
         whatever else requires a gradient. So is a LoRA of PEFT's, once more in PEFT's own files.
-        A save that is killed, or finds the disk full, leaves what was there before.
+        A save that is killed, or finds the disk full, leaves what was there before. A `README.md`
+        that people wrote or edited stays as it is.
 
         Args:
             save_directory: A new or empty directory, or one that holds an adapter, which is
@@ -73,11 +76,32 @@ class SavedAdapter(NamedAdapters):
         """
         if is_main_process:
             require_whole(self.interventions)
-            adapter = take_adapter(
-                self.model, self.reft_config, self.interventions, self._trained_tensors()
-            )
+            adapter = self._take_adapter()
             beside = peft_files(self.model) if adapter.lora is not None else {}
             save_adapter(save_directory, adapter, allow_other_files, beside)
+            write_card(save_directory, adapter, self.training_facts)
+
+    def write_card(self, directory: str | os.PathLike) -> None:
+        """Write the model card of the adapter as it is now, as `save_pretrained` does.
+
+        Args:
+            directory: Where the adapter was saved.
+        """
+        write_card(directory, self._take_adapter(), self.training_facts)
+
+    @property
+    def training_facts(self) -> TrainingFacts | None:
+        """What a trainer knows of how the active adapter was made, for its card."""
+        return self._adapter.training_facts
+
+    @training_facts.setter
+    def training_facts(self, facts: TrainingFacts | None) -> None:
+        self._adapter.training_facts = facts
+
+    def _take_adapter(self) -> Adapter:
+        return take_adapter(
+            self.model, self.reft_config, self.interventions, self._trained_tensors()
+        )
 
     def _trained_tensors(self) -> dict[str, Tensor]:
         """Tensors of the base model that belong to the adapter, but for a LoRA's."""

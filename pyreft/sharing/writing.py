@@ -36,7 +36,9 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 # What a save that was killed has left.
-_TEMPORARY = re.compile(r"\.(reft|adapter)_(config\.json|model\.safetensors)\.\d+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.((reft|adapter)_(config\.json|model\.safetensors)|README\.md|reft_loss\.png)\.\d+\.tmp"
+)
 # What tokenizers, trainers and repositories put beside an adapter.
 _BESIDE = re.compile(
     r"\.git.*|\.cache|README\.md|LICENSE.*|.*tokenizer.*|special_tokens_map\.json|"
@@ -78,8 +80,13 @@ def save_adapter(
     weights = safetensors.torch.save(tensors, metadata=metadata)
     files = {WEIGHTS_NAME: weights, **(beside or {}), CONFIG_NAME: config.encode()}
     path = _writable(directory, allow_other_files)
-    with _alone(path):
-        _write(path, files)
+    write_files(path, files)
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, one after the other; each of them appears whole or not at all."""
+    with _alone(directory):
+        _write(directory, files)
 
 
 def _writable(directory: str | os.PathLike, allow_other_files: bool) -> Path:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from transformers.trainer_utils import (
     has_length,
 )
 from transformers.utils import logging
+
+from pyreft.training.facts import training_facts
 
 logger = logging.get_logger(__name__)
 
@@ -48,12 +52,64 @@ class AdapterCheckpoints(Trainer):
     model: Any
     # Where the checkpoint that is being written lies.
     _unfinished: Path | None = None
+    # What the user says of the adapter, for its card.
+    _card_metadata: Mapping[str, Any] = MappingProxyType({})
+    # How many entries the log had when the best checkpoint was loaded.
+    _best_since: int | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; the model then knows for its card how it was trained."""
+        self._best_since = None
+        result = super().train(*args, **kwargs)
+        self._tell_model()
+        return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; the model then knows its metrics for its card."""
+        metrics = super().evaluate(*args, **kwargs)
+        self._tell_model()
+        return metrics
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the adapter's card into the output directory, with what is said here.
+
+        Args:
+            language, license, tags, model_name: As the Hub's metadata have them.
+            finetuned_from, tasks: Not used: the adapter knows its base model and what that does.
+            dataset_tags: Names of data sets on the Hub.
+            dataset, dataset_args: Not used: they are names for people.
+        """
+        said = {"language": language, "license": license, "tags": tags}
+        said |= {"datasets": dataset_tags, "model_name": self.hub_model_id or model_name}
+        told = {name: value for name, value in said.items() if value is not None}
+        self._card_metadata = {**self._card_metadata, **told}
+        if self.is_world_process_zero():
+            self._tell_model()
+            self.model.write_card(str(self.args.output_dir))
+
+    def _tell_model(self) -> None:
+        # On the way, checkpoints have no curve of losses: drawing takes longer than saving.
+        with_log = self._unfinished is None
+        facts = training_facts(self, dict(self._card_metadata), self._best_since, with_log)
+        self.model.training_facts = facts
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
         directory = output_dir if output_dir is not None else str(self.args.output_dir)
         os.makedirs(directory, exist_ok=True)
+        self._tell_model()
         # Whatever else is there: a run must not end with its result refused.
         self.model.save_pretrained(directory, allow_other_files=True)
         tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
@@ -93,6 +149,7 @@ class AdapterCheckpoints(Trainer):
         best = self.state.best_model_checkpoint
         logger.info(f"Loading best model from {best} (score: {self.state.best_metric}).")
         self.model.load_weights(best)
+        self._best_since = len(self.state.log_history)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)

@@ -11,6 +11,7 @@ from pyreft import ReftConfig, ReftModel, get_reft_model
 
 IDS = torch.arange(3, 15).view(2, 6)
 CONFIG, WEIGHTS = FILES = ["reft_config.json", "reft_model.safetensors"]
+SAVED = ["README.md", *FILES]
 
 
 @pyreft.register_intervention("checkpoint_plain")

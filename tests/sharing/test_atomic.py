@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from round_trip import CONFIG, FILES, WEIGHTS, assert_same, wrap
+from round_trip import CONFIG, FILES, SAVED, WEIGHTS, assert_same, wrap
 
 from conftest import make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
@@ -182,7 +182,7 @@ def test_what_killed_saves_left_is_never_read_and_is_taken_away(tmp_path):
     assert_same(ReftModel.from_pretrained(make_base("llama"), tmp_path), model)
     (tmp_path / "notes.tmp").write_text("mine")
     model.save_pretrained(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "notes.tmp"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*SAVED, "notes.tmp"])
 
 
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):

@@ -137,9 +137,9 @@ def test_a_position_function_comes_back_by_name(tmp_path):
 
 
 def test_a_reloaded_adapter_saves_the_same_files(tmp_path):
-    again = round_trip(wrap(), tmp_path / "one")
-    again.save_pretrained(tmp_path / "two")
-    assert content(tmp_path / "one") == content(tmp_path / "two")
+    again = round_trip(wrap(), tmp_path / "one" / "adapter")
+    again.save_pretrained(tmp_path / "two" / "adapter")
+    assert content(tmp_path / "one" / "adapter") == content(tmp_path / "two" / "adapter")
 
 
 def test_upstreams_save_and_load_are_the_same(tmp_path):

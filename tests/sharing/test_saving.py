@@ -5,7 +5,7 @@ import stat
 
 import pytest
 import torch
-from round_trip import FILES, Plain, assert_same, content, round_trip, wrap
+from round_trip import FILES, SAVED, Plain, assert_same, content, round_trip, wrap
 from torch import nn
 
 import pyreft
@@ -70,9 +70,9 @@ def test_a_base_model_that_learns_is_saved_as_well(tmp_path):
 # ---- where an adapter is saved -------------------------------------------------------------------
 
 
-def test_a_directory_is_made_with_its_parents_and_holds_two_files(tmp_path):
+def test_a_directory_is_made_with_its_parents_and_holds_two_files_and_a_card(tmp_path):
     wrap().save_pretrained(str(tmp_path / "a" / "b"))
-    assert sorted(os.listdir(tmp_path / "a" / "b")) == FILES
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == SAVED
 
 
 def test_an_adapter_is_saved_beside_a_tokenizer(tokenizer, tmp_path):
@@ -87,7 +87,7 @@ def test_an_adapter_is_saved_beside_a_tokenizer(tokenizer, tmp_path):
 def test_an_adapter_replaces_an_adapter(tmp_path):
     wrap(kind="noreft", layers="all").save_pretrained(tmp_path)
     round_trip(wrap(), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == FILES
+    assert sorted(os.listdir(tmp_path)) == SAVED
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(name, tmp_path):
         wrap().save_pretrained(tmp_path)
     assert os.listdir(tmp_path) == [path.name]
     wrap().save_pretrained(tmp_path, allow_other_files=True)
-    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, path.name])
+    assert sorted(os.listdir(tmp_path)) == sorted([*SAVED, path.name])
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
@@ -145,6 +145,6 @@ def test_a_save_that_is_cut_short_leaves_no_mixture(moment, tmp_path, monkeypatc
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
         new.save_pretrained(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == FILES  # and no temporary file
+    assert sorted(os.listdir(tmp_path)) == SAVED  # and no temporary file
     found = ReftModel.from_pretrained(make_base("llama"), tmp_path)
     assert_same(found, old if moment == 1 else new)

@@ -1,0 +1,235 @@
+"""What an adapter edits, drawn: layers run to the right, the text from top to bottom.
+
+    block_output
+      layer                0    5    10   15   20   25
+      prompt     first 7   aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+                 the rest  ..............................
+                 last 7    bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+      completion           ..............................
+
+    a  loreft of rank 8, weights of its own in each of 30 layers
+    b  loreft of rank 8, weights of its own in each of 30 layers
+
+It is text: it needs no image, reads in a terminal, and shows in a diff what has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from string import ascii_letters
+
+from pyreft.config import InterventionConfig
+from pyreft.config.intervention import is_path
+from pyreft.config.layers import stack_named
+from pyreft.positions import PositionSpec
+
+# Whatever a file says, a picture stays one.
+MAX_LAYERS, MAX_ROWS = 160, 40
+UNTOUCHED = "."
+_SEVERAL = "#"
+_MAX_TEXT = 100
+# The index of the layer in a path: "model.layers[3].output", "model.layers.3.output".
+_INDEX = re.compile(r"\[(\d{1,9})\]|\.(\d{1,9})(?=[.\[])")
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One intervention as it is drawn."""
+
+    place: str
+    layer: int | None
+    positions: PositionSpec | None
+    letter: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Tokens that are edited alike, and the letter in each layer."""
+
+    region: str
+    tokens: str
+    cells: str
+
+
+def draw(
+    interventions: Sequence[InterventionConfig],
+    layers: int | None = None,
+    decoder_layers: int | None = None,
+) -> str:
+    """Draw where interventions act: a grid for each component, and what the letters mean.
+
+    Args:
+        interventions: All of them, resolved.
+        layers: Number of layers of the base model, of its encoder if it has one, where known.
+        decoder_layers: Number of layers of its decoder, if it has one beside an encoder.
+    """
+    letters = _letters(interventions)
+    edits = [
+        _Edit(*_place(one), one.positions, letter)
+        for one, letter in zip(interventions, letters, strict=True)
+    ]
+    grids = []
+    for place in dict.fromkeys(edit.place for edit in edits):
+        named = decoder_layers is not None and not is_path(place)
+        in_decoder = named and stack_named(place) == "decoder"
+        count = decoder_layers if in_decoder else layers
+        # An encoder reads the prompt alone.
+        reads_only = named and not in_decoder
+        grids.append(_grid([e for e in edits if e.place == place], count, reads_only))
+    legend = _legend(interventions, letters)
+    if _SEVERAL in "".join(grids) and _SEVERAL not in letters:
+        legend.append(f"{_SEVERAL}  several of them")
+    return "\n\n".join([*grids, "\n".join(legend)])
+
+
+def _place(one: InterventionConfig) -> tuple[str, int | None]:
+    """The title of the grid that an intervention is drawn in, and its layer."""
+    place, layer = one.component, one.layer
+    if is_path(one.component) and (index := _INDEX.search(one.component)):
+        layer = int(index[1] or index[2])
+        place = f"{place[: index.start()]}[layer]{place[index.end() :]}"
+    heads = "" if one.heads is None else f", heads {', '.join(map(str, one.heads))}"
+    return printable(place) + heads, layer
+
+
+# ---- one component -----------------------------------------------------------------------------
+
+
+def _grid(edits: Sequence[_Edit], layers: int | None, reads_only: bool) -> str:
+    highest = max((edit.layer + 1 for edit in edits if edit.layer is not None), default=0)
+    count = max(layers or 0, highest) if highest else 1
+    columns: list[int | None] = list(range(min(count, MAX_LAYERS))) if highest else [None]
+    rows = _rows(edits, columns, reads_only)
+    beside = max(len(row.tokens) for row in rows)
+    lines = [edits[0].place]
+    if highest:
+        ruler = "".join(str(layer).ljust(5) for layer in range(0, len(columns), 5))
+        lines.append(f"  {'layer':<10} {'':<{beside}}  {ruler.rstrip()}")
+    region = ""
+    for row in rows[:MAX_ROWS]:
+        shown, region = "" if row.region == region else row.region, row.region
+        lines.append(f"  {shown:<10} {row.tokens:<{beside}}  {row.cells}")
+    if len(rows) > MAX_ROWS:
+        lines.append(f"  ... and {len(rows) - MAX_ROWS} more rows")
+    if count > len(columns):
+        lines.append(f"  ... and {count - len(columns)} more layers to the right")
+    return "\n".join(lines)
+
+
+def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: bool) -> list[_Row]:
+    rows = _prompt_rows(edits, columns)
+    if not reads_only:
+        there = [e for e in edits if e.positions is not None and e.positions.edits_completion]
+        rows.append(_Row("completion", "", _cells(there, columns)))
+    chosen: dict[str, list[_Edit]] = {}
+    for edit in edits:
+        functions = () if edit.positions is None else edit.positions.functions
+        by = ["each batch"] if edit.positions is None else [str(name) for name in functions]
+        for name in by:
+            chosen.setdefault(printable(name), []).append(edit)
+    if chosen and all(set(row.cells) == {UNTOUCHED} for row in rows):
+        rows = []
+    return rows + [_Row("chosen by", name, _cells(by, columns)) for name, by in chosen.items()]
+
+
+def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[_Row]:
+    """The prompt in order, cut where edits begin and end; neighbours that are alike are one row."""
+    specs = [edit.positions for edit in edits if edit.positions is not None]
+    cuts = {0} | {spec.first for spec in specs} | {-spec.last for spec in specs}
+    for index in {index for spec in specs for index in spec.indices}:
+        cuts |= {index, index + 1}
+    ahead, behind = (sorted(c for c in cuts if sign * c >= 0) for sign in (1, -1))
+    # None and None are the tokens between the ends, which no count from an end reaches.
+    spans: list[tuple[int | None, int | None]] = [
+        *((first, end - 1) for first, end in pairwise(ahead)),
+        (None, None),
+        *((first, end - 1) for first, end in pairwise(behind)),
+    ]
+    drawn = [(*s, _cells([e for e in edits if _covers(e, s[0])], columns)) for s in spans]
+    if len({cells for *_, cells in drawn}) == 1:
+        return [_Row("prompt", "", drawn[0][2])]
+    groups = groupby(drawn, key=lambda d: (d[0] is None, (d[0] or 0) < 0, d[2]))
+    alike = [list(group) for _, group in groups]
+    return [_Row("prompt", _tokens(group[0][0], group[-1][1]), group[0][2]) for group in alike]
+
+
+def _covers(edit: _Edit, first: int | None) -> bool:
+    """Whether an edit is on the tokens from `first` to the next cut; None is between the ends."""
+    spec = edit.positions
+    if spec is None or "prompt" in spec.regions or first is None:
+        return spec is not None and "prompt" in spec.regions
+    return 0 <= first < spec.first or -spec.last <= first < 0 or first in spec.indices
+
+
+def _tokens(first: int | None, last: int | None) -> str:
+    """Which tokens of the prompt a row is of."""
+    if first is None or last is None:
+        return "the rest"
+    count = last - first + 1
+    if first == 0 or last == -1:
+        end = "first" if first == 0 else "last"
+        return end if count == 1 else f"{end} {count}"
+    return f"token {first}" if count == 1 else f"tokens {first} to {last}"
+
+
+def _cells(edits: Iterable[_Edit], columns: Sequence[int | None]) -> str:
+    by_layer: dict[int | None, set[str]] = {}
+    for edit in edits:
+        by_layer.setdefault(edit.layer, set()).add(edit.letter)
+    shown = [by_layer.get(layer, {UNTOUCHED}) for layer in columns]
+    return "".join(next(iter(letters)) if len(letters) == 1 else _SEVERAL for letters in shown)
+
+
+# ---- letters -----------------------------------------------------------------------------------
+
+
+def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
+    """One letter for weights that are alike and at like places; what shares weights shares it."""
+    letters: list[str] = []
+    known: dict[tuple, str] = {}
+    at_place: Counter[tuple] = Counter()
+    for one in interventions:
+        if one.tied_to is not None and 0 <= one.tied_to < len(letters):
+            letters.append(letters[one.tied_to])
+            continue
+        place = _place(one)
+        alike = (place[0], _describe(one), at_place[place])
+        at_place[place] += 1
+        new = ascii_letters[len(known)] if len(known) < len(ascii_letters) else _SEVERAL
+        letters.append(known.setdefault(alike, new))
+    return letters
+
+
+def _describe(one: InterventionConfig) -> str:
+    """The kind and what was chosen of its arguments."""
+    chosen = {name: one.arguments.get(name) for name in ("dropout", "act_fn")}
+    said = one.kind or "a module of no registered kind"
+    said += "" if one.low_rank_dimension is None else f" of rank {one.low_rank_dimension}"
+    return printable(said + "".join(f", {name} {value}" for name, value in chosen.items() if value))
+
+
+def _legend(interventions: Sequence[InterventionConfig], letters: Sequence[str]) -> list[str]:
+    lines = []
+    for letter in dict.fromkeys(letters):
+        group = [one for one, its in zip(interventions, letters, strict=True) if its == letter]
+        own = sum(one.tied_to is None for one in group)
+        places = len({_place(one) for one in group})
+        said = "more of them" if letter == _SEVERAL else _describe(group[0])
+        if own == places > 1:
+            said += f", weights of its own in each of {places} layers"
+        elif own == 1 < places:
+            said += f", the same weights at {places} places"
+        elif own > 1:
+            said += f", {own} sets of weights at {places} places"
+        lines.append(f"{letter}  {said}")
+    return lines
+
+
+def printable(text: str) -> str:
+    """Text from a file as a line that neither a terminal nor Markdown takes for a command."""
+    kept = "".join(c if c.isprintable() and c != "`" else "?" for c in text[:_MAX_TEXT])
+    return kept + ("..." if len(text) > _MAX_TEXT else "")
