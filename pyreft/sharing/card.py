@@ -192,7 +192,7 @@ def _edits(adapter: Adapter) -> str:
 
 def _size(adapter: Adapter, path: Path) -> str:
     counts = count_parameters(adapter)
-    rows = [(f"parameters of {part}", f"{count:,}") for part, count in counts.items()]
+    rows = [(f"parameters of the {part}", f"{count:,}") for part, count in counts.items()]
     names = [WEIGHTS_NAME, CONFIG_NAME, *(LORA_FILES if adapter.lora is not None else ())]
     there = [path / name for name in names if (path / name).is_file()]
     rows += [(code(file.name), readable_size(file.stat().st_size)) for file in there]
@@ -201,7 +201,7 @@ def _size(adapter: Adapter, path: Path) -> str:
 
 def count_parameters(adapter: Adapter) -> dict[str, int]:
     """How many numbers an adapter has, of each part of the model that it trains."""
-    parts = {OF_BASE: "the base model", OF_LORA: "the LoRA", "": "the interventions"}
+    parts = {OF_BASE: "base model", OF_LORA: "LoRA", "": "interventions"}
     counts = dict.fromkeys(reversed(parts.values()), 0)
     for name, tensor in adapter.tensors.items():
         counts[next(parts[prefix] for prefix in parts if name.startswith(prefix))] += tensor.numel()

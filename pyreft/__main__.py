@@ -1,0 +1,5 @@
+"""`python -m pyreft` is `pyreft`."""
+
+from pyreft.cli import main
+
+main()

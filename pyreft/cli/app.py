@@ -1,0 +1,226 @@
+"""The commands, their arguments and their errors.
+
+Nothing heavy is imported before a command runs, so that `pyreft --help` comes at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import pyreft
+
+app = typer.Typer(
+    name="pyreft",
+    help="Look into ReFT adapters, convert, merge and share them.",
+    epilog="Every command has a --help of its own. Nothing that an adapter holds is ever run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Format(str, Enum):
+    """Formats that an adapter is written in."""
+
+    pyreft = "pyreft"
+    upstream = "upstream"
+    peft = "peft"
+
+
+Source = Annotated[
+    str, typer.Argument(metavar="ADAPTER", help="A directory, or a repository: owner/name.")
+]
+Target = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty directory.")]
+Revision = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of the repository.", metavar="NAME")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="The base model, in place of the one the adapter names.", metavar="NAME"),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Of the Hub; the one you logged in with by default.", metavar="TOKEN"),
+]
+Positions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where an adapter of stanfordnlp/pyreft's acts, which its files do not say, such as "
+        "f7+l7; twice if first and last positions have weights of their own.",
+        metavar="SPEC",
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(help="The activation of such an adapter, which they do not say.", metavar="NAME"),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 if it did its work, 1 if it could not, 2 if it was typed wrong.
+
+    Args:
+        arguments: What stands after `pyreft`; that of this process by default.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="pyreft")
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        # What users can do something about; any other error is ours, and shows where it was.
+        print(f"pyreft: {_in_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    text = " ".join(line for line in lines if line) or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyreft {pyreft.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def inspect(
+    adapter: Source,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show what an adapter is, what it edits, and whether it is intact.
+
+    Reads our format, stanfordnlp/pyreft's and adapter-hub's. The exit code is 1 if it is broken.
+    """
+    from pyreft.cli.report import read_report
+    from pyreft.sharing import AdapterError, find_adapter
+
+    try:
+        report = read_report(adapter, find_adapter(adapter, revision=revision, token=token))
+    except AdapterError as error:
+        if as_json:
+            broken = {"adapter": adapter, "intact": False, "error": str(error)}
+            typer.echo(json.dumps(broken, indent=2))
+        raise
+    typer.echo(json.dumps(report.values, indent=2) if as_json else str(report))
+
+
+@app.command()
+def convert(
+    adapter: Source,
+    directory: Target,
+    to: Annotated[Format, typer.Option(help="The format to write.")],
+    base: Base = None,
+    positions: Positions = None,
+    act_fn: Activation = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Write an adapter in another format.
+
+    pyreft is ours, from stanfordnlp/pyreft's and adapter-hub's; upstream is stanfordnlp/pyreft's;
+    peft is a LoRA, of an adapter that edits every token at the output of linear maps.
+    """
+    from pyreft.cli.loading import is_ours, load_model, read_foreign
+    from pyreft.compat.upstream_files import is_upstream, write_upstream
+    from pyreft.sharing import find_adapter, read_adapter
+
+    source = find_adapter(adapter, revision=revision, token=token)
+    if (to is Format.pyreft and is_ours(source)) or (
+        to is Format.upstream and not is_ours(source) and is_upstream(source)
+    ):
+        raise ValueError(f"{adapter} is in the format {to.value} already.")
+    if to is Format.upstream:
+        ours = is_ours(source)
+        write_upstream(read_adapter(source) if ours else read_foreign(source, [], None), directory)
+    else:
+        model = load_model(source, base, token, positions or (), act_fn)
+        if to is Format.peft:
+            from pyreft.modeling.merging import export_lora
+
+            export_lora(model, directory)
+        else:
+            model.save_pretrained(directory)
+    typer.echo(f"{adapter} is in {directory}, in the format {to.value}.")
+
+
+@app.command()
+def merge(
+    adapter: Source,
+    directory: Target,
+    base: Base = None,
+    positions: Positions = None,
+    act_fn: Activation = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Put an adapter into the weights of its base model.
+
+    What is saved is a plain model of transformers, which needs no pyreft. The adapter must edit
+    every token at the output of linear maps, without an activation.
+    """
+    from pyreft.cli.loading import load_model
+    from pyreft.modeling.merging import merge_and_unload
+    from pyreft.sharing import find_adapter
+    from pyreft.sharing.whole import new_directory
+
+    source = find_adapter(adapter, revision=revision, token=token)
+    with new_directory(directory) as path:
+        model = load_model(source, base, token, positions or (), act_fn)
+        merge_and_unload(model).save_pretrained(path)
+    typer.echo(f"The base model of {adapter}, with it in its weights, is in {directory}.")
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where the adapter is.")],
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="owner/name.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a repository that is made.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch, made if there is none.", metavar="NAME")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option(help="What is said of the commit.", metavar="TEXT")
+    ] = None,
+    token: Token = None,
+) -> None:
+    """Put an adapter into a repository of the Hub, in one commit.
+
+    Its own files go there, with its card; what else lies in the directory does not.
+    """
+    from pyreft.cli.pushing import push_adapter
+
+    commit = push_adapter(
+        directory,
+        repository,
+        private=private,
+        revision=revision,
+        commit_message=message,
+        token=token,
+    )
+    typer.echo(commit.commit_url)

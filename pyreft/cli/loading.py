@@ -1,0 +1,97 @@
+"""Adapters and their base models, by the names that people type."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from pyreft.compat.formats import read_any
+from pyreft.compat.upstream_files import is_upstream, read_upstream
+from pyreft.modeling import ReftModel
+from pyreft.modeling.base import describe_base
+from pyreft.modeling.named_base import load_named_base
+from pyreft.sharing import Adapter, AdapterError, save_adapter
+from pyreft.sharing.checkpoint import CONFIG_NAME
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether an adapter is in our format."""
+    return (directory / CONFIG_NAME).is_file()
+
+
+def load_model(
+    directory: Path,
+    base: str | None = None,
+    token: str | None = None,
+    positions: Sequence[str] = (),
+    act_fn: str | None = None,
+) -> ReftModel:
+    """Load an adapter of any format on its base model.
+
+    Args:
+        directory: Where it is.
+        base: Name of the base model; the one that the adapter names by default.
+        token: Of the Hub, for the base model.
+        positions, act_fn: What upstream's files do not say, see `read_foreign`.
+
+    Raises:
+        AdapterError: If it cannot be read, or does not fit.
+        ValueError: If an argument does not go with its format.
+    """
+    if is_ours(directory):
+        if positions or act_fn is not None:
+            raise ValueError("this adapter says its positions and activation: leave them out.")
+        adapter = read_any(directory)
+        return ReftModel.from_pretrained(_load_base(adapter, base, token), directory)
+    adapter = read_foreign(directory, positions, act_fn)
+    model = _load_base(adapter, base, token)
+    with tempfile.TemporaryDirectory() as temporary:
+        save_adapter(temporary, replace(adapter, base=describe_base(model)))
+        return ReftModel.from_pretrained(model, temporary)
+
+
+def read_foreign(directory: Path, positions: Sequence[str], act_fn: str | None) -> Adapter:
+    """Read an adapter of another library's.
+
+    Args:
+        directory: Where it is.
+        positions: Of upstream's adapters, which do not say: one for all interventions, or one for
+            each of as many blocks of them, as upstream lists first the ones at the beginning of
+            the prompt and then the ones at its end.
+        act_fn: Of upstream's adapters, which do not say that either.
+
+    Raises:
+        AdapterError: If it cannot be read.
+        ValueError: If there are not as many interventions.
+    """
+    if not is_upstream(directory):
+        if positions or act_fn is not None:
+            raise ValueError("positions and activation are for adapters of stanfordnlp/pyreft's.")
+        return read_any(directory)
+    count = len(list(directory.glob("intkey_*.bin")))
+    if positions and count % len(positions):
+        raise ValueError(f"{len(positions)} positions for {count} interventions do not go up.")
+    specs = [spec for spec in positions for _ in range(count // len(positions))]
+    return read_upstream(directory, specs or None, None if act_fn is None else {"act_fn": act_fn})
+
+
+def _load_base(adapter: Adapter, name: str | None, token: str | None) -> Any:
+    if name is None and not adapter.base:
+        raise AdapterError(f"{adapter.origin} does not say what its base model is: give --base.")
+    if name is None:
+        return load_named_base(adapter, token=token)
+    if adapter.base.get("task"):
+        said = adapter.base | {"name_or_path": name, "revision": None}
+        return load_named_base(replace(adapter, base=said), token=token)
+    config = transformers.AutoConfig.from_pretrained(name, token=token)
+    made_as = getattr(transformers, (config.architectures or [""])[0], None)
+    if made_as is None:
+        raise AdapterError(
+            f"{name} does not say what it is made as: its config has no architecture."
+        )
+    return made_as.from_pretrained(name, token=token)
