@@ -28,7 +28,7 @@ def test_type_checkers_see_the_same_names():
 BELOW = {
     "positions": set(),
     "interventions": set(),
-    "compat": {"positions"},
+    "compat": {"positions", "sharing"},
     "config": {"positions", "interventions"},
     "data": {"positions", "interventions", "config"},
     "sharing": {"positions", "interventions", "config"},

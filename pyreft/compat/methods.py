@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.compat.locations import locations_tensor
+from pyreft.sharing import HubFiles, download_adapter
 
 
 class UpstreamMethods:
@@ -33,6 +35,7 @@ class UpstreamMethods:
     generate: Any
     disable_adapter: Any
     save_pretrained: Any
+    push_to_hub: Any
     load_weights: Any
     from_pretrained: Any
     if TYPE_CHECKING:
@@ -142,13 +145,17 @@ class UpstreamMethods:
         hf_repo_name: str = "my-awesome-model",
         include_model: bool = False,
     ) -> None:
-        """Save the adapter, see `save_pretrained`; `include_model` is for `save_intervention`."""
-        if save_to_hf_hub:
-            raise ValueError(
-                "save does not upload: save to a directory, and upload that with "
-                f'huggingface_hub.upload_folder(repo_id="{hf_repo_name}", folder_path=...).'
-            )
+        """Save the adapter, see `save_pretrained`, and with `save_to_hf_hub` push it as well.
+
+        Args:
+            save_directory: Where to save it.
+            save_to_hf_hub: Whether to push it, see `push_to_hub`.
+            hf_repo_name: The repository, "owner/name", or "name" for one of one's own.
+            include_model: For `save_intervention`.
+        """
         self.save_intervention(save_directory, include_model=include_model)
+        if save_to_hf_hub:
+            self.push_to_hub(hf_repo_name)
 
     def save_intervention(
         self, save_directory: str | os.PathLike, include_model: bool = True
@@ -175,12 +182,26 @@ class UpstreamMethods:
         from_huggingface_hub: bool = False,
         include_model: bool = False,
     ) -> Any:
-        """Put a saved adapter on a base model; upstream's order of arguments."""
+        """Put a saved adapter on a base model; upstream's order of arguments.
+
+        Args:
+            load_directory: As for `from_pretrained`, a directory or a repository of the Hub.
+            model: The base model.
+            local_directory: Where to copy what was downloaded.
+            from_huggingface_hub: Whether it is a repository even where such a directory is there.
+            include_model: What of the base model was trained is loaded in any case.
+
+        Raises:
+            AdapterError: If there is no adapter, or one for another model.
+        """
         if from_huggingface_hub:
-            raise ValueError(
-                "load does not download: fetch the repository with "
-                f'huggingface_hub.snapshot_download("{load_directory}"), and load that directory.'
-            )
+            load_directory = download_adapter(HubFiles(os.fspath(load_directory)))
+            if local_directory is not None:
+                load_directory = shutil.copytree(
+                    load_directory, local_directory, dirs_exist_ok=True
+                )
+        elif local_directory is not None:
+            raise ValueError("local_directory is for downloads, from_huggingface_hub=True.")
         return cls.from_pretrained(model, load_directory)
 
 

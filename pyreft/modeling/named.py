@@ -15,7 +15,7 @@ from pyreft.modeling.acting import BASE
 from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.trained import TrainedModules
-from pyreft.sharing import AdapterError, read_adapter
+from pyreft.sharing import AdapterError, find_adapter, read_adapter
 
 # What a module of modules has by itself cannot name one of them.
 _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
@@ -86,21 +86,40 @@ class NamedAdapters:
             pass
         self.adapters[adapter_name] = adapter
 
-    def load_adapter(self, source: str | os.PathLike, adapter_name: str) -> None:
+    def load_adapter(
+        self,
+        source: str | os.PathLike,
+        adapter_name: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> None:
         """Load a saved adapter beside those that there are; it is not active yet.
 
         If there is an adapter of the name, its weights are replaced in place: nothing is hooked or
         compiled anew. Both must then have the same config.
 
         Args:
-            source: Where `save_pretrained` wrote.
+            source: Where `save_pretrained` wrote, or a repository on the Hub.
             adapter_name: What to call it: letters, digits, "_" and "-".
+            revision, token, subfolder, cache_dir, local_files_only: As for `from_pretrained`.
 
         Raises:
             AdapterError: If there is no adapter, or it does not fit; nothing is changed.
         """
         require_name(adapter_name)
-        saved = read_adapter(source)
+        directory = find_adapter(
+            source,
+            revision=revision,
+            token=token,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        saved = read_adapter(directory)
         require_base(saved, self.model)
         if saved.lora is not None:
             raise AdapterError(

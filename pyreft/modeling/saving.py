@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,11 +20,19 @@ from pyreft.modeling.adapter import (
 )
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.modeling.named import NamedAdapters
+from pyreft.modeling.named_base import load_named_base
 from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.rollback import unchanged_by_failure
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.positions import PositionSpec
-from pyreft.sharing import Adapter, AdapterError, read_adapter, save_adapter
+from pyreft.sharing import (
+    Adapter,
+    AdapterError,
+    find_adapter,
+    push_directory,
+    read_adapter,
+    save_adapter,
+)
 from pyreft.sharing.card import write_card
 from pyreft.sharing.training_facts import TrainingFacts
 
@@ -121,22 +132,111 @@ class SavedAdapter(NamedAdapters):
         lora = peft_tensors(self.model)
         self._adapter.load(adapter, self.model, self._trained_tensors(), lora)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        subfolder: str | None = None,
+    ) -> CommitInfo:
+        """Save the adapter into a repository of the Hugging Face Hub, in one commit.
+
+        Readers see the adapter that was there, or this one. Other files of the repository stay.
+
+        Args:
+            repo_id: "owner/name", or "name" for a repository of one's own; made if there is none.
+            private: Whether a new repository is private; the owner's default by default.
+            token: Of a user who may write there; that of the log-in by default.
+            revision: The branch, made if there is none; "main" by default.
+            create_pr: Open a pull request with the commit.
+            commit_message: The first line of the commit.
+            subfolder: Where in the repository.
+
+        Returns:
+            The commit: `oid`, `commit_url`, and of a pull request `pr_url`.
+
+        Raises:
+            AdapterError: If the Hub refuses; the repository is as it was.
+            ValueError: As for `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            return push_directory(
+                directory,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                subfolder=subfolder,
+            )
+
     @classmethod
-    def from_pretrained(cls, model: PreTrainedModel, directory: str | os.PathLike) -> Self:
-        """Put a saved adapter on a base model, in evaluation mode.
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel | str | os.PathLike,
+        directory: str | os.PathLike | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Put a saved adapter on its base model, in evaluation mode.
+
+            ReftModel.from_pretrained(base, "directory")
+            ReftModel.from_pretrained(base, "user/repo", revision="v1")
+            ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
 
         Nothing in the directory is run: kinds are names of classes that are registered already.
 
         Args:
-            model: The base model it was trained on.
-            directory: Where `save_pretrained` wrote.
+            model: The base model it was trained on. Without one, the base model that the adapter
+                names is loaded, at the revision it was trained on.
+            directory: Where `save_pretrained` wrote; where there is no such directory, a
+                repository on the Hub, "owner/name".
+            revision: A branch, a tag or a commit of the repository.
+            token: Of a user who may read it; that of the log-in by default.
+            subfolder: Where in the directory or repository.
+            cache_dir: Where downloads are kept; the cache of `huggingface_hub` by default.
+            local_files_only: Use what is in the cache, as with HF_HUB_OFFLINE=1.
+            model_kwargs: For the base model that is loaded: arguments of transformers'
+                `from_pretrained`, such as `dtype` and `device_map`.
 
         Raises:
-            AdapterError: If the directory is no adapter, or one for another model.
+            AdapterError: If there is no adapter, or one for another model, or its base model
+                cannot be loaded.
         """
-        if isinstance(model, (str, os.PathLike)):
-            raise TypeError("from_pretrained takes the base model first, then the directory.")
+        alone = directory is None
+        if alone is not isinstance(model, (str, os.PathLike)):
+            raise TypeError(
+                "from_pretrained takes the base model first, then the directory; or the directory "
+                "alone."
+            )
+        if model_kwargs is not None and not alone:
+            raise TypeError("model_kwargs are for a base model that from_pretrained loads itself.")
+        cache: Any = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        place: Any = model if alone else directory
+        directory = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
         adapter = read_adapter(directory)
+        if alone:
+            model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)
+        return cls._of_adapter(adapter, model)
+
+    @classmethod
+    def _of_adapter(cls, adapter: Adapter, model: Any) -> Self:
+        """A base model with an adapter that was read; without, if it does not fit."""
         require_base(adapter, model)
         require_sizes(adapter)
         with unchanged_by_failure(model):

@@ -87,14 +87,15 @@ def _inside(directory: Path, name: str) -> Path:
     Raises:
         AdapterError: If it lies outside the directory, or outside the repository's cache.
     """
-    root = directory.resolve()
-    for snapshots in root.parents:
-        # The Hub's cache: models--user--name/snapshots/<revision>, its files in .../blobs.
+    roots = [directory.resolve()]
+    for snapshots in roots[0].parents:
+        # The Hub's cache: models--user--name/snapshots/<revision>, its files in .../blobs, or in
+        # the blobs of the whole cache, which repositories share.
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-            root = snapshots.parent
+            roots = [snapshots.parent, snapshots.parent.parent / "blobs"]
             break
     found = (directory / name).resolve()
-    if not found.is_relative_to(root):
+    if not any(found.is_relative_to(root) for root in roots):
         raise AdapterError(
             f"{directory / name} is a link to {found}, outside the adapter's directory: copy the "
             "file itself there."

@@ -1,11 +1,12 @@
 """Checkpoints that hold the adapter in place of the model, and are there whole or not at all.
 
-run/.unfinished/checkpoint-20    while it is written
+run/_unfinished/checkpoint-20    while it is written
 run/checkpoint-20                renamed, when all of it is there
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.trainer import (
     OPTIMIZER_NAME,
     SCHEDULER_NAME,
@@ -29,13 +29,15 @@ from transformers.trainer_utils import (
 from transformers.utils import logging
 
 from pyreft.training.facts import training_facts
+from pyreft.training.pushing import PushedCheckpoints
 
 logger = logging.get_logger(__name__)
 
-UNFINISHED = ".unfinished"
+# The Trainer pushes nothing of its directory that begins so.
+UNFINISHED = "_unfinished"
 
 
-class AdapterCheckpoints(Trainer):
+class AdapterCheckpoints(PushedCheckpoints):
     """Stands before a Trainer class, any that saves and resumes as the transformers Trainer does.
 
         class ReftDPOTrainer(AdapterCheckpoints, DPOTrainer): ...
@@ -115,7 +117,10 @@ class AdapterCheckpoints(Trainer):
         tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-        torch.save(self.args, os.path.join(directory, TRAINING_ARGS_NAME))
+        # They are pushed with the rest, and a token is for nobody to read.
+        public = copy.copy(self.args)
+        public.hub_token = None
+        torch.save(public, os.path.join(directory, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled

@@ -63,7 +63,7 @@ def test_twenty_kills_change_nothing(tokenizer, tmp_path):
         os.kill(child, signal.SIGKILL)
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         kills += killed
-        while_saving += killed and (Path(run.args.output_dir) / ".unfinished").exists()
+        while_saving += killed and (Path(run.args.output_dir) / "_unfinished").exists()
         assert_all_load(run.args.output_dir, model)
         if not killed:  # the run came to its end: kill another
             run, runs = make_run(tmp_path / str(runs), tokenizer), runs + 1

@@ -1,0 +1,80 @@
+"""The base model that an adapter names, loaded by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pyreft.modeling.base import AUTO_CLASSES
+from pyreft.sharing import Adapter, AdapterError, is_repo_id
+
+
+def load_named_base(
+    adapter: Adapter,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Load the base model at the revision that the adapter was trained on.
+
+    The name is data of others: no code of a repository is run for it.
+
+    Args:
+        adapter: The adapter that names it.
+        token, cache_dir, local_files_only: As for the adapter.
+        model_kwargs: More arguments for transformers' `from_pretrained`, which win: `dtype`,
+            `device_map`, `quantization_config`, another `revision`.
+
+    Raises:
+        AdapterError: If the adapter does not say what to load, or it cannot be loaded.
+    """
+    name, task = adapter.base.get("name_or_path"), adapter.base.get("task")
+    advice = "load the base model yourself and pass it: ReftModel.from_pretrained(model, ...)."
+    if not isinstance(name, str) or task not in AUTO_CLASSES:
+        raise AdapterError(
+            f"{adapter.origin} does not say which base model to load (name_or_path {name!r}, task "
+            f"{task!r}; tasks are {', '.join(AUTO_CLASSES)}): {advice}"
+        )
+    if not Path(name).is_dir() and not is_repo_id(name):
+        raise AdapterError(
+            f"{adapter.origin} was trained on the base model in {name!r}, a directory that is not "
+            f"here: {advice}"
+        )
+    arguments = {
+        "revision": None if Path(name).is_dir() else adapter.base.get("revision"),
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        **_labels(adapter.base),
+        **(model_kwargs or {}),
+    }
+    if arguments.pop("trust_remote_code", False):
+        raise AdapterError(
+            f"the base model {name!r} is named by {adapter.origin}, and code is not run for a name "
+            f"in a file: {advice}"
+        )
+    given = {key: value for key, value in arguments.items() if value is not None}
+    try:
+        return AUTO_CLASSES[task].from_pretrained(name, trust_remote_code=False, **given)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise AdapterError(
+            f"the base model {name!r} of {adapter.origin} cannot be loaded: {error} Or {advice}"
+        ) from error
+
+
+def _labels(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that make the head that the adapter was trained with."""
+    if (labels := base.get("labels")) is None:
+        return {}
+    return {
+        "problem_type": base.get("problem_type"),
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

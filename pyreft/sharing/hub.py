@@ -1,0 +1,234 @@
+"""adapter <-> Hugging Face Hub, through `huggingface_hub` alone.
+
+    "user/repo" --find_adapter--> a directory of the cache, all files of one commit --> read_adapter
+    save_adapter --> a directory --push_directory--> one commit of "user/repo"
+
+Of a repository the files that are read are downloaded, and no others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from pyreft.sharing.checkpoint import CONFIG_NAME, WEIGHTS_NAME, AdapterError
+
+logger = logging.getLogger(__name__)
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_LOG_IN = "log in with `hf auth login`, or pass token="
+
+
+@dataclass
+class HubFiles:
+    """The files of a repository on the Hub, all of one commit.
+
+    Args:
+        repo_id: "owner/name".
+        revision: A branch, a tag or a commit; the newest commit of "main" by default. With the
+            first file it becomes the commit that this was, so that all others are of the same.
+        token: Of a user who may read the repository; that of the log-in by default.
+        subfolder: Where in the repository.
+        cache_dir: Where files are kept; the cache of `huggingface_hub` by default.
+        local_files_only: Look into the cache alone, as with HF_HUB_OFFLINE=1.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    token: str | bool | None = None
+    subfolder: str | None = None
+    cache_dir: str | os.PathLike | None = None
+    local_files_only: bool = False
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file in the cache, downloaded if it is not there.
+
+        Raises:
+            AdapterError: If it cannot be had; what the Hub said, and what to do.
+        """
+        place = self.repo_id + (f", revision {self.revision!r}," if self.revision else "")
+        path = "/".join([*self._folders(), name])
+        with _explained(f"{path} of {place} cannot be had from the Hub ({constants.ENDPOINT})"):
+            found = _api(self.token).hf_hub_download(
+                self.repo_id,
+                path,
+                revision=self.revision,
+                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
+                local_files_only=self.local_files_only,
+            )
+        # The cache has a folder for each commit: <cache>/models--.../snapshots/<commit>/<path>.
+        self.revision = Path(found).parents[len(self._folders())].name
+        return Path(found)
+
+    def _folders(self) -> list[str]:
+        return [part for part in (self.subfolder or "").split("/") if part]
+
+
+def is_repo_id(name: str | os.PathLike) -> bool:
+    """Whether a name is one of a repository: "owner/name" or "name", and not plainly a path.
+
+    It is no repository's if there is a directory called as its owner: that is then a path with a
+    slip in its last part.
+    """
+    if not isinstance(name, str) or not _REPO_ID.fullmatch(name) or ".." in name:
+        return False
+    owner, slash, _ = name.partition("/")
+    return not (slash and Path(owner).is_dir())
+
+
+def find_adapter(
+    name: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The directory of an adapter: the one of that name, else from the Hub if it can be there.
+
+    Args:
+        name: A directory, or a repository on the Hub, see `is_repo_id`.
+        revision, token, subfolder, cache_dir, local_files_only: As for `HubFiles`; a subfolder
+            may be one of a directory as well.
+
+    Raises:
+        AdapterError: If there is neither.
+    """
+    if Path(name).exists() or not is_repo_id(name):
+        if revision is not None and Path(name).exists():
+            raise AdapterError(
+                f"{os.fspath(name)!r} is a directory here, which has no revisions: leave out "
+                f"revision={revision!r}, or run elsewhere to load the repository of that name."
+            )
+        return Path(name, subfolder or "")
+    logger.warning(f"There is no directory {name!r} here: asking the Hub ({constants.ENDPOINT}).")
+    files = HubFiles(str(name), revision, token, subfolder, cache_dir, local_files_only)
+    try:
+        return download_adapter(files)
+    except AdapterError as error:
+        raise AdapterError(f"there is no directory {name!r} here, and {error}") from error
+
+
+def download_adapter(files: HubFiles) -> Path:
+    """The directory in the cache that holds an adapter of the Hub.
+
+    Raises:
+        AdapterError: If it cannot be had.
+    """
+    config = files.fetch(CONFIG_NAME)
+    files.fetch(WEIGHTS_NAME)
+    return config.parent
+
+
+def push_directory(
+    directory: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    subfolder: str | None = None,
+) -> CommitInfo:
+    """Put all files of a directory into a repository, in one commit. See `ReftModel.push_to_hub`.
+
+    Raises:
+        AdapterError: If the Hub refuses; the repository is as it was.
+    """
+    folder = "".join(f"{part}/" for part in (subfolder or "").split("/") if part)
+    paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+    operations = [
+        CommitOperationAdd(folder + path.relative_to(directory).as_posix(), path) for path in paths
+    ]
+    api = _api(token)
+    with _explained(f"{repo_id!r} cannot be pushed to the Hub ({constants.ENDPOINT})"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        wants_branch = revision is not None and not create_pr
+        if wants_branch and not api.revision_exists(repo_id, str(revision)):
+            api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+        # And not upload_folder, which may make several commits.
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload a ReFT adapter",
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name="pyreft", library_version=version("pyreft"))
+
+
+@contextmanager
+def _explained(task: str) -> Iterator[None]:
+    """Raise AdapterError for whatever goes wrong with the Hub, with what to do about it.
+
+    The library for HTTP below `huggingface_hub` is not the same in all versions, and neither are
+    its errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise AdapterError(f"{task}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    # Where huggingface_hub says no more than that something failed.
+    vague = isinstance(error, (LocalEntryNotFoundError, RuntimeError))
+    if vague and error.__cause__ is not None:
+        return _reason(error.__cause__)
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        return (
+            "it is not in the cache, and the Hub may not be asked (local_files_only, or "
+            "HF_HUB_OFFLINE=1): load it once with a connection, or use a local directory."
+        )
+    if isinstance(error, GatedRepoError):
+        return f"access is gated ({status}): ask for it on the repository's page, then {_LOG_IN}."
+    if isinstance(error, DisabledRepoError):
+        return f"the repository is disabled ({status})."
+    if isinstance(error, RevisionNotFoundError):
+        return f"there is no such revision ({status}): check the names of branches and tags."
+    if isinstance(error, EntryNotFoundError):
+        return f"there is no such file ({status}): check revision= and subfolder=."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"there is no such repository, or it is private ({status}): check the spelling; for "
+            f"a private one {_LOG_IN}."
+        )
+    if status == 401:
+        return f"the token is not valid or missing (401): {_LOG_IN}."
+    if status == 403:
+        return f"the token may not do that (403): {_LOG_IN} of a user who may. {_said(error)}"
+    if status in (409, 412):
+        return f"somebody else changed the repository meanwhile ({status}): push again."
+    return _said(error)
+
+
+def _said(error: BaseException) -> str:
+    """The error in one line, with its cause where that is another."""
+    said, cause = f"{type(error).__name__}: {' '.join(str(error).split())}", error.__cause__
+    if cause is None or isinstance(error, HfHubHTTPError) or str(cause) in str(error):
+        return said
+    return f"{said} ({_said(cause)})"

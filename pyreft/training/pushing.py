@@ -1,0 +1,75 @@
+"""What `TrainingArguments(push_to_hub=True)` pushes to the Hub while a run goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import run_as_future
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress, logging
+
+from pyreft.sharing import AdapterError, push_directory
+
+logger = logging.get_logger(__name__)
+
+# Files of a checkpoint that are the run's, and not the adapter's or the tokenizer's.
+_OF_THE_RUN = re.compile(
+    r"optimizer\..*|scheduler\.pt|scaler\.pt|rng_state.*|trainer_state\.json|training_args\.bin"
+)
+
+
+class PushedCheckpoints(Trainer):
+    """Pushes adapters in place of models, each checkpoint in one commit.
+
+    The Trainer picks the files of a PreTrainedModel or a PeftModel by name, uploads them from
+    where later checkpoints replace them, and says nothing of an upload that fails.
+    """
+
+    # Where the Trainer has it in the main process alone.
+    push_in_progress: Any = None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a finished checkpoint in the background; the strategy says whether all of it."""
+        strategy, folder = self.args.hub_strategy, Path(checkpoint_folder)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        jobs: Any = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        if not self.args.hub_always_push and not all(job.done() for job in jobs):
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # A copy, since later checkpoints may have this one deleted.
+        copy = Path(tempfile.mkdtemp(prefix="pyreft-push-"))
+        for path in folder.iterdir():
+            if path.is_file() and not _OF_THE_RUN.fullmatch(path.name):
+                shutil.copy2(path, copy)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = strategy == HubStrategy.CHECKPOINT
+            shutil.copytree(folder, copy / ("last-checkpoint" if last else folder.name))
+        job = run_as_future(self._push_copy, copy, folder.name, self.state.global_step)
+        unfinished: Any = [*(other for other in jobs if not other.done()), job]
+        self.push_in_progress = PushInProgress(unfinished)
+
+    def _push_copy(self, copy: Path, name: str, step: int) -> None:
+        try:
+            push_directory(
+                copy,
+                str(self.hub_model_id),
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                commit_message=f"Training in progress, step {step}",
+            )
+        except AdapterError as error:
+            logger.warning(
+                f"{name} is not on the Hub: {error} The run goes on, and pushes its next "
+                "checkpoint; push the result with trainer.push_to_hub()."
+            )
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the card to the adapter: the Trainer's would say how to load a whole model."""
