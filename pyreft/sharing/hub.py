@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import (
@@ -29,6 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pyreft.sharing.card import CARD_NAME, is_own_card, rename_card
 from pyreft.sharing.checkpoint import CONFIG_NAME, WEIGHTS_NAME, AdapterError
 
 logger = logging.getLogger(__name__)
@@ -157,15 +159,19 @@ def push_directory(
     """
     folder = "".join(f"{part}/" for part in (subfolder or "").split("/") if part)
     paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
-    operations = [
-        CommitOperationAdd(folder + path.relative_to(directory).as_posix(), path) for path in paths
-    ]
+    files: dict[str, Any] = {path.relative_to(directory).as_posix(): path for path in paths}
     api = _api(token)
     with _explained(f"{repo_id!r} cannot be pushed to the Hub ({constants.ENDPOINT})"):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         wants_branch = revision is not None and not create_pr
         if wants_branch and not api.revision_exists(repo_id, str(revision)):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+        if CARD_NAME in files and is_own_card(content := files[CARD_NAME].read_bytes()):
+            files[CARD_NAME] = rename_card(content, repo_id)
+            if edited_card(repo_id, token, revision, folder) is not None:
+                logger.warning(f"The {CARD_NAME} of {repo_id} was edited: it is left as it is.")
+                del files[CARD_NAME]
+        operations = [CommitOperationAdd(folder + name, file) for name, file in files.items()]
         # And not upload_folder, which may make several commits.
         return api.create_commit(
             repo_id,
@@ -174,6 +180,18 @@ def push_directory(
             revision=revision,
             create_pr=create_pr,
         )
+
+
+def edited_card(
+    repo_id: str, token: str | bool | None, revision: str | None, folder: str = ""
+) -> bytes | None:
+    """The card of a repository, if there is one that people wrote or edited."""
+    try:
+        found = _api(token).hf_hub_download(repo_id, folder + CARD_NAME, revision=revision)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    content = Path(found).read_bytes()
+    return None if is_own_card(content) else content
 
 
 def _api(token: str | bool | None) -> HfApi:

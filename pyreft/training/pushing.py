@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
 from pyreft.sharing import AdapterError, push_directory
+from pyreft.sharing.card import CARD_NAME
+from pyreft.sharing.hub import edited_card
 
 logger = logging.get_logger(__name__)
 
@@ -54,6 +57,29 @@ class PushedCheckpoints(Trainer):
         unfinished: Any = [*(other for other in jobs if not other.done()), job]
         self.push_in_progress = PushInProgress(unfinished)
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The Trainer's; a card that was edited on the Hub is left as it is."""
+        # Only then, since older transformers do not take it.
+        new: dict[str, Any] = {} if private is None else {"private": private}
+        if self.is_world_process_zero():
+            if self.hub_model_id is None:
+                self.init_hf_repo(token=token, **new)
+            place = token or self.args.hub_token, revision or self.args.hub_revision
+            edited = edited_card(str(self.hub_model_id), *place)
+            if edited is not None:
+                # Where the Trainer takes it from, and where it is left as it is.
+                os.makedirs(str(self.args.output_dir), exist_ok=True)
+                (Path(str(self.args.output_dir)) / CARD_NAME).write_bytes(edited)
+        return super().push_to_hub(commit_message, blocking, token, revision, **new, **kwargs)
+
     def _push_copy(self, copy: Path, name: str, step: int) -> None:
         try:
             push_directory(
@@ -70,6 +96,3 @@ class PushedCheckpoints(Trainer):
             )
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the card to the adapter: the Trainer's would say how to load a whole model."""
