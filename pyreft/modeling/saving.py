@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pyreft.compat.formats import read_any
 from pyreft.modeling.adapter import (
     fit_tensors,
     load_tensors,
@@ -30,7 +31,6 @@ from pyreft.sharing import (
     AdapterError,
     find_adapter,
     push_directory,
-    read_adapter,
     save_adapter,
 )
 from pyreft.sharing.card import write_card
@@ -126,7 +126,7 @@ class SavedAdapter(NamedAdapters):
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
-        adapter = read_adapter(directory)
+        adapter = read_any(directory)
         require_base(adapter, self.model)
         require_same_lora(adapter, self.model)
         lora = peft_tensors(self.model)
@@ -200,8 +200,9 @@ class SavedAdapter(NamedAdapters):
         Args:
             model: The base model it was trained on. Without one, the base model that the adapter
                 names is loaded, at the revision it was trained on.
-            directory: Where `save_pretrained` wrote; where there is no such directory, a
-                repository on the Hub, "owner/name".
+            directory: Where `save_pretrained` wrote, or another library, see
+                docs/interoperability.md; where there is no such directory, a repository on the
+                Hub, "owner/name".
             revision: A branch, a tag or a commit of the repository.
             token: Of a user who may read it; that of the log-in by default.
             subfolder: Where in the directory or repository.
@@ -229,7 +230,7 @@ class SavedAdapter(NamedAdapters):
         }
         place: Any = model if alone else directory
         directory = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
-        adapter = read_adapter(directory)
+        adapter = read_any(directory)
         if alone:
             model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)
         return cls._of_adapter(adapter, model)
