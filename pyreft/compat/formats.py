@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pyreft.compat.upstream_files import is_upstream, read_upstream
+from pyreft.compat import adapter_hub, upstream_files
 from pyreft.sharing import Adapter, read_adapter
 from pyreft.sharing.checkpoint import CONFIG_NAME
 
+# What to download of a repository that holds no adapter of ours.
+FILE_PATTERNS = (*upstream_files.FILE_PATTERNS, *adapter_hub.FILE_PATTERNS)
+
 
 def read_any(directory: str | os.PathLike) -> Adapter:
-    """Read an adapter, our own or upstream's. Nothing in it is run.
+    """Read an adapter: our own, upstream's or adapter-hub's. Nothing in it is run.
 
     Raises:
         AdapterError: If the directory is no adapter.
     """
-    # Ours first: it may hold a base model's config.json as well.
-    if not (Path(directory) / CONFIG_NAME).is_file() and is_upstream(directory):
-        return read_upstream(directory)
+    # Ours first: it may hold a base model's config.json and PEFT's adapter_config.json as well.
+    if (Path(directory) / CONFIG_NAME).is_file():
+        return read_adapter(directory)
+    if upstream_files.is_upstream(directory):
+        return upstream_files.read_upstream(directory)
+    if adapter_hub.is_adapter_hub(directory):
+        return adapter_hub.read_adapter_hub(directory)
     return read_adapter(directory)

@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pyreft.compat.shapes import CONSTANT
 from pyreft.compat.torch_files import read_torch_file, write_torch_file
-from pyreft.compat.upstream_tensors import CONSTANT, read_intervention, write_intervention
+from pyreft.compat.upstream_tensors import read_intervention, write_intervention
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.config.intervention import is_path
 from pyreft.positions import PositionSpec

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyreft.compat.parametrized import is_orthonormal, read_parametrized, write_parametrized
+from pyreft.compat.shapes import CONSTANT, ORTHONORMAL, require_tensors
 from pyreft.interventions.projection import orthonormal_factor
 
 _ROTATION = "rotate_layer."
@@ -25,8 +26,6 @@ _OF_LOREFT = {
 }
 _SIZES = ("embed_dim", "interchange_dim")
 _WITHOUT_R = {"loreft": "noreft", "direft": "nodireft"}
-CONSTANT = ("consreft", "lobireft")
-ORTHONORMAL = ("loreft", "direft", *CONSTANT)
 
 
 def read_intervention(
@@ -43,9 +42,10 @@ def read_intervention(
         ValueError: If a tensor is missing or unknown, or its shape or type does not fit.
     """
     tensors = _our_names(kind, saved)
-    wide = tensors.get("proj_layer.weight")
-    width, rank = tensors[_DIRECTIONS].shape if wide is None else reversed(wide.shape)
-    _check(kind, saved, tensors, width, rank)
+    width, rank = require_tensors(kind, tensors)
+    for name in _SIZES:
+        if name in saved and (saved[name].numel() != 1 or int(saved[name]) != width):
+            raise ValueError(f"its {name} is {saved[name].tolist()}, its directions have {width}")
     dtype = tensors["learned_source" if kind in CONSTANT else "learned_source.weight"].dtype
     if kind in ORTHONORMAL and not is_orthonormal(tensors[_DIRECTIONS]):
         if kind not in _WITHOUT_R:
@@ -94,35 +94,3 @@ def _our_names(kind: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(_ROTATION)}
         tensors[_DIRECTIONS] = read_parametrized(saved, _ROTATION)
     return tensors
-
-
-def _check(
-    kind: str,
-    saved: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    width: int,
-    rank: int,
-) -> None:
-    shapes: dict[str, tuple[int, ...]] = {}
-    if kind in ORTHONORMAL:
-        shapes[_DIRECTIONS] = (width, rank)
-    else:
-        shapes["proj_layer.weight"] = (rank, width)
-        if "proj_layer.bias" in tensors:
-            shapes["proj_layer.bias"] = (rank,)
-    if kind in CONSTANT:
-        shapes["learned_source"] = (rank,)
-    else:
-        shapes |= {"learned_source.weight": (rank, width), "learned_source.bias": (rank,)}
-    if wrong := sorted(set(shapes) ^ set(tensors)):
-        verb = "lacks" if wrong[0] in shapes else "has the unknown"
-        raise ValueError(f"it {verb} tensor {wrong[0]}")
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
-            raise ValueError(
-                f"the tensor {name} is {tensors[name].dtype} of shape "
-                f"{tuple(tensors[name].shape)}, not floats of shape {shape}"
-            )
-    for name in _SIZES:
-        if name in saved and (saved[name].numel() != 1 or int(saved[name]) != width):
-            raise ValueError(f"its {name} is {saved[name].tolist()}, its directions have {width}")

@@ -12,6 +12,7 @@ from stored_llama import REFERENCES, stored_llama
 from pyreft import AdapterError, ReftModel
 from pyreft.compat.upstream_files import read_upstream
 
+LOREFT = "<class 'pyreft.interventions.LoreftIntervention'>"
 KEY = "intkey_layer_1_comp_block_output_unit_pos_nunit_1#0.bin"
 
 
@@ -135,6 +136,15 @@ def test_a_layer_that_the_model_does_not_have_is_refused(saved):
 def test_tensors_that_do_not_fit_are_refused(change, message, saved):
     change_tensors(saved, change)
     refuse(saved, message)
+
+
+@pytest.mark.parametrize(
+    "rotate_layer", [{}, {"rotate_layer": torch.zeros(())}, {"rotate_layer": torch.zeros(0, 0)}]
+)
+def test_a_loreft_without_directions_is_refused(rotate_layer, saved):
+    change_config(saved, lambda e: e.update(intervention_types=[LOREFT]))
+    torch.save({"weight": torch.zeros(3, 16), "bias": torch.zeros(3)} | rotate_layer, saved / KEY)
+    refuse(saved, "lacks tensor rotate_layer.original|not floats of shape")
 
 
 @pytest.mark.parametrize("name", [KEY, "pytorch_model.bin"])
