@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pyreft.config import InterventionConfig
 from pyreft.interventions.forms import Form, read_form
-from pyreft.modeling.components import find_component, running_model
+from pyreft.modeling.components import running_model
 from pyreft.modeling.linears import find_linear
 from pyreft.modeling.lora import is_peft_model
 from pyreft.modeling.trained import trained_by_hand
@@ -52,16 +52,21 @@ class _Change:
     down: Tensor
     bias: Tensor
 
+    def plus(self, other: _Change) -> _Change:
+        """Both, of one linear map; their ranks add up."""
+        up, down = torch.cat([self.up, other.up], 1), torch.cat([self.down, other.down])
+        return _Change(self.name, self.linear, up, down, self.bias + other.bias)
+
 
 def merge_and_unload(model: ReftModel, add_bias: bool = False) -> PreTrainedModel:
-    """Take the adapter off, and put what it does into the weights of the base model.
+    """Take the adapters off, and put what the active ones do into the weights of the base model.
 
     Only what a linear map can take up is merged: positions "all", at the output of a linear map,
     one of the six kinds without an activation. The weights are computed in float64 and rounded
     once. What else of the base model was trained stays in it.
 
     Args:
-        model: The model; its adapter is gone afterwards.
+        model: The model; its adapters are gone afterwards.
         add_bias: Give a linear map without a bias one, where the edit has a constant part. That is
             for use in memory: `save_pretrained` writes it, and architectures that have no bias
             there, such as Llama, do not read it.
@@ -82,20 +87,22 @@ def merge_and_unload(model: ReftModel, add_bias: bool = False) -> PreTrainedMode
                 f"{type(model.model).__name__} does not read back from a file; export_lora keeps "
                 "it in a LoRA."
             )
-    kept = {name: t.detach().clone() for name, t in model.trained.learned().items()}
+    trained = [model.adapters[name].trained for name in model.active_adapters]
+    learned = [{n: t.detach().clone() for n, t in one.learned().items()} for one in trained]
     base = model.unwrap()
     with torch.no_grad():
-        for name, tensor in model.trained.tensors().items():
-            tensor.copy_(kept[name])
+        for one, kept in zip(trained, learned, strict=True):
+            for name, tensor in one.tensors().items():
+                tensor.copy_(kept[name])
         for change in changes:
             _add(change)
     return base
 
 
 def export_lora(model: ReftModel, directory: str | os.PathLike) -> None:
-    """Write the adapter as a LoRA that `peft.PeftModel.from_pretrained` loads.
+    """Write the active adapters as a LoRA that `peft.PeftModel.from_pretrained` loads.
 
-    Its rank is the intervention's and its scale 1; a constant part is the bias of `lora_B`
+    Its rank is that of the interventions and its scale 1; a constant part is the bias of `lora_B`
     (`lora_bias`). What can be exported is what can be merged, see `merge_and_unload`.
 
     Args:
@@ -110,8 +117,7 @@ def export_lora(model: ReftModel, directory: str | os.PathLike) -> None:
     from peft import LoraConfig
 
     changes = _changes(model)
-    by_hand = trained_by_hand(model.model, list(model.trained.tensors().values()))
-    if names := [*model.trained.names, *by_hand]:
+    if names := _names_trained(model):
         raise ValueError(
             f"{', '.join(names[:5])} was trained with the interventions, and is no LoRA: use "
             "merge_and_unload, which keeps it in the base model."
@@ -143,27 +149,39 @@ def export_lora(model: ReftModel, directory: str | os.PathLike) -> None:
         config.save_pretrained(str(path))
 
 
+def _names_trained(model: ReftModel) -> list[str]:
+    """What else of the base model was trained."""
+    trained = [model.adapters[name].trained for name in model.active_adapters]
+    tensors = [tensor for one in trained for tensor in one.tensors().values()]
+    named = [name for one in trained for name in one.names]
+    return [*named, *trained_by_hand(model.model, tensors)]
+
+
 def _changes(model: ReftModel) -> list[_Change]:
-    """What each intervention makes of its linear map."""
+    """What the active adapters make of linear maps, one change for each."""
     model._hooks.require()
     if is_peft_model(model.model):
         raise ValueError(
             "PEFT wraps the base model: merge its LoRA first, with merge_and_unload()."
         )
     base = running_model(model.model)
-    changes = []
-    for index, config in enumerate(model.reft_config.representations):
-        try:
-            form = _linear_form(config)
-            name, linear = find_linear(
-                base, find_component(model.model, config.layer, config.component)
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"intervention {index}, at {config.place}, cannot be merged: {error}"
-            ) from None
-        changes.append(_change(name, linear, form))
-    return changes
+    changes: dict[str, _Change] = {}
+    for adapter_name, weight in model._active.items():
+        adapter = model.adapters[adapter_name]
+        places = zip(adapter.config.representations, adapter.components, strict=True)
+        for index, (config, component) in enumerate(places):
+            try:
+                form = _linear_form(config)
+                name, linear = find_linear(base, component)
+            except ValueError as error:
+                raise ValueError(
+                    f"intervention {index} of adapter {adapter_name!r}, at {config.place}, cannot "
+                    f"be merged: {error}"
+                ) from None
+            change = _change(name, linear, form, weight)
+            # Each edit sees what the linear map puts out without the others, so they add up.
+            changes[name] = changes[name].plus(change) if name in changes else change
+    return list(changes.values())
 
 
 def _linear_form(config: InterventionConfig) -> Form:
@@ -185,14 +203,15 @@ def _linear_form(config: InterventionConfig) -> Form:
     return form
 
 
-def _change(name: str, linear: Any, form: Form) -> _Change:
+def _change(name: str, linear: Any, form: Form, factor: float) -> _Change:
     inner = form.linear_weight - form.replaces * form.basis
     constant = form.bias - form.replaces * form.linear_shift
     weight = linear.weight.detach().to(form.basis.device, torch.float64)
     weight = weight.mT if isinstance(linear, Conv1D) else weight
     if linear.bias is not None:
         constant = constant + inner @ linear.bias.detach().to(constant)
-    return _Change(name, linear, form.basis.mT, inner @ weight, form.basis.mT @ constant)
+    up = factor * form.basis.mT
+    return _Change(name, linear, up, inner @ weight, up @ constant)
 
 
 def _add(change: _Change) -> None:

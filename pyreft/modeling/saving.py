@@ -20,6 +20,7 @@ from pyreft.modeling.adapter import (
     take_adapter,
 )
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
+from pyreft.modeling.merging import export_lora, merge_and_unload
 from pyreft.modeling.named import NamedAdapters
 from pyreft.modeling.named_base import load_named_base
 from pyreft.modeling.replicas import require_whole
@@ -175,6 +176,22 @@ class SavedAdapter(NamedAdapters):
                 commit_message=commit_message,
                 subfolder=subfolder,
             )
+
+    def merge_and_unload(self, add_bias: bool = False) -> PreTrainedModel:
+        """Put the active adapters into the weights of the base model, and return that.
+
+        See `pyreft.modeling.merging.merge_and_unload`.
+        """
+        model: Any = self
+        return merge_and_unload(model, add_bias)
+
+    def export_lora(self, directory: str | os.PathLike) -> None:
+        """Write the active adapters as a LoRA of PEFT's.
+
+        See `pyreft.modeling.merging.export_lora`.
+        """
+        model: Any = self
+        export_lora(model, directory)
 
     @classmethod
     def from_pretrained(

@@ -147,6 +147,26 @@ def test_the_run_that_finds_the_linear_map_leaves_the_model_as_it_was():
     assert sum(len(module._forward_hooks) for module in base.modules()) == hooks
 
 
+def two_active(architecture="gpt2"):
+    """Two adapters on the same linear maps and others, with weights."""
+    model = wrap(architecture)
+    model.add_adapter(
+        "other",
+        ReftConfig(positions="all", rank=2, component="mlp_output", layers=[1, 2], kind="nodireft"),
+    )
+    model.set_adapter(["default", "other"], [0.5, -2.0])
+    for index, adapter in enumerate(model.adapters.values()):
+        randomize(adapter, 0.3, seed=index)
+    return model
+
+
+def test_several_active_adapters_are_merged_with_their_weights():
+    model = two_active()
+    expected = logits(model)
+    assert difference(expected, logits(make_base("gpt2"))) > 0.1
+    assert difference(logits(model.merge_and_unload()), expected) <= 1e-4
+
+
 # ---- a LoRA of PEFT's ----------------------------------------------------------------------------
 
 
@@ -176,6 +196,14 @@ def test_ranks_may_differ_and_peft_merges_the_lora_as_well(tmp_path):
     lora = peft.PeftModel.from_pretrained(make_base("gpt2"), tmp_path / "lora")
     assert difference(logits(lora), logits(model)) <= 1e-4
     assert difference(logits(lora.merge_and_unload()), logits(model)) <= 1e-4
+
+
+def test_several_active_adapters_are_exported_with_their_weights(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = two_active()
+    model.export_lora(tmp_path / "lora")
+    lora = peft.PeftModel.from_pretrained(make_base("gpt2"), tmp_path / "lora")
+    assert difference(logits(lora), logits(model)) <= 1e-4
 
 
 def test_an_export_without_a_constant_part_has_no_bias(tmp_path):
@@ -228,7 +256,7 @@ def test_what_a_linear_map_cannot_take_up_is_refused_and_named(
     monkeypatch.chdir(tmp_path)
     model = wrap(**{"component": "mlp_output"} | config)
     expected = logits(model)
-    with pytest.raises(ValueError, match=f"intervention 0, at .* cannot be merged: {reason}"):
+    with pytest.raises(ValueError, match=f"intervention 0 .*, at .* cannot be merged: {reason}"):
         convert(model)
     assert torch.equal(logits(model), expected)
     assert not list(tmp_path.iterdir())
@@ -250,7 +278,9 @@ def test_weights_that_are_no_plain_numbers_are_refused():
 
     model = wrap()
     model.model.model.layers[2].mlp.down_proj.__class__ = Packed
-    with pytest.raises(ValueError, match=r"intervention 1, .* \(a Packed of torch.float32, quant"):
+    with pytest.raises(
+        ValueError, match=r"intervention 1 of .* \(a Packed of torch.float32, quant"
+    ):
         merge_and_unload(model)
 
 
