@@ -11,6 +11,8 @@ which is linear in x: A' = A + L (M A) is a LoRA of rank R, and L (M a + k) goes
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from pyreft.config import InterventionConfig
 from pyreft.interventions.forms import Form, read_form
-from pyreft.modeling.components import running_model
-from pyreft.modeling.linears import find_linear
+from pyreft.modeling.components import Component, running_model
+from pyreft.modeling.linears import find_linear, last_linears
 from pyreft.modeling.lora import is_peft_model
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.sharing.whole import new_directory
@@ -165,23 +167,37 @@ def _changes(model: ReftModel) -> list[_Change]:
             "PEFT wraps the base model: merge its LoRA first, with merge_and_unload()."
         )
     base = running_model(model.model)
+    edits = [
+        (f"intervention {index} of adapter {name!r}, at {config.place}", weight, config, component)
+        for name, weight in model._active.items()
+        for index, (config, component) in enumerate(_placed(model.adapters[name]))
+    ]
+    forms = []
+    for what, _, config, _ in edits:
+        with _naming(what):
+            forms.append(_linear_form(config))
+    linears = last_linears(base, [component.module for *_, component in edits])
     changes: dict[str, _Change] = {}
-    for adapter_name, weight in model._active.items():
-        adapter = model.adapters[adapter_name]
-        places = zip(adapter.config.representations, adapter.components, strict=True)
-        for index, (config, component) in enumerate(places):
-            try:
-                form = _linear_form(config)
-                name, linear = find_linear(base, component)
-            except ValueError as error:
-                raise ValueError(
-                    f"intervention {index} of adapter {adapter_name!r}, at {config.place}, cannot "
-                    f"be merged: {error}"
-                ) from None
-            change = _change(name, linear, form, weight)
-            # Each edit sees what the linear map puts out without the others, so they add up.
-            changes[name] = changes[name].plus(change) if name in changes else change
+    for (what, weight, _, component), form in zip(edits, forms, strict=True):
+        with _naming(what):
+            name, linear = find_linear(base, component, linears)
+        change = _change(name, linear, form, weight)
+        # Each edit sees what the linear map puts out without the others, so they add up.
+        changes[name] = changes[name].plus(change) if name in changes else change
     return list(changes.values())
+
+
+def _placed(adapter: Any) -> Iterator[tuple[InterventionConfig, Component]]:
+    return zip(adapter.config.representations, adapter.components, strict=True)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say of an error which intervention it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}, cannot be merged: {error}") from None
 
 
 def _linear_form(config: InterventionConfig) -> Form:
