@@ -8,7 +8,6 @@ tokens from the end of the whole sequence, ours from the end of the prompt.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -26,6 +25,8 @@ from pyreft.compat.torch_files import read_torch_file
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
+from pyreft.sharing.entry import parse_json
+from pyreft.sharing.reading import inside
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME, PICKLE_NAME = "adapter.safetensors", "pytorch_adapter.bin"
@@ -78,7 +79,7 @@ def read_adapter_hub(
     """
     path = Path(directory)
     try:
-        entry = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        entry = parse_json(inside(path, CONFIG_NAME).read_bytes())
         config = _read_config(entry)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
@@ -109,12 +110,12 @@ def read_adapter_hub(
         for name, tensor in own.items()
     }
     base = {"name_or_path": entry.get("model_name") or None}
-    base |= {name: entry.get(name) for name in ("model_type", "hidden_size")}
+    base |= {name: entry[name] for name in ("model_type", "hidden_size") if name in entry}
     return Adapter(ReftConfig(representations=configs), named, base, os.fspath(directory))
 
 
-def _read_config(entry: Any) -> dict[str, Any]:
-    config = entry.get("config") if isinstance(entry, dict) else None
+def _read_config(entry: Mapping[str, Any]) -> dict[str, Any]:
+    config = entry.get("config")
     if not isinstance(config, dict):
         raise ValueError("it has no object under 'config'")
     if (method := config.get("architecture")) != "reft":
@@ -132,11 +133,11 @@ def _read_units(path: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
     """The parameters of each unit, by (layer, unit)."""
     if (path / WEIGHTS_NAME).is_file():
         try:
-            saved = safetensors.torch.load_file(path / WEIGHTS_NAME)
+            saved = safetensors.torch.load_file(inside(path, WEIGHTS_NAME))
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(str(error)) from error
     else:
-        saved = read_torch_file(path / PICKLE_NAME)
+        saved = read_torch_file(inside(path, PICKLE_NAME))
     units: dict[tuple[int, int], dict[str, Tensor]] = {}
     stacks = set()
     for name, tensor in saved.items():

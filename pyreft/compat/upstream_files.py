@@ -24,6 +24,9 @@ from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.config.intervention import is_path
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
+from pyreft.sharing.checkpoint import OF_BASE
+from pyreft.sharing.entry import parse_json
+from pyreft.sharing.reading import inside
 from pyreft.sharing.whole import new_directory
 
 CONFIG_NAME = "config.json"
@@ -50,7 +53,6 @@ _COMPONENTS = (
     *("attention_input", "attention_value_output", "attention_output"),
 )
 _UNSAID = ("act_fn", "dropout")
-_OF_BASE = "base_model."
 
 
 def is_upstream(directory: str | os.PathLike) -> bool:
@@ -83,28 +85,26 @@ def read_upstream(
     if unknown := sorted(set(given) - set(_UNSAID)):
         raise ValueError(f"upstream's files say {unknown[0]}: arguments are act_fn and dropout.")
     try:
-        entry = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
-        places = _read_places(entry)
+        places = _read_places(parse_json(inside(path, CONFIG_NAME).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
     specs = _one_for_each(positions, len(places))
     configs: list[InterventionConfig] = []
     tensors: dict[str, Tensor] = {}
     for place, spec, key in zip(places, specs, intervention_keys(places), strict=True):
-        found, own = _read_intervention(path / f"intkey_{key}.bin", place, given)
+        found, own = _read_intervention(inside(path, f"intkey_{key}.bin"), place, given)
         configs.append(replace(found, positions=spec))
         tensors |= {f"{key}.{name}": tensor for name, tensor in own.items()}
-    trained = read_torch_file(path / MODEL_NAME) if (path / MODEL_NAME).is_file() else {}
-    tensors |= {f"{_OF_BASE}{name}": tensor for name, tensor in trained.items()}
+    has_trained = (path / MODEL_NAME).exists()
+    trained = read_torch_file(inside(path, MODEL_NAME)) if has_trained else {}
+    tensors |= {f"{OF_BASE}{name}": tensor for name, tensor in trained.items()}
     _say_what_is_unknown(path, configs, given)
     config = ReftConfig(representations=configs, modules_to_save=list(trained) or None)
     return Adapter(config, tensors, {}, os.fspath(directory))
 
 
-def _read_places(entry: Any) -> list[InterventionConfig]:
+def _read_places(entry: Mapping[str, Any]) -> list[InterventionConfig]:
     """Kind and place of each intervention."""
-    if not isinstance(entry, dict):
-        raise ValueError("it is not a JSON object")
     rows, types = (entry.get(name) for name in ("representations", "intervention_types"))
     if not isinstance(rows, list) or not isinstance(types, list) or not rows:
         raise ValueError("it has no lists of representations and intervention_types")
@@ -191,7 +191,7 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
     Raises:
         AdapterError: If upstream has no such intervention, or the directory is there already.
     """
-    if adapter.base.get("trained_lora"):
+    if adapter.lora is not None:
         raise AdapterError(f"{adapter.origin} has a LoRA of PEFT's: upstream has no file for it.")
     configs: list[InterventionConfig] = adapter.config.representations or []
     if not configs or any("embed_dim" not in config.arguments for config in configs):
@@ -206,7 +206,7 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
             own = _named(adapter.tensors, f"{key}.")
             saved = write_intervention(str(config.kind), config.arguments, own)
             write_torch_file(path / f"intkey_{key}.bin", saved)
-        if trained := _named(adapter.tensors, _OF_BASE):
+        if trained := _named(adapter.tensors, OF_BASE):
             write_torch_file(path / MODEL_NAME, trained)
         text = json.dumps(_entry(configs), indent=2, sort_keys=True) + "\n"
         (path / CONFIG_NAME).write_text(text, encoding="utf-8")

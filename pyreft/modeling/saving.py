@@ -197,7 +197,7 @@ class SavedAdapter(NamedAdapters):
     def from_pretrained(
         cls,
         model: PreTrainedModel | str | os.PathLike,
-        directory: str | os.PathLike | None = None,
+        directory: str | os.PathLike | Adapter | None = None,
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -219,7 +219,7 @@ class SavedAdapter(NamedAdapters):
                 names is loaded, at the revision it was trained on.
             directory: Where `save_pretrained` wrote, or another library, see
                 docs/interoperability.md; where there is no such directory, a repository on the
-                Hub, "owner/name".
+                Hub, "owner/name". Or an adapter that was read already.
             revision: A branch, a tag or a commit of the repository.
             token: Of a user who may read it; that of the log-in by default.
             subfolder: Where in the directory or repository.
@@ -246,8 +246,9 @@ class SavedAdapter(NamedAdapters):
             "local_files_only": local_files_only,
         }
         place: Any = model if alone else directory
-        directory = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
-        adapter = read_any(directory)
+        if not isinstance(place, Adapter):
+            place = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
+        adapter = read_any(place)
         if alone:
             model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)
         return cls._of_adapter(adapter, model)

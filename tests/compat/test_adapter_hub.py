@@ -11,7 +11,6 @@ from stored_llama import REFERENCES, TENSORS, read_tensors, stored_llama
 from conftest import make_base
 from pyreft import AdapterError, ReftModel
 from pyreft.compat.adapter_hub import read_adapter_hub
-from pyreft.sharing import save_adapter
 
 FOLDER = REFERENCES / "adapter_hub"
 EXPECTED, _about = read_tensors(FOLDER / "expected.safetensors")
@@ -35,8 +34,9 @@ def test_what_the_library_saved_gives_its_logits(name):
 @pytest.mark.parametrize("name", CASES)
 def test_what_it_does_not_save_is_said_and_gives_what_was_trained(name, tmp_path):
     said = DIREFT if CASES[name]["kind"] == "nodireft" else {}
-    save_adapter(tmp_path / "ours", read_adapter_hub(FOLDER / name, **said))
-    model = ReftModel.from_pretrained(stored_llama(), tmp_path / "ours")
+    adapter = read_adapter_hub(FOLDER / name, **said)
+    ReftModel.from_pretrained(stored_llama(), adapter).save_pretrained(tmp_path)
+    model = ReftModel.from_pretrained(stored_llama(), tmp_path)
     assert_logits(model, EXPECTED[f"{name}/trained"])
     assert {c.kind for c in model.reft_config.representations} == {CASES[name]["kind"]}
 

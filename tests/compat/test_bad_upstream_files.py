@@ -86,7 +86,9 @@ def test_a_config_that_makes_no_sense_is_refused(change, message, saved):
     refuse(saved, message)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a":' * 100_000, "\x00", "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"mode": 1, "mode": 2}', '{"a":' * 100_000, "\x00", "null"]
+)
 def test_a_config_that_is_no_json_object_is_refused(text, saved):
     (saved / "config.json").write_text(text)
     refuse(saved, "cannot read .*config.json")
@@ -176,6 +178,13 @@ def test_a_file_that_unpacks_to_something_large_is_refused(saved):
     with zipfile.ZipFile(saved / KEY, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     refuse(saved, "compressed")
+
+
+@pytest.mark.parametrize("name", [KEY, "config.json"])
+def test_a_link_out_of_the_directory_is_refused(name, saved, tmp_path):
+    (saved / name).rename(tmp_path / "elsewhere")
+    (saved / name).symlink_to(tmp_path / "elsewhere")
+    refuse(saved, "is a link to .*, outside the adapter's directory")
 
 
 def test_a_missing_file_is_named(saved):

@@ -12,7 +12,7 @@ import pyreft
 from conftest import make_base
 from pyreft import AdapterError, ReftModel
 from pyreft.compat.upstream_files import is_upstream, read_upstream, write_upstream
-from pyreft.sharing import read_adapter, save_adapter
+from pyreft.sharing import read_adapter
 
 FOLDER = REFERENCES / "upstream_adapters"
 EXPECTED, _about = read_tensors(FOLDER / "expected.safetensors")
@@ -29,10 +29,9 @@ def content(directory):
     return config, files
 
 
-def saved_by_ours(directory, tmp_path, **given):
-    """An adapter of upstream's in our format."""
-    save_adapter(tmp_path / "ours", read_upstream(directory, **given))
-    return tmp_path / "ours"
+def load(base, directory, **given):
+    """A model with an adapter of upstream's, and what is said of it."""
+    return ReftModel.from_pretrained(base, read_upstream(directory, **given))
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -49,8 +48,8 @@ def test_what_upstream_saved_gives_upstreams_logits(name):
 def test_what_upstream_does_not_save_is_said_and_then_travels(name, tmp_path):
     case = CASES[name]
     given = {"positions": case["positions"], "arguments": case["unsaid"]}
-    directory = saved_by_ours(FOLDER / name, tmp_path, **given)
-    model = ReftModel.from_pretrained(stored_llama(), directory)
+    load(stored_llama(), FOLDER / name, **given).save_pretrained(tmp_path)
+    model = ReftModel.from_pretrained(stored_llama(), tmp_path)
     assert_logits(model(**batch()).logits, EXPECTED[name])
     for config in model.reft_config.representations:
         assert case["unsaid"].items() <= config.arguments.items()
@@ -128,8 +127,7 @@ def test_an_adapter_comes_back_from_upstreams_format_with_the_same_numbers(kind,
     write_upstream(read_adapter(tmp_path / "ours"), tmp_path / "theirs")
     assert is_upstream(tmp_path / "theirs")
     given = {"positions": "l1", "arguments": {"dropout": 0.1}}
-    directory = saved_by_ours(tmp_path / "theirs", tmp_path / "back", **given)
-    again = ReftModel.from_pretrained(make_base("llama"), directory)
+    again = load(make_base("llama"), tmp_path / "theirs", **given)
     assert again.reft_config.to_dict() == model.reft_config.to_dict()
     ids = torch.arange(3, 15).view(2, 6)
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
