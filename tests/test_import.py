@@ -24,14 +24,14 @@ def test_type_checkers_see_the_same_names():
     assert sorted(shown) == pyreft.__all__
 
 
-# Room -> those that it may import. `compat` lends `ReftModel` its methods.
+# Room -> those that it may import. `compat` lends `ReftModel` its methods and formats.
 BELOW = {
     "positions": set(),
     "interventions": set(),
-    "compat": {"positions", "sharing"},
     "config": {"positions", "interventions"},
     "data": {"positions", "interventions", "config"},
     "sharing": {"positions", "interventions", "config"},
+    "compat": {"positions", "interventions", "config", "sharing"},
     "modeling": {"positions", "interventions", "config", "sharing", "compat"},
     "training": {"positions", "interventions", "config", "data", "sharing", "modeling"},
 }

@@ -2,7 +2,15 @@
 
 from pyreft.config.disjoint import require_disjoint, share_no_head
 from pyreft.config.intervention import InterventionConfig
+from pyreft.config.keys import intervention_keys
 from pyreft.config.layers import STACKS
 from pyreft.config.reft import ReftConfig
 
-__all__ = ["STACKS", "InterventionConfig", "ReftConfig", "require_disjoint", "share_no_head"]
+__all__ = [
+    "STACKS",
+    "InterventionConfig",
+    "ReftConfig",
+    "intervention_keys",
+    "require_disjoint",
+    "share_no_head",
+]

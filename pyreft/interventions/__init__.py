@@ -1,5 +1,6 @@
 """hidden -> edited hidden. Knows only torch."""
 
+from pyreft.interventions.arithmetic import join, scale, select_directions
 from pyreft.interventions.base import LowRankIntervention
 from pyreft.interventions.kinds import (
     ConsreftIntervention,
@@ -31,8 +32,11 @@ __all__ = [
     "StackedInterventions",
     "constructor_arguments",
     "intervention_class",
+    "join",
     "kind_of",
     "register_intervention",
+    "scale",
+    "select_directions",
     "stacks_with",
     "tensors_of",
 ]

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.modeling.base import base_fingerprint, describe_base
-from pyreft.modeling.build import intervention_keys
 from pyreft.modeling.lora import describe_lora, peft_tensors
 from pyreft.modeling.trained import lies_in
 from pyreft.sharing import Adapter, AdapterError

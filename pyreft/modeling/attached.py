@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.config import ReftConfig
+from pyreft.config import ReftConfig, intervention_keys
 from pyreft.modeling.adapter import (
     fit_tensors,
     load_tensors,
     require_config,
     require_trained,
 )
-from pyreft.modeling.build import build_interventions, intervention_keys
+from pyreft.modeling.build import build_interventions
 from pyreft.modeling.components import Component, execution_device, find_component
 from pyreft.modeling.placement import Site, require_places
 from pyreft.modeling.stacks import count_layers, text_config

@@ -1,4 +1,4 @@
-"""Configs + components -> modules, and the keys they are known by."""
+"""Configs + components -> modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from pyreft.config import InterventionConfig
-from pyreft.config.intervention import is_path
 from pyreft.interventions import constructor_arguments, intervention_class
 from pyreft.modeling.components import Component
 
@@ -95,16 +94,3 @@ def _build(config: InterventionConfig, width: int) -> nn.Module:
             f"cannot make the intervention at {config.place} of kind {config.kind!r} from "
             f"{arguments}: {error}"
         ) from error
-
-
-def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
-    """Upstream's keys: the place, and a count where several interventions share it."""
-    seen: dict[str, int] = {}
-    keys = []
-    for config in configs:
-        name = config.component.replace(".", "_")
-        place = f"comp_{name}" if is_path(config.component) else f"layer_{config.layer}_comp_{name}"
-        place += "_unit_pos_nunit_1"
-        keys.append(f"{place}#{seen.setdefault(place, 0)}")
-        seen[place] += 1
-    return keys

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from pyreft.compat.formats import read_any
 from pyreft.config import ReftConfig
 from pyreft.modeling.acting import BASE
 from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.trained import TrainedModules
-from pyreft.sharing import AdapterError, find_adapter, read_adapter
+from pyreft.sharing import AdapterError, find_adapter
 
 # What a module of modules has by itself cannot name one of them.
 _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
@@ -103,7 +104,7 @@ class NamedAdapters:
         compiled anew. Both must then have the same config.
 
         Args:
-            source: Where `save_pretrained` wrote, or a repository on the Hub.
+            source: Where `save_pretrained` wrote, or another library; or a repository on the Hub.
             adapter_name: What to call it: letters, digits, "_" and "-".
             revision, token, subfolder, cache_dir, local_files_only: As for `from_pretrained`.
 
@@ -119,7 +120,7 @@ class NamedAdapters:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        saved = read_adapter(directory)
+        saved = read_any(directory)
         require_base(saved, self.model)
         if saved.lora is not None:
             raise AdapterError(

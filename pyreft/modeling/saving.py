@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pyreft.compat.formats import read_any
 from pyreft.modeling.adapter import (
     fit_tensors,
     load_tensors,
@@ -19,6 +20,7 @@ from pyreft.modeling.adapter import (
     take_adapter,
 )
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
+from pyreft.modeling.merging import export_lora, merge_and_unload
 from pyreft.modeling.named import NamedAdapters
 from pyreft.modeling.named_base import load_named_base
 from pyreft.modeling.replicas import require_whole
@@ -30,7 +32,6 @@ from pyreft.sharing import (
     AdapterError,
     find_adapter,
     push_directory,
-    read_adapter,
     save_adapter,
 )
 from pyreft.sharing.card import write_card
@@ -126,7 +127,7 @@ class SavedAdapter(NamedAdapters):
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
-        adapter = read_adapter(directory)
+        adapter = read_any(directory)
         require_base(adapter, self.model)
         require_same_lora(adapter, self.model)
         lora = peft_tensors(self.model)
@@ -176,11 +177,27 @@ class SavedAdapter(NamedAdapters):
                 subfolder=subfolder,
             )
 
+    def merge_and_unload(self, add_bias: bool = False) -> PreTrainedModel:
+        """Put the active adapters into the weights of the base model, and return that.
+
+        See `pyreft.modeling.merging.merge_and_unload`.
+        """
+        model: Any = self
+        return merge_and_unload(model, add_bias)
+
+    def export_lora(self, directory: str | os.PathLike) -> None:
+        """Write the active adapters as a LoRA of PEFT's.
+
+        See `pyreft.modeling.merging.export_lora`.
+        """
+        model: Any = self
+        export_lora(model, directory)
+
     @classmethod
     def from_pretrained(
         cls,
         model: PreTrainedModel | str | os.PathLike,
-        directory: str | os.PathLike | None = None,
+        directory: str | os.PathLike | Adapter | None = None,
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -200,8 +217,9 @@ class SavedAdapter(NamedAdapters):
         Args:
             model: The base model it was trained on. Without one, the base model that the adapter
                 names is loaded, at the revision it was trained on.
-            directory: Where `save_pretrained` wrote; where there is no such directory, a
-                repository on the Hub, "owner/name".
+            directory: Where `save_pretrained` wrote, or another library, see
+                docs/interoperability.md; where there is no such directory, a repository on the
+                Hub, "owner/name". Or an adapter that was read already.
             revision: A branch, a tag or a commit of the repository.
             token: Of a user who may read it; that of the log-in by default.
             subfolder: Where in the directory or repository.
@@ -228,8 +246,9 @@ class SavedAdapter(NamedAdapters):
             "local_files_only": local_files_only,
         }
         place: Any = model if alone else directory
-        directory = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
-        adapter = read_adapter(directory)
+        if not isinstance(place, Adapter):
+            place = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
+        adapter = read_any(place)
         if alone:
             model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)
         return cls._of_adapter(adapter, model)

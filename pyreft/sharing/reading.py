@@ -40,7 +40,7 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
         AdapterError: If the directory is no adapter, or its files are damaged.
     """
     path = _existing(directory)
-    weights, config = _inside(path, WEIGHTS_NAME), _inside(path, CONFIG_NAME)
+    weights, config = inside(path, WEIGHTS_NAME), inside(path, CONFIG_NAME)
     try:
         tensors, metadata = _read_weights(weights)
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -81,7 +81,7 @@ def _existing(directory: str | os.PathLike) -> Path:
     return path
 
 
-def _inside(directory: Path, name: str) -> Path:
+def inside(directory: Path, name: str) -> Path:
     """The file itself, where a name is a link, as all names in the Hub's cache are.
 
     Raises:

@@ -1,21 +1,14 @@
 """Ours against numbers of stanfordnlp/pyreft 0.1.0: tests/references/make_upstream.py."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from one_edit import CLASSES, assert_close, at
-from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM
+from stored_llama import ABOUT, REFERENCES, TENSORS, assert_logits, batch, stored_llama
 
 import pyreft
 
-REFERENCES = Path(__file__).parent.parent / "references"
-
-with safe_open(REFERENCES / "upstream.safetensors", "pt") as stored:
-    TENSORS = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    ABOUT = {name: json.loads(value) for name, value in stored.metadata().items()}
 INTEGERS = json.loads((REFERENCES / "upstream_locations.json").read_text())
 
 
@@ -42,26 +35,13 @@ def stored_intervention(case, index=0, kind="loreft", **arguments):
 
 
 def stored_model(places, interventions):
-    base = LlamaForCausalLM(LlamaConfig(**ABOUT["llama"])).eval()
-    base.load_state_dict({name: TENSORS[f"llama/{name}"] for name in base.state_dict()})
+    base = stored_llama()
     representations = []
     for (_, layer, component), intervention in zip(places, interventions, strict=True):
         place = {"component": component, "intervention": intervention}
         place["low_rank_dimension"] = ABOUT["rank"]
         representations.append(place if layer is None else {"layer": layer, **place})
     return pyreft.get_reft_model(base, pyreft.ReftConfig(representations=representations)).eval()
-
-
-def batch():
-    return {name: TENSORS[name] for name in ("input_ids", "attention_mask")}
-
-
-def assert_logits(ours, case):
-    """Equal on tokens, and far from the bare model, so that the edit is what is compared."""
-    text = TENSORS["attention_mask"].bool()
-    expected = TENSORS[f"{case}/logits"][text]
-    assert (expected - TENSORS["bare/logits"][text]).abs().max() > 1e-2
-    assert_close(ours[text], expected, 1e-5)
 
 
 @pytest.mark.parametrize("case", ABOUT["alone"])
@@ -78,14 +58,14 @@ def test_an_edited_llama_gives_upstreams_logits(case):
     interventions = [stored_intervention(case, i, kind) for i, (kind, _, _) in enumerate(places)]
     model = stored_model(places, interventions)
     _, outputs = model(batch(), unit_locations=at(ABOUT["in_model"][case]["locations"]))
-    assert_logits(outputs.logits, case)
+    assert_logits(outputs.logits, TENSORS[f"{case}/logits"])
 
 
 def test_directions_of_each_row_give_the_logits_of_upstreams_composition_example():
     model = stored_model([(None, 1, "block_output")], [stored_intervention("composition")])
     locations = ABOUT["in_model"]["one_layer"]["locations"]
     _, outputs = model(batch(), unit_locations=at(locations), subspaces=[[[0], [1, 2]]])
-    assert_logits(outputs.logits, "composition")
+    assert_logits(outputs.logits, TENSORS["composition/logits"])
 
 
 def test_greedy_generation_gives_upstreams_tokens():

@@ -90,12 +90,10 @@ IN_MODEL = {
 LEARNING_RATE, STEPS = 0.5, 10
 
 
-def make(kind, embed_dim=WIDTH, **arguments):
+def make(kind, embed_dim=WIDTH, rank=RANK, **arguments):
     """An intervention in float32 that has learned a little, so that R is not where it began."""
-    arguments = {"add_bias": False} | arguments
-    intervention = CLASSES[kind](
-        embed_dim=embed_dim, low_rank_dimension=RANK, dtype=torch.float32, **arguments
-    )
+    arguments = {"add_bias": False, "dtype": torch.float32} | arguments
+    intervention = CLASSES[kind](embed_dim=embed_dim, low_rank_dimension=rank, **arguments)
     optimizer = torch.optim.Adam(intervention.parameters(), lr=0.02)
     for _ in range(5):
         hidden = torch.randn(8, embed_dim)
@@ -172,10 +170,10 @@ def model_and_batch(tensors):
     return base, tensors["input_ids"], tensors["attention_mask"]
 
 
-def wrap(base, places, interventions):
+def wrap(base, places, interventions, rank=RANK):
     representations = []
     for (_, layer, component), intervention in zip(places, interventions, strict=True):
-        place = {"component": component, "low_rank_dimension": RANK, "intervention": intervention}
+        place = {"component": component, "low_rank_dimension": rank, "intervention": intervention}
         representations.append(place if layer is None else {"layer": layer, **place})
     return pyreft.get_reft_model(base, pyreft.ReftConfig(representations=representations))
 

@@ -1,0 +1,34 @@
+"""A directory in any format that is read here -> an adapter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyreft.compat import adapter_hub, upstream_files
+from pyreft.sharing import Adapter, read_adapter
+from pyreft.sharing.checkpoint import CONFIG_NAME
+
+# What to download of a repository that holds no adapter of ours.
+FILE_PATTERNS = (*upstream_files.FILE_PATTERNS, *adapter_hub.FILE_PATTERNS)
+
+
+def read_any(source: str | os.PathLike | Adapter) -> Adapter:
+    """Read an adapter: our own, upstream's or adapter-hub's. Nothing in it is run.
+
+    Args:
+        source: A directory, or what was read from one already.
+
+    Raises:
+        AdapterError: If the directory is no adapter.
+    """
+    if isinstance(source, Adapter):
+        return source
+    # Ours first: it may hold a base model's config.json and PEFT's adapter_config.json as well.
+    if (Path(source) / CONFIG_NAME).is_file():
+        return read_adapter(source)
+    if upstream_files.is_upstream(source):
+        return upstream_files.read_upstream(source)
+    if adapter_hub.is_adapter_hub(source):
+        return adapter_hub.read_adapter_hub(source)
+    return read_adapter(source)

@@ -1,0 +1,96 @@
+"""The tensors of one intervention as upstream saves them <-> arguments and tensors of ours.
+
+Upstream's LoReFT is saved as R and what maps the hidden state; its other kinds as the state dict
+of their modules, R as torch's parametrization of it, a D x D matrix among that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyreft.compat.parametrized import is_orthonormal, read_parametrized, write_parametrized
+from pyreft.compat.shapes import CONSTANT, ORTHONORMAL, require_tensors
+from pyreft.interventions.projection import orthonormal_factor
+
+_ROTATION = "rotate_layer."
+_DIRECTIONS = "rotate_layer.original"
+# Of LoReFT: upstream's name, ours.
+_OF_LOREFT = {
+    "weight": "learned_source.weight",
+    "bias": "learned_source.bias",
+    "rotate_layer": _DIRECTIONS,
+}
+_SIZES = ("embed_dim", "interchange_dim")
+_WITHOUT_R = {"loreft": "noreft", "direft": "nodireft"}
+
+
+def read_intervention(
+    kind: str, saved: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Read what upstream saved of an intervention.
+
+    Returns:
+        Its kind, its constructor arguments but for those that upstream does not save, and its
+        tensors. A LoReFT that upstream trained on after loading it has directions that are no
+        longer orthonormal: it is a NoReFT, and read as that.
+
+    Raises:
+        ValueError: If a tensor is missing or unknown, or its shape or type does not fit.
+    """
+    tensors = _our_names(kind, saved)
+    width, rank = require_tensors(kind, tensors)
+    for name in _SIZES:
+        if name in saved and (saved[name].numel() != 1 or int(saved[name]) != width):
+            raise ValueError(f"its {name} is {saved[name].tolist()}, its directions have {width}")
+    dtype = tensors["learned_source" if kind in CONSTANT else "learned_source.weight"].dtype
+    if kind in ORTHONORMAL and not is_orthonormal(tensors[_DIRECTIONS]):
+        if kind not in _WITHOUT_R:
+            raise ValueError("its directions are not orthonormal")
+        kind, dtype = _WITHOUT_R[kind], torch.float32
+        tensors["proj_layer.weight"] = tensors.pop(_DIRECTIONS).mT.contiguous()
+    arguments = {
+        "embed_dim": width,
+        "low_rank_dimension": rank,
+        "dtype": str(dtype).removeprefix("torch."),
+        "add_bias": "proj_layer.bias" in saved,
+    }
+    if kind == "nodireft":
+        # Upstream never reads it.
+        tensors.pop("proj_layer.bias", None)
+    return kind, arguments, tensors
+
+
+def write_intervention(
+    kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What upstream saves of an intervention that has our tensors."""
+    saved = dict(tensors)
+    if kind in ORTHONORMAL:
+        weight = orthonormal_factor(saved.pop(_DIRECTIONS))
+        if kind == "loreft":
+            named = saved | {_DIRECTIONS: weight}
+            return {theirs: named[ours] for theirs, ours in _OF_LOREFT.items()}
+        saved |= write_parametrized(weight, _ROTATION)
+        width, rank = weight.shape
+    else:
+        rank, width = saved["proj_layer.weight"].shape
+    if arguments.get("add_bias") and kind == "nodireft":
+        saved["proj_layer.bias"] = saved["learned_source.bias"].new_zeros(rank)
+    return {name: torch.tensor(width) for name in _SIZES} | saved
+
+
+def _our_names(kind: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if kind == "loreft":
+        return {
+            _OF_LOREFT.get(name, name): tensor.float() if name == "rotate_layer" else tensor
+            for name, tensor in saved.items()
+        }
+    tensors = {name: tensor for name, tensor in saved.items() if name not in _SIZES}
+    if kind in ORTHONORMAL:
+        tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(_ROTATION)}
+        tensors[_DIRECTIONS] = read_parametrized(saved, _ROTATION)
+    return tensors

@@ -1,0 +1,116 @@
+"""Adapters with weights -> the interventions of one adapter that edits as all of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from pyreft.config.disjoint import share_no_head
+from pyreft.config.intervention import InterventionConfig
+from pyreft.interventions import constructor_arguments, join, kind_of, scale
+
+# One intervention of an adapter: the adapter's index, the intervention, the adapter's weight.
+Part = tuple[int, InterventionConfig, float]
+
+
+def combine(
+    adapters: Sequence[tuple[Sequence[InterventionConfig], float]],
+) -> list[InterventionConfig]:
+    """The weighted sum of adapters on one base model.
+
+    At different places, and at positions that do not meet, the interventions stand side by side.
+    At the same place and positions they become one, see `pyreft.interventions.join`. Weights that
+    an adapter ties stay tied where the same is done to them.
+
+    Args:
+        adapters: The interventions of each with their modules, as `reft_config.representations`
+            of a model has them, and the weight of its edits. They are not changed.
+
+    Returns:
+        Interventions with modules of their own, for `ReftConfig(representations=...)`.
+
+    Raises:
+        ValueError: If positions meet without being the same, or edits cannot be scaled or joined.
+    """
+    groups: list[list[Part]] = []
+    for index, (configs, weight) in enumerate(adapters):
+        if len(adapters) > 1:
+            _require_positions(index, configs)
+        for config in configs:
+            part = (index, config, weight)
+            group = next((group for group in groups if _is_of(part, group)), [])
+            if not group:
+                groups.append(group)
+            group.append(part)
+    made: dict[tuple[tuple[int, float], ...], nn.Module] = {}
+    return [_combined(group, made) for group in groups]
+
+
+def _require_positions(index: int, configs: Sequence[InterventionConfig]) -> None:
+    """Refuse two interventions at one place that only each batch tells apart."""
+    left_open = [config.place for config in configs if config.positions is None]
+    if several := [place for place in left_open if left_open.count(place) > 1]:
+        raise ValueError(
+            f"adapter {index} has several interventions at {several[0]} and leaves their positions "
+            "to every batch, so it is not known which goes with which: give it positions with "
+            "record_positions."
+        )
+
+
+def _is_of(part: Part, group: Sequence[Part]) -> bool:
+    """Whether an intervention edits what a group of others does: the same, not a part of it."""
+    index, config, _ = part
+    same = False
+    for earlier, other, _ in group:
+        if earlier == index or (config.layer, config.component) != (other.layer, other.component):
+            continue
+        if share_no_head(config, other):
+            continue
+        if config.heads != other.heads:
+            raise ValueError(
+                f"adapters {earlier} and {index} edit heads {other.heads or 'all'} and "
+                f"{config.heads or 'all'} of {config.place}, which share some and not all."
+            )
+        if (config.positions is None) != (other.positions is None):
+            raise ValueError(
+                f"adapter {earlier if other.positions is None else index} leaves the positions at "
+                f"{config.place} to every batch, so it is not known whether they are those of the "
+                "other: give it some with record_positions."
+            )
+        same = config.positions == other.positions
+        met = config.positions and other.positions and config.positions.overlaps(other.positions)
+        if met and not same:
+            raise ValueError(
+                f"adapters {earlier} and {index} edit {config.place} at {other.positions!r} and at "
+                f"{config.positions!r}, which share tokens and are not the same."
+            )
+    return same
+
+
+def _combined(
+    group: Sequence[Part], made: dict[tuple[tuple[int, float], ...], nn.Module]
+) -> InterventionConfig:
+    _, config, _ = group[0]
+    parts = [(_module(one), weight) for _, one, weight in group]
+    key = tuple((id(module), weight) for module, weight in parts)
+    if key not in made:
+        try:
+            scaled = [scale(module, weight) for module, weight in parts]
+            made[key] = scaled[0] if len(scaled) == 1 else join(scaled)
+        except ValueError as error:
+            raise ValueError(f"cannot combine what edits {config.place}: {error}") from error
+    module = made[key]
+    kind = kind_of(module)
+    arguments = {} if kind is None else constructor_arguments(module)
+    return replace(config, kind=kind, arguments=arguments, intervention=module, tied_to=None)
+
+
+def _module(config: InterventionConfig) -> nn.Module:
+    if config.intervention is None:
+        raise ValueError(
+            f"the intervention at {config.place} has no module yet: combine those of a model, "
+            "model.reft_config.representations."
+        )
+    return config.intervention
