@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.modeling.base import base_fingerprint, describe_base
-from pyreft.modeling.lora import describe_lora, peft_tensors
+from pyreft.modeling.lora import describe_lora
 from pyreft.modeling.trained import lies_in
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import OF_BASE, OF_LORA
@@ -27,6 +27,7 @@ def take_adapter(
     config: ReftConfig,
     interventions: nn.ModuleDict,
     trained: Mapping[str, Tensor],
+    lora: Mapping[str, Tensor],
 ) -> Adapter:
     """What there is to save.
 
@@ -35,11 +36,11 @@ def take_adapter(
         config: The config.
         interventions: The interventions.
         trained: Tensors of the base model that are trained as well, by their name in it.
+        lora: The tensors of a LoRA that is trained as well, by PEFT's names.
 
     Raises:
         ValueError: If a tensor is not finite, or the LoRA is of a kind that cannot be saved.
     """
-    lora = peft_tensors(model)
     tensors = _tensors(config.representations, interventions, trained, lora)
     for name, made in _made(config.representations).items():
         # As the config makes them, which `.to(...)` may have changed.

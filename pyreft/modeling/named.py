@@ -12,6 +12,7 @@ from torch import nn
 
 from pyreft.compat.formats import read_any
 from pyreft.config import ReftConfig
+from pyreft.config.combination import combine
 from pyreft.modeling.acting import BASE
 from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
@@ -86,6 +87,37 @@ class NamedAdapters:
         with self._making(config) as adapter:
             pass
         self.adapters[adapter_name] = adapter
+
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+    ) -> None:
+        """Add an adapter that does what several do together, each by its weight.
+
+        A weight of 1 merges, others scale, -1 negates. At different places the interventions stand
+        side by side; at one place they become one, of all their ranks, which must edit subspaces
+        that have nothing in common, but for the kinds without orthonormal directions. Unlike
+        several active adapters it costs no more than one, and can be saved and shared. It is not
+        active yet.
+
+        Args:
+            adapters: Their names.
+            weights: The weight of the edits of each.
+            adapter_name: What to call it: letters, digits, "_" and "-".
+
+        Raises:
+            ValueError: If edits cannot be scaled or joined, with the reason; nothing is changed.
+        """
+        names = list(adapters)
+        self._require_known(names)
+        if not names or len(names) != len(weights):
+            raise ValueError(f"there must be a weight for each adapter: got {names}, {weights}.")
+        if trained := [name for name in names if self.adapters[name].trained.names]:
+            raise ValueError(
+                f"the adapter {trained[0]!r} has trained a head, and heads cannot be added up."
+            )
+        parts = [self.adapters[name].config.representations for name in names]
+        combined = combine(list(zip(parts, map(float, weights), strict=True)))
+        self.add_adapter(adapter_name, ReftConfig(representations=combined))
 
     def load_adapter(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
@@ -19,6 +20,7 @@ from pyreft.modeling.adapter import (
     require_sizes,
     take_adapter,
 )
+from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.modeling.merging import export_lora, merge_and_unload
 from pyreft.modeling.named import NamedAdapters
@@ -65,10 +67,14 @@ class SavedAdapter(NamedAdapters):
         self,
         save_directory: str | os.PathLike,
         *,
+        selected_adapters: Sequence[str] | None = None,
         is_main_process: bool = True,
         allow_other_files: bool = False,
     ) -> None:
         """Save the adapter: `reft_config.json`, `reft_model.safetensors`, and its card.
+
+        Of several adapters, as with PEFT, "default" goes into the directory, and each other one
+        into a folder of its name in it.
 
         Parameters of the base model that are trained are saved with it: `modules_to_save`, and
         whatever else requires a gradient. So is a LoRA of PEFT's, once more in PEFT's own files.
@@ -78,6 +84,7 @@ class SavedAdapter(NamedAdapters):
         Args:
             save_directory: A new or empty directory, or one that holds an adapter, which is
                 replaced, beside it whatever tokenizers and trainers write.
+            selected_adapters: Names of the adapters to save; all by default.
             is_main_process: Whether to save at all; false in the other processes of a run.
             allow_other_files: Save beside whatever the directory holds.
 
@@ -86,20 +93,29 @@ class SavedAdapter(NamedAdapters):
             ValueError: If a kind or a position function has no name to be saved under, this
                 process has only shards of the interventions, or PEFT trains more than a LoRA.
         """
-        if is_main_process:
-            require_whole(self.interventions)
-            adapter = self._take_adapter()
+        names = list(self.adapters) if selected_adapters is None else list(selected_adapters)
+        self._require_known(names)
+        for name in names if is_main_process else ():
+            require_whole(self.adapters[name])
+            adapter, folder = self._take_adapter(name), self._folder(save_directory, name)
             beside = peft_files(self.model) if adapter.lora is not None else {}
-            save_adapter(save_directory, adapter, allow_other_files, beside)
-            write_card(save_directory, adapter, self.training_facts)
+            save_adapter(folder, adapter, allow_other_files, beside)
+            write_card(folder, adapter, self.adapters[name].training_facts)
+
+    def _folder(self, directory: str | os.PathLike, name: str) -> Path:
+        """Where in a directory an adapter is saved."""
+        alone = name == "default" or len(self.adapters) == 1
+        return Path(directory) if alone else Path(directory) / name
 
     def write_card(self, directory: str | os.PathLike) -> None:
-        """Write the model card of the adapter as it is now, as `save_pretrained` does.
+        """Write the model card of each adapter as it is now, as `save_pretrained` does.
 
         Args:
-            directory: Where the adapter was saved.
+            directory: Where the model was saved.
         """
-        write_card(directory, self._take_adapter(), self.training_facts)
+        for name, adapter in self.adapters.items():
+            folder = self._folder(directory, name)
+            write_card(folder, self._take_adapter(name), adapter.training_facts)
 
     @property
     def training_facts(self) -> TrainingFacts | None:
@@ -110,28 +126,37 @@ class SavedAdapter(NamedAdapters):
     def training_facts(self, facts: TrainingFacts | None) -> None:
         self._adapter.training_facts = facts
 
-    def _take_adapter(self) -> Adapter:
-        return take_adapter(
-            self.model, self.reft_config, self.interventions, self._trained_tensors()
-        )
+    def _take_adapter(self, name: str) -> Adapter:
+        adapter: AttachedAdapter = self.adapters[name]
+        trained, lora = self._trained_beside(name)
+        return take_adapter(self.model, adapter.config, adapter.interventions, trained, lora)
 
-    def _trained_tensors(self) -> dict[str, Tensor]:
-        """Tensors of the base model that belong to the adapter, but for a LoRA's."""
-        named = self.trained.tensors()
-        beside = [*named.values(), *peft_tensors(self.model).values()]
-        return self.trained.learned() | trained_by_hand(self.model, beside)
+    def _trained_beside(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tensors of the base model, and of a LoRA, that belong to an adapter.
+
+        What learns without being named anywhere goes with the active one.
+        """
+        trained = self.adapters[name].trained
+        if name != self.active_adapter:
+            return trained.learned(), {}
+        lora = peft_tensors(self.model)
+        others = [a.trained.tensors() for a in self.adapters.values()]
+        beside = [t for tensors in (*others, lora) for t in tensors.values()]
+        return trained.learned() | trained_by_hand(self.model, beside), lora
 
     def load_weights(self, directory: str | os.PathLike) -> None:
-        """Load the weights of a saved adapter of the same config into this one.
+        """Load the weights of saved adapters of the same configs into the active ones.
 
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
-        adapter = read_any(directory)
-        require_base(adapter, self.model)
-        require_same_lora(adapter, self.model)
-        lora = peft_tensors(self.model)
-        self._adapter.load(adapter, self.model, self._trained_tensors(), lora)
+        for name in self.active_adapters:
+            adapter = read_any(self._folder(directory, name))
+            require_base(adapter, self.model)
+            trained, lora = self._trained_beside(name)
+            if name == self.active_adapter:
+                require_same_lora(adapter, self.model)
+            self.adapters[name].load(adapter, self.model, trained, lora)
 
     def push_to_hub(
         self,

@@ -218,3 +218,62 @@ def test_the_repr_says_which_are_active():
     text = repr(add(wrap(make_base("llama"))))
     assert "default (active, weight 1)" in text
     assert "other (inactive)" in text
+
+
+def test_several_adapters_are_saved_each_in_a_folder_of_its_name(tmp_path):
+    model = add(wrap(make_base("llama")).eval())
+    add(model, "third", seed=7, layers=[1])
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "third" / "README.md").exists()
+    again = ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    again.load_adapter(tmp_path, "other", subfolder="other")
+    again.load_adapter(tmp_path / "third", "third")
+    inputs = batch(model.model)
+    for names in ("default", "other", "third", ["third", "default"]):
+        model.set_adapter(names)
+        again.set_adapter(names)
+        torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=0)
+
+
+def test_weights_of_all_active_adapters_are_loaded_again(tmp_path):
+    model = add(wrap(make_base("llama")).eval())
+    model.set_adapter(["other", "default"])
+    inputs = batch(model.model)
+    before = logits(model, inputs)
+    model.save_pretrained(tmp_path)
+    randomize(model, 0.1)
+    for parameter in model.adapters["default"].interventions.parameters():
+        parameter.data.add_(0.1)
+    assert (logits(model, inputs) - before).abs().max() > 1e-3
+    model.load_weights(tmp_path)
+    torch.testing.assert_close(logits(model, inputs), before, rtol=0, atol=0)
+
+
+def test_only_selected_adapters_are_saved(tmp_path):
+    model = add(wrap(make_base("llama")))
+    model.save_pretrained(tmp_path, selected_adapters=["other"])
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    with pytest.raises(ValueError, match="no adapter 'none'"):
+        model.save_pretrained(tmp_path, selected_adapters=["none"])
+
+
+def test_a_weighted_adapter_does_what_several_active_ones_do(tmp_path):
+    model = wrap(make_base("llama"), kind="nodireft", layers=[0, 1], positions="f2").eval()
+    add(model, layers=[1, 2], kind="nodireft", positions="f2", rank=3)
+    model.add_weighted_adapter(["default", "other"], [0.5, -1.0], "sum")
+    inputs = batch(model.model)
+    model.set_adapter(["default", "other"], [0.5, -1.0])
+    expected = logits(model, inputs)
+    model.set_adapter("sum")
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path, selected_adapters=["sum"])
+    alone = ReftModel.from_pretrained(make_base("llama"), tmp_path / "sum")
+    torch.testing.assert_close(logits(alone, inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_subspaces_that_have_something_in_common_are_not_merged():
+    model = wrap(make_base("llama"), layers=[1], positions="l1")
+    add(model, layers=[1], positions="l1", kind="loreft")
+    with pytest.raises(ValueError, match=r"orthogonal|subspace"):
+        model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
+    assert list(model.adapters) == ["default", "other"]
