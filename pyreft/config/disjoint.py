@@ -18,15 +18,18 @@ def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any
     Raises:
         ValueError: If two specs at one site have a token in common in every long prompt.
     """
-    for index, one in enumerate(resolved):
-        for earlier, other in enumerate(resolved[:index]):
-            if sites[earlier] != sites[index] or share_no_head(one, other):
+    at: dict[Any, list[InterventionConfig]] = {}
+    for one, site in zip(resolved, sites, strict=True):
+        earlier = at.setdefault(site, [])
+        for other in earlier:
+            if share_no_head(one, other):
                 continue
             if one.positions and other.positions and one.positions.overlaps(other.positions):
                 raise ValueError(
                     f"two interventions edit one token: {one.place} at {other.positions!r} and at "
                     f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
                 )
+        earlier.append(one)
 
 
 def share_no_head(one: InterventionConfig, other: InterventionConfig) -> bool:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -32,8 +33,9 @@ _SIZES = {"hidden_size", "num_hidden_layers", "num_decoder_layers", "vocab_size"
 _SIZES |= {"num_attention_heads", "num_key_value_heads", "intermediate_size"}
 _BASE_FIELDS = {*_NAMES, "labels", "architecture", "model_type", *_SIZES}
 _NEEDED = ("model_type", "hidden_size", "num_hidden_layers")
-# So many interventions edit each head of a large model.
-_MAX_INTERVENTIONS = 10_000
+# So many interventions edit each head of a large model, and so many one of its layers: all that
+# are at one place are compared with each other.
+_MAX_LISTED, _MAX_AT_ONE_PLACE = 10_000, 500
 
 
 class Entry(NamedTuple):
@@ -93,16 +95,22 @@ def read_entry(entry: dict[str, Any]) -> Entry:
     if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
         raise ValueError("the field 'library_versions' must be an object of strings")
     _check_base(entry["base_model"])
-    if len(entry["interventions"]) > _MAX_INTERVENTIONS:
-        raise ValueError(
-            f"it has {len(entry['interventions'])} interventions, more than {_MAX_INTERVENTIONS}"
-        )
+    names = entry.get("modules_to_save")
+    for name, listed in (("interventions", entry["interventions"]), ("modules_to_save", names)):
+        if isinstance(listed, list) and len(listed) > _MAX_LISTED:
+            raise ValueError(f"it has {len(listed)} {name}, more than {_MAX_LISTED}")
     for one in entry["interventions"]:
         if isinstance(one, dict) and isinstance(one.get("layer"), int) and one["layer"] < 0:
             raise ValueError(f"the layer {one['layer']} must be counted from the first, which is 0")
+    places = Counter(
+        (str(one.get("layer")), str(one.get("component")))
+        for one in entry["interventions"]
+        if isinstance(one, dict)
+    )
+    if places and max(places.values()) > _MAX_AT_ONE_PLACE:
+        raise ValueError(f"it has more than {_MAX_AT_ONE_PLACE} interventions at one place")
     if (lora := entry.get("lora")) is not None:
         _require(entry, "lora", dict)
-    names = entry.get("modules_to_save")
     if isinstance(names, list) and len(set(map(str, names))) < len(names):
         raise ValueError("modules_to_save has a name twice")
     learned = {n: v for n, v in entry.items() if n in ("interventions", "modules_to_save")}

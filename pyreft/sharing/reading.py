@@ -39,8 +39,12 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     Raises:
         AdapterError: If the directory is no adapter, or its files are damaged.
     """
-    path = _existing(directory)
-    weights, config = inside(path, WEIGHTS_NAME), inside(path, CONFIG_NAME)
+    path = Path(directory)
+    try:
+        _require_files(os.fspath(directory))
+        weights, config = inside(path, WEIGHTS_NAME), inside(path, CONFIG_NAME)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise AdapterError(f"cannot read {os.fspath(directory)!r}: {error}") from error
     try:
         tensors, metadata = _read_weights(weights)
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -62,23 +66,17 @@ def fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _existing(directory: str | os.PathLike) -> Path:
+def _require_files(directory: str) -> None:
+    """Raise AdapterError unless the directory has both files."""
     path = Path(directory)
-    try:
-        there = path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
-        raise AdapterError(
-            f"there is no directory {os.fspath(directory)!r} to load an adapter from."
-        )
+    if "\0" in directory or not path.exists():
+        raise AdapterError(f"there is no directory {directory!r} to load an adapter from.")
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
         raise AdapterError(
-            f"{os.fspath(directory)!r} is no adapter: it needs {CONFIG_NAME} and {WEIGHTS_NAME}; "
+            f"{directory!r} is no adapter: it needs {CONFIG_NAME} and {WEIGHTS_NAME}; "
             f"there is {found or 'nothing'}."
         )
-    return path
 
 
 def inside(directory: Path, name: str) -> Path:

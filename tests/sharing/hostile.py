@@ -339,6 +339,13 @@ def huge():
 
     yield "12,000 interventions", repeated(12_000)
     yield "12,000 tied interventions", repeated(12_000, tied_to=0)
+
+    def at_one_place(entry):
+        (one,) = entry["interventions"]
+        more = ({**one, "positions": str(index), "tied_to": 0} for index in range(9_000))
+        entry["interventions"] += more
+
+    yield "9,000 interventions at one place", change_config(at_one_place)
     yield (
         "2,000 interventions of full rank",
         repeated(2_000, arguments={"embed_dim": 32, "low_rank_dimension": 32}),
@@ -346,6 +353,7 @@ def huge():
     yield "a head 10^9", put("interventions", "heads", value=[size])
     yield "100,000 heads", put("interventions", "heads", value=list(range(100_000)))
     yield "one module 100,000 times", put("modules_to_save", value=["lm_head"] * 100_000)
+    yield "100,000 modules", put("modules_to_save", value=[f"m{n}" for n in range(100_000)])
     yield "tied to 10^9", put("interventions", "tied_to", value=size)
     yield "tied to itself", put("interventions", "tied_to", value=0)
     yield (

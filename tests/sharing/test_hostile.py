@@ -90,14 +90,16 @@ def bases():
     bare = make_base("llama")
     bare.model.norm.requires_grad_(False)
     bare.lm_head.train()
-    return bare, {which: make_model(which) for which in CASES}
+    models = {"bare": bare} | {which: make_model(which) for which in CASES}
+    return {name: (model, everything(model)) for name, model in models.items()}
 
 
 @pytest.fixture(scope="module")
 def good(bases, tmp_path_factory):
     """Adapters before they are damaged; reading them imports whatever loading imports."""
     saved = tmp_path_factory.mktemp("good")
-    for which, model in bases[1].items():
+    for which in CASES:
+        model = bases[which][0]
         model.save_pretrained(saved / which)
         ReftModel.from_pretrained(make_base("llama"), saved / which)
         model.load_weights(saved / which)
@@ -110,9 +112,9 @@ def kilobytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def attack(load, model):
+def attack(load, model, before):
     """Try to load; nothing may happen but an error."""
-    kinds, before, watch = dict(registry._kinds), everything(model), Watch()
+    kinds, watch = dict(registry._kinds), Watch()
     AUDIT.events.clear()
     try:
         AUDIT.listening = True
@@ -137,9 +139,9 @@ def test_there_are_hundreds_of_cases():
 def test_what_is_wrong_is_refused_and_changes_nothing(which, name, bases, good, tmp_path):
     directory = Path(shutil.copytree(good / which, tmp_path / "adapter"))
     CASES[which][name](directory)
-    bare, models = bases
-    attack(lambda: ReftModel.from_pretrained(bare, directory), bare)
-    attack(lambda: models[which].load_weights(directory), models[which])
+    bare, model = bases["bare"][0], bases[which][0]
+    attack(lambda: ReftModel.from_pretrained(bare, directory), *bases["bare"])
+    attack(lambda: model.load_weights(directory), *bases[which])
 
 
 def test_all_that_took_little_memory(good):
