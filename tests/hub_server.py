@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             if method == self.command.replace("HEAD", "GET") and (
                 found := re.fullmatch(pattern, path)
             ):
-                return handle(self, *map(unquote, found.groups()))
+                return handle(self, *map(unquote, found.groups(default="")))
         raise HubError(404, f"no such page: {self.command} {path}")
 
     def _send(self, content, status=200, **headers):

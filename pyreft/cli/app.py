@@ -116,10 +116,13 @@ def inspect(
     Reads our format, stanfordnlp/pyreft's and adapter-hub's. The exit code is 1 if it is broken.
     """
     from pyreft.cli.report import read_report
+    from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.sharing import AdapterError, find_adapter
 
     try:
-        report = read_report(adapter, find_adapter(adapter, revision=revision, token=token))
+        report = read_report(
+            adapter, find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
+        )
     except AdapterError as error:
         if as_json:
             broken = {"adapter": adapter, "intact": False, "error": str(error)}
@@ -145,10 +148,11 @@ def convert(
     peft is a LoRA, of an adapter that edits every token at the output of linear maps.
     """
     from pyreft.cli.loading import is_ours, load_model, read_foreign
+    from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.compat.upstream_files import is_upstream, write_upstream
     from pyreft.sharing import find_adapter, read_adapter
 
-    source = find_adapter(adapter, revision=revision, token=token)
+    source = find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
     if (to is Format.pyreft and is_ours(source)) or (
         to is Format.upstream and not is_ours(source) and is_upstream(source)
     ):
@@ -183,11 +187,12 @@ def merge(
     every token at the output of linear maps, without an activation.
     """
     from pyreft.cli.loading import load_model
+    from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.modeling.merging import merge_and_unload
     from pyreft.sharing import find_adapter
     from pyreft.sharing.whole import new_directory
 
-    source = find_adapter(adapter, revision=revision, token=token)
+    source = find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
     with new_directory(directory) as path:
         model = load_model(source, base, token, positions or (), act_fn)
         merge_and_unload(model).save_pretrained(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,8 @@ import transformers
 from pyreft.compat.formats import read_any
 from pyreft.compat.upstream_files import is_upstream, read_upstream
 from pyreft.modeling import ReftModel
-from pyreft.modeling.base import describe_base
 from pyreft.modeling.named_base import load_named_base
-from pyreft.sharing import Adapter, AdapterError, save_adapter
+from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import CONFIG_NAME
 
 
@@ -49,10 +47,7 @@ def load_model(
         adapter = read_any(directory)
         return ReftModel.from_pretrained(_load_base(adapter, base, token), directory)
     adapter = read_foreign(directory, positions, act_fn)
-    model = _load_base(adapter, base, token)
-    with tempfile.TemporaryDirectory() as temporary:
-        save_adapter(temporary, replace(adapter, base=describe_base(model)))
-        return ReftModel.from_pretrained(model, temporary)
+    return ReftModel.from_pretrained(_load_base(adapter, base, token), adapter)
 
 
 def read_foreign(directory: Path, positions: Sequence[str], act_fn: str | None) -> Adapter:

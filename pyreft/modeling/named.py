@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pyreft.compat.formats import read_any
+from pyreft.compat.formats import FILE_PATTERNS, read_any
 from pyreft.config import ReftConfig
 from pyreft.config.combination import combine
 from pyreft.modeling.acting import BASE
@@ -151,6 +151,7 @@ class NamedAdapters:
             subfolder=subfolder,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            others=FILE_PATTERNS,
         )
         saved = read_any(directory)
         require_base(saved, self.model)

@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyreft.compat.formats import read_any
+from pyreft.compat.formats import FILE_PATTERNS, read_any
 from pyreft.modeling.adapter import (
     fit_tensors,
     load_tensors,
@@ -272,7 +272,8 @@ class SavedAdapter(NamedAdapters):
         }
         place: Any = model if alone else directory
         if not isinstance(place, Adapter):
-            place = find_adapter(place, revision=revision, subfolder=subfolder, **cache)
+            where: Any = {"revision": revision, "subfolder": subfolder, "others": FILE_PATTERNS}
+            place = find_adapter(place, **where, **cache)
         adapter = read_any(place)
         if alone:
             model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -80,6 +80,25 @@ class HubFiles:
         self.revision = Path(found).parents[len(self._folders())].name
         return Path(found)
 
+    def fetch_matching(self, patterns: Sequence[str]) -> Path:
+        """The folder of the repository in the cache, with all files whose names match.
+
+        Args:
+            patterns: Names of files with wildcards.
+
+        Raises:
+            AdapterError: As for `fetch`.
+        """
+        with _explained(f"{self.repo_id} cannot be had from the Hub ({constants.ENDPOINT})"):
+            found = _api(self.token).snapshot_download(
+                self.repo_id,
+                revision=self.revision,
+                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
+                local_files_only=self.local_files_only,
+                allow_patterns=["/".join([*self._folders(), pattern]) for pattern in patterns],
+            )
+        return Path(found, *self._folders())
+
     def _folders(self) -> list[str]:
         return [part for part in (self.subfolder or "").split("/") if part]
 
@@ -104,6 +123,7 @@ def find_adapter(
     subfolder: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
+    others: Sequence[str] = (),
 ) -> Path:
     """The directory of an adapter: the one of that name, else from the Hub if it can be there.
 
@@ -111,6 +131,8 @@ def find_adapter(
         name: A directory, or a repository on the Hub, see `is_repo_id`.
         revision, token, subfolder, cache_dir, local_files_only: As for `HubFiles`; a subfolder
             may be one of a directory as well.
+        others: Patterns of the files of other libraries' adapters, which are downloaded from a
+            repository that holds none of ours.
 
     Raises:
         AdapterError: If there is neither.
@@ -125,18 +147,26 @@ def find_adapter(
     logger.warning(f"There is no directory {name!r} here: asking the Hub ({constants.ENDPOINT}).")
     files = HubFiles(str(name), revision, token, subfolder, cache_dir, local_files_only)
     try:
-        return download_adapter(files)
+        return download_adapter(files, others)
     except AdapterError as error:
         raise AdapterError(f"there is no directory {name!r} here, and {error}") from error
 
 
-def download_adapter(files: HubFiles) -> Path:
+def download_adapter(files: HubFiles, others: Sequence[str] = ()) -> Path:
     """The directory in the cache that holds an adapter of the Hub.
 
     Raises:
         AdapterError: If it cannot be had.
     """
-    config = files.fetch(CONFIG_NAME)
+    try:
+        config = files.fetch(CONFIG_NAME)
+    except AdapterError as error:
+        # In the cache alone, what is missing may be missing on the Hub as well.
+        missing = isinstance(error.__cause__, (EntryNotFoundError, LocalEntryNotFoundError))
+        folder = files.fetch_matching(others) if missing and others else None
+        if folder is None or not any(list(folder.glob(pattern)) for pattern in others):
+            raise
+        return folder
     files.fetch(WEIGHTS_NAME)
     return config.parent
 

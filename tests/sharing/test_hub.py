@@ -14,6 +14,7 @@ import torch
 from hub_server import HubServer, connect
 from huggingface_hub import constants
 from round_trip import IDS, assert_same, wrap
+from stored_llama import REFERENCES, stored_llama
 
 from conftest import KINDS, make_base
 from pyreft import AdapterError, ReftConfig, ReftModel, get_reft_model
@@ -61,6 +62,9 @@ def test_every_kind_with_heads_is_bit_equal_in_a_fresh_process(hub, tmp_path):
     made["head"] = wrap(modules_to_save=["lm_head"])
     made["classifier"] = wrap("bert", modules_to_save=["classifier"])
     made["lora"] = with_lora()
+    made["several"] = several = wrap(layers=[1])
+    several.add_adapter("other", ReftConfig(kind="nodireft", layers=[0, 2], positions="l2"))
+    several.set_adapter("other")
     commits = {}
     for architecture in ("llama", "bert"):
         base = make_base(architecture)
@@ -105,6 +109,29 @@ def test_revisions_and_subfolders_hold_adapters_of_their_own(hub):
     assert_same(load("alice/adapter", subfolder="deep/below"), fourth)
 
 
+@pytest.mark.parametrize("subfolder", [None, "deep"])
+def test_upstreams_repositories_load_by_name(subfolder, hub, tmp_path):
+    folder = REFERENCES / "upstream_adapters" / "prefix_and_suffix"
+    place = "" if subfolder is None else f"{subfolder}/"
+    files = {place + path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("alice/upstream", files | {place + "evil.bin": b"not to be downloaded"})
+    there = {"subfolder": subfolder, "cache_dir": tmp_path / "mine"}
+    found = ReftModel.from_pretrained(stored_llama(), "alice/upstream", **there)
+    assert_same_weights(found, ReftModel.from_pretrained(stored_llama(), folder))
+    assert not list((tmp_path / "mine").rglob("evil.bin"))
+    again = ReftModel.from_pretrained(
+        stored_llama(), "alice/upstream", local_files_only=True, **there
+    )
+    assert_same_weights(again, found)
+
+
+def assert_same_weights(found, expected):
+    for one, other in zip(
+        found.interventions.parameters(), expected.interventions.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_a_pull_request_changes_nothing_until_it_is_merged(hub):
     hub.add("bob/adapter", {})
     old, new = wrap(), wrap(seed=2)
@@ -135,8 +162,9 @@ def test_several_adapters_are_loaded_from_the_hub_onto_one_base_model(hub):
     with pytest.raises(AdapterError, match="there is no such file"):
         model.load_adapter("alice/adapter", "third", subfolder="third")
     assert list(model.adapters) == ["default", "second"]
-    model.push_to_hub("alice/second")
-    assert_same(load("alice/second"), second)
+    model.push_to_hub("alice/both")
+    assert_same(load("alice/both"), first)
+    assert_same(load("alice/both", subfolder="second"), second)
 
 
 def test_upstreams_save_and_load_reach_the_hub(hub, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REFERENCES = Path(__file__).parent.parent / "references"
+REFERENCES = Path(__file__).parent / "references"
 
 
 def read_tensors(path):
