@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from pyreft.modeling.lora import frozen_lora
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
 from pyreft.training.distributed import ReplicatedAdapter
+from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
 
@@ -36,6 +38,8 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         *args, **kwargs: As for `transformers.Trainer`; the default data collator is a
             `ReftDataCollator`.
         tokenizer: Upstream's name for `processing_class`.
+        reuse_frozen: Compute only what the adapter changes and the loss needs, where that is
+            exact: the output head runs on labelled tokens alone. A log line says where it is not.
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
@@ -50,8 +54,18 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
     # The Trainer makes a model of `model_init` before it has these.
     data_collator: Any = None
     train_dataset: Any = None
+    _labelled: LabelledLoss | None = None
+    # Whether nobody looks at the outputs beside the loss.
+    _loss_only = False
 
-    def __init__(self, model: Any = None, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *args: Any,
+        tokenizer: Any = None,
+        reuse_frozen: bool = True,
+        **kwargs: Any,
+    ) -> None:
         if model is not None and not isinstance(model, ReftModel):
             raise TypeError(
                 f"{type(self).__name__} trains a ReftModel, got {type(model).__name__}: wrap the "
@@ -61,6 +75,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             if kwargs.get("processing_class") is not None:
                 raise TypeError("give the tokenizer once: `tokenizer` is `processing_class`.")
             kwargs["processing_class"] = tokenizer
+        self.reuse_frozen = reuse_frozen
         tokenizer = kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
@@ -121,8 +136,17 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         require_finite(loss, self.state.global_step + 1, inputs, inputs.get("id"))
         return loss
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Tell the model where prompts end also where the Trainer keeps the labels to itself."""
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The Trainer's; where nobody gets the outputs, without logits that have no label.
+
+        The model is told where prompts end also where the Trainer keeps the labels to itself.
+        """
         inputs = {name: value for name, value in inputs.items() if name != "id"}
         open_ended = any(c.positions is None for c in self.model.reft_config.representations)
         if open_ended and "intervention_locations" not in inputs:
@@ -137,7 +161,27 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         taken = self.label_smoother is not None or self.compute_loss_func is not None
         if taken and isinstance(labels, Tensor) and continues:
             inputs = self._tell_completion(inputs, labels)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        arguments = (model, inputs, return_outputs, num_items_in_batch)
+        if taken or (return_outputs and not self._loss_only):
+            return super().compute_loss(*arguments)
+        with self._labelled_loss(model):
+            try:
+                found = super().compute_loss(*arguments)
+            except UnknownLogitsError:
+                found = super().compute_loss(*arguments)
+        return (found[0], {"loss": found[0]}) if return_outputs else found
+
+    def _labelled_loss(self, model: Any) -> AbstractContextManager[None]:
+        """Run the output head only where there is a label, if that can be."""
+        if not self.reuse_frozen:
+            return nullcontext()
+        base = self.model.model
+        if self._labelled is None or self._labelled.base is not base:
+            self._labelled = LabelledLoss(base, model)
+            reason = self._labelled.reason
+            done = f"runs on every token: {reason}" if reason else "runs on labelled tokens alone"
+            logger.info(f"The output head {done}.")
+        return self._labelled.only_labelled()
 
     def _tell_completion(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """The inputs with what labels would tell a model that does not get them."""
@@ -152,10 +196,23 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             told["completion_mask"] = labels != -100
         return {**inputs, **told}
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
         """The Trainer's, without the ids of examples."""
         inputs = {name: value for name, value in inputs.items() if name != "id"}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        generates = getattr(self.args, "predict_with_generate", False)
+        # What a subclass computes may need the logits.
+        own = type(self).compute_loss is ReftTrainer.compute_loss
+        self._loss_only = own and bool(prediction_loss_only or generates)
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._loss_only = False
 
     # ---- around a run -------------------------------------------------------------------
 

@@ -1,0 +1,268 @@
+"""The loss of a causal language model, its output head run only where there is a label.
+
+    hidden (B, T, D) --labelled--> (N, D) --head, chunk by chunk--> (n, V) --> the sum of the losses
+
+A prompt has no labels, so most of the (B T, V) logits of a batch are not used; of those that are,
+a chunk at a time exists. The base model runs as ever, and its loss comes out of its own forward
+pass; only its head sees other tokens, and its loss function other logits, while a pass lasts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import is_compiled_module
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.utils import logging
+
+from pyreft.modeling.lora import is_peft_model
+
+logger = logging.get_logger(__name__)
+
+# How large the logits of a chunk are in float32. In training some three times as much exists at
+# once: logits, their logarithms, their gradient.
+CHUNK_BYTES = 2**26
+# Gradients of a sum over tokens are kept; in float16 small ones would be lost.
+_FLOAT16_SCALE = 2.0**10
+
+
+class UnknownLogitsError(Exception):
+    """The model does something to its logits that is not known; try again, and it is left to it."""
+
+
+class LabelledLoss:
+    """How one base model computes its loss at labelled tokens alone.
+
+    Losses and gradients are those of the base model's own loss, up to rounding. What a model does
+    to its logits behind the head (a scale, a cap) is read from its config, and compared once with
+    what the model did to those of one token. If it does something else, all labelled tokens go
+    through its own head at once, which is as exact and takes the memory of their logits.
+
+    Args:
+        base: The base model; it may be wrapped by PEFT.
+        model: What calls it: the model that is trained, or what wraps that.
+
+    Attributes:
+        base: The base model.
+        reason: Why its loss cannot be computed so, or None.
+    """
+
+    def __init__(self, base: Any, model: nn.Module) -> None:
+        self.base = base
+        self._base = base.get_base_model() if is_peft_model(base) else base
+        self._head = self._base.get_output_embeddings()
+        self._finish: Callable[[Tensor], Tensor] | None = _finish(self._base.config)
+        self._compared = False
+        self.reason = self._why_not(model)
+
+    def _why_not(self, model: nn.Module) -> str | None:
+        if any(is_compiled_module(m) or m._compiled_call_impl for m in model.modules()):
+            return "the model is compiled"
+        name = type(self._base).__name__
+        if self._head is None:
+            return f"{name} has no output head of tokens"
+        # What the code of a model names, without what decorates it.
+        names = inspect.unwrap(type(self._base).forward).__code__.co_names
+        if "loss_function" not in names or self._base.loss_function is not ForCausalLMLoss:
+            return f"the loss of {name} is not transformers' loss of causal language models"
+        if getattr(self._base.config, "z_loss_coefficient", 0):
+            return f"the loss of {name} is one of all logits (z_loss_coefficient)"
+        return f"{name} or its head has hooks that see all logits" if self._watched() else None
+
+    def _watched(self) -> bool:
+        """Whether hooks of others see the logits, or gather a head that lies in shards."""
+        head, base = self._head, self._base
+        return bool(head._forward_pre_hooks or head._forward_hooks or base._forward_hooks)
+
+    @contextmanager
+    def only_labelled(self) -> Iterator[None]:
+        """Compute the loss so in the forward passes of this thread inside the block, if it can be.
+
+        Their outputs have no logits to use.
+
+        Raises:
+            UnknownLogitsError: In the first pass, if what the model does to its logits is unknown.
+        """
+        if self.reason or self._watched():
+            yield
+            return
+        one = _Pass(self)
+        saved = vars(self._base).get("_loss_function")
+        handles = [
+            self._base.register_forward_pre_hook(one.begin, with_kwargs=True),
+            self._head.register_forward_pre_hook(one.take),
+        ]
+        self._base.loss_function = one.loss
+        try:
+            yield
+        finally:
+            self._base.loss_function = saved
+            if saved is None:
+                del self._base._loss_function
+            for handle in handles:
+                handle.remove()
+
+    def _let_through(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The hidden states that the model itself turns into logits."""
+        if self._finish is None:
+            where = _shift(labels).flatten() != -100
+            return hidden.flatten(0, 1)[where.to(hidden.device)][None]
+        # Others than nn.Linear may not know what to do with no token.
+        none = self._compared and type(self._head) is nn.Linear
+        return hidden[:, :0] if none else hidden[:, -1:]
+
+    def _loss(self, hidden: Tensor, logits: Tensor, targets: Tensor, items: Any) -> Tensor:
+        """The loss of hidden states (B, T, D), for the targets (B, T) of all tokens."""
+        targets = targets.flatten()
+        where = (targets != -100).nonzero().flatten()
+        targets = targets[where].to(logits.device)
+        if self._finish is None:
+            scores = logits.flatten(0, 1).float()
+            total = nn.functional.cross_entropy(scores, targets, reduction="sum")
+        else:
+            self._compare(hidden, logits)
+            learned = [p for p in self._head.parameters() if p.requires_grad]
+            chosen = hidden.flatten(0, 1).index_select(0, where.to(hidden.device))
+            learns = torch.is_grad_enabled() and (chosen.requires_grad or bool(learned))
+            rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+            total = _Chunks.apply(self._score, learns, targets, rows, chosen, *learned)
+        items = targets.numel() if items is None else items
+        return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        assert self._finish is not None
+        return self._finish(self._head(hidden)).float()
+
+    @torch.no_grad()
+    def _compare(self, hidden: Tensor, logits: Tensor) -> None:
+        """Raise UnknownLogitsError if the model's logits of its last tokens are not ours."""
+        if self._compared:
+            return
+        assert self._finish is not None
+        if not torch.equal(logits, self._finish(self._head(hidden[:, -1:]))):
+            self._finish = None
+            raise UnknownLogitsError
+        self._compared = True
+
+
+class _Pass:
+    """The forward passes of one thread: what goes into the head, and what comes of it."""
+
+    def __init__(self, of: LabelledLoss) -> None:
+        self._of = of
+        self._thread = threading.get_ident()
+        self._labels: Tensor | None = None
+        self._hidden: Tensor | None = None
+
+    def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == self._thread:
+            plain = kwargs.keys() & {"shift_labels", "ignore_index"}
+            self._labels, self._hidden = None if plain else kwargs.get("labels"), None
+
+    def take(self, module: nn.Module, args: tuple) -> tuple | None:
+        labels, hidden = self._labels, args[0]
+        if threading.get_ident() != self._thread or labels is None or self._hidden is not None:
+            return None
+        if hidden.shape[:-1] != labels.shape:
+            return None
+        self._hidden = hidden
+        return (self._of._let_through(hidden, labels), *args[1:])
+
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """In the place of transformers' `ForCausalLMLoss`."""
+        hidden = self._hidden if threading.get_ident() == self._thread else None
+        if hidden is None:
+            return ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, **kwargs)
+        self._labels = None
+        return self._of._loss(hidden, logits, _shift(labels), num_items_in_batch)
+
+
+class _Chunks(torch.autograd.Function):
+    """The sum of the losses of tokens: score, whether to learn, (N,), n, (N, D), ... -> ().
+
+    The logits of a chunk are made once: their gradient is taken back through the head at once,
+    and its sum for the hidden states and for what the head learns is all that is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        score: Callable[[Tensor], Tensor],
+        learns: bool,
+        targets: Tensor,
+        rows: int,
+        hidden: Tensor,
+        *learned: Tensor,
+    ) -> Tensor:
+        total = torch.zeros((), device=targets.device)
+        scale = _FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
+        of_hidden = torch.zeros_like(hidden)
+        of_learned = [torch.zeros_like(p, dtype=torch.float32) for p in learned]
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            # Whoever packs what is kept for backward, to offload it, has no use for what is not.
+            with torch.set_grad_enabled(learns), saved_tensors_hooks(_same, _same):
+                chunk = hidden[part].detach().requires_grad_(learns)
+                logits = score(chunk)
+                loss = nn.functional.cross_entropy(logits, targets[part], reduction="sum")
+                scaled = loss * scale
+            total += loss.detach()
+            del logits, loss
+            if learns:
+                grad, *grads = torch.autograd.grad(scaled, [chunk, *learned])
+                of_hidden[part] = grad
+                for one, more in zip(of_learned, grads, strict=True):
+                    one += more
+        ctx.scale = scale
+        ctx.save_for_backward(of_hidden, *of_learned)
+        ctx.dtypes = [p.dtype for p in learned]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        of_hidden, *of_learned = ctx.saved_tensors
+        factor = grad / ctx.scale
+        grads = [
+            (one * factor.to(one.device)).to(dtype)
+            for one, dtype in zip(of_learned, ctx.dtypes, strict=True)
+        ]
+        return None, None, None, None, of_hidden * factor.to(of_hidden.device), *grads
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _shift(labels: Tensor) -> Tensor:
+    """What each token is to predict: the label of the next one."""
+    return nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
+
+
+def _finish(config: Any) -> Callable[[Tensor], Tensor]:
+    """What the model does to its logits, by its config: nothing, a scale, a cap."""
+    text = config.get_text_config()
+    names: Sequence[str] = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    factor, divisor, cap = (getattr(text, name, None) for name in names)
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits if factor is None else logits * factor  # Cohere
+        logits = logits if divisor is None else logits / divisor  # Granite
+        return logits if cap is None else torch.tanh(logits / cap) * cap  # Gemma
+
+    return finish
