@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; some by default")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--no-reuse", action="store_true", help="compute what is frozen each time")
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
     arguments = parser.parse_args()
     set_seed(42)
@@ -120,6 +121,7 @@ def main() -> None:
         ),
         train_dataset=pyreft.make_examples(examples, tokenizer),
         processing_class=tokenizer,
+        reuse_frozen=not arguments.no_reuse,
     )
     start = time.perf_counter()
     trainer.train()
@@ -139,7 +141,7 @@ def main() -> None:
     if answer(reloaded, tokenizer, UNSEEN) != after:
         raise SystemExit("the reloaded adapter answers otherwise")
     print(f"\nThe reloaded adapter answers the same ({size / 1024:.0f} KiB in {adapter}).")
-    print(f"Trained in {seconds:.0f} s to a loss of {loss:.4f}: {arguments.out / 'loss.png'}")
+    print(f"Trained in {seconds:.1f} s to a loss of {loss:.4f}: {arguments.out / 'loss.png'}")
 
 
 if __name__ == "__main__":

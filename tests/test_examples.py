@@ -34,7 +34,18 @@ RUNS = {
     "reward_model.py": ["--epochs", "1"],
     "benchmarks/module_cost.py": ["--rounds", "2", "--width", "32"],
     "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
+    "benchmarks/step_time.py": ["--methods", "pyreft", "--settings", "l1"],
+    "benchmarks/memory.py": ["--methods", "bare", "--settings", "paper"],
+    "benchmarks/scaling.py": ["--methods", "pyreft", "--axes", "layers"],
+    "benchmarks/floor.py": ["--methods"],
+    "benchmarks/generation.py": ["--tokens", "2"],
+    "benchmarks/mixed_adapters.py": ["--tokens", "2", "--adapters", "3"],
+    "benchmarks/loading.py": [],
+    "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
 }
+# Of one round; they write what they measure as JSON, see harness.py.
+MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
+MEASURES -= {"benchmarks/module_cost.py", "benchmarks/glue.py"}
 # Started as users start them, in two processes.
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py", "benchmarks/glue.py")
@@ -59,6 +70,7 @@ def models(tmp_path_factory):
 def run(name, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
@@ -85,12 +97,17 @@ def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
     if name in ("sft.py", "dpo.py"):
         pytest.importorskip("trl")
     arguments = [*RUNS[name]]
+    if name in MEASURES:
+        arguments += ["--rounds", "1", "--threads", "1"]
     if "module_cost" not in name:
         arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]
     if "glue" in name:
         arguments += ["--data", glue(tmp_path / "glue")]
     run(name, arguments, monkeypatch, tmp_path)
     assert capsys.readouterr().out
+    if name in MEASURES:
+        written = tmp_path / "out" / name.replace(".py", ".json")
+        assert json.loads(written.read_text())["figures"]
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -112,7 +129,8 @@ def test_an_example_runs_in_two_processes(name, models, tmp_path):
 
 def test_every_example_is_run_here():
     scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
-    assert scripts - {"base_model.py"} == RUNS.keys() | LAUNCHED.keys()
+    shared = {"base_model.py", "benchmarks/harness.py", "benchmarks/worker.py"}
+    assert scripts - shared == RUNS.keys() | LAUNCHED.keys()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

@@ -10,17 +10,18 @@ import json
 import os
 import platform
 import re
+import runpy
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-
-from base_model import smollm2
 
 HERE = Path(__file__).parent
 # Environment -> what pip installs into it, one command after the other.
@@ -47,15 +48,22 @@ def parse(description: str, methods: list[str], *more: tuple[str, dict]) -> argp
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="for the JSON")
     parser.add_argument("--markdown", type=Path, help="put the table into this document as well")
     if methods:
-        parser.add_argument("--methods", nargs="+", default=methods, choices=METHODS)
+        parser.add_argument("--methods", nargs="*", default=methods, choices=METHODS)
         text = "folder of the peers' environments, made if they are not there"
         parser.add_argument("--peers-dir", type=Path, default=Path("out/peers"), help=text)
     for name, settings in more:
         parser.add_argument(name, **settings)
     arguments = parser.parse_args()
-    arguments.model = arguments.model or smollm2()
+    if arguments.model is None:
+        arguments.model = runpy.run_path(str(HERE.parent / "base_model.py"))["smollm2"]()
     torch.set_num_threads(arguments.threads)
     return arguments
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The base model, in this process."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    return base.to(arguments.device).eval()
 
 
 def depth_of(model: str) -> int:
@@ -129,7 +137,7 @@ def start(setting: dict, arguments: argparse.Namespace) -> list[Worker]:
     workers = [Worker(method, setting, arguments) for method in arguments.methods]
     losses = {worker.method: worker.loss() for worker in workers}
     tolerance = 1e-3 if setting["dtype"] == "float32" else 0.05
-    if max(losses.values()) - min(losses.values()) > tolerance:
+    if losses and max(losses.values()) - min(losses.values()) > tolerance:
         raise SystemExit(f"they do not run the same base model, their losses are {losses}.")
     return workers
 
@@ -138,10 +146,40 @@ def take_turns(workers: list[Worker], rounds: int, command: str = "step") -> dic
     """Seconds of one step of each in each round, begun by another one each time."""
     seconds: dict[str, list[float]] = {worker.method: [] for worker in workers}
     for turn in range(rounds):
-        first = turn % len(workers)
+        first = turn % max(len(workers), 1)
         for worker in workers[first:] + workers[:first]:
             seconds[worker.method].append(worker.ask(command)["seconds"])
     return seconds
+
+
+def measure_later(setting: dict, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of steps whose rows were seen before, in an epoch of two steps."""
+    workers = start({**setting, "rows": 2 * setting["batch"]}, arguments)
+    take_turns(workers, 3)
+    found = take_turns(workers, arguments.rounds)
+    for worker in workers:
+        worker.close()
+    return found
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """How long one call takes, in this process."""
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of one call of each in each round, after a call that warms up."""
+    for way in ways.values():
+        seconds(way, device)
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
+            found[name].append(seconds(ways[name], device))
+    return found
 
 
 def _python(method: str, directory: Path) -> str:
