@@ -4,9 +4,9 @@
 
 Counted is what depends on the edit: in the layers above the first edited one, the tokens from the
 first edited position on, forward and the gradient of the hidden states; and the logits of labelled
-tokens. Each matrix product is timed at its own shape, and attention as products of queries and
-keys, where one pair of tokens in two is masked among the tokens themselves. Norms, activations,
-rotations, the softmax and the optimizer are left out: the floor is one of products alone.
+tokens. Each matrix product is timed at its own shape; attention counts as the products in it, of
+the pairs of tokens that are not masked. Norms, activations, rotations, the softmax and the
+optimizer are left out: the floor is one of products alone.
 """
 
 import statistics
