@@ -18,11 +18,14 @@ from pyreft.training.checks import frozen_heads, require_finite, require_labels,
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
+from pyreft.training.reusing import ReusesFrozen
 
 logger = logging.get_logger(__name__)
 
 
-class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, Trainer):
+class ReftTrainer(
+    AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, ReusesFrozen, Trainer
+):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
     Checkpoints hold the adapter in place of the model, and are there whole or not at all.
@@ -36,6 +39,13 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         *args, **kwargs: As for `transformers.Trainer`; the default data collator is a
             `ReftDataCollator`.
         tokenizer: Upstream's name for `processing_class`.
+        reuse_frozen: Compute once for an example what no step changes, where that is exact.
+        reuse_memory: How much of it is kept, as "2GB" or in bytes; half of the free memory by
+            default. What is not kept is computed again, without gradient.
+        reuse_disk: A directory to keep the rest in.
+
+    Attributes:
+        reuse: After the first step, what is reused, or why nothing is, and a report.
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.

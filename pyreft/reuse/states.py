@@ -1,0 +1,141 @@
+"""Examples -> what is known of them, computed without gradient.
+
+all tokens (M, T)       --layers below S-->  hidden (M, T, D), what leaves them
+the first P tokens      --layers from S on-->  keys and values (M, heads, P, width) of each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from pyreft.reuse.layers import LayerOutput, replaced
+from pyreft.reuse.plan import NotReusableError, Plan
+from pyreft.reuse.prefix import FrozenPrefix, KeysValues, Recorded, RecordingCache
+from pyreft.reuse.store import State
+
+
+@torch.no_grad()
+def compute_states(
+    plan: Plan, output: LayerOutput, rows: Sequence[Tensor], starts: Sequence[int]
+) -> list[State]:
+    """Compute what is known of examples.
+
+    Args:
+        plan: What is reused of the model.
+        output: What layers put out.
+        rows: The token ids of each example, from its first to its last that is computed.
+        starts: The index of the first token of each that is computed in every step.
+
+    Raises:
+        NotReusableError: If the layers do not work as layers do.
+    """
+    ids = pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    hidden = _hidden(plan, output, ids, lengths) if plan.skipped else None
+    before = torch.tensor(starts, device=ids.device)
+    known = _known(plan, output, ids, before, hidden) if max(starts) else []
+    states = []
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        own = None if hidden is None else hidden[index, start : len(row)].clone()
+        states.append(State(own, tuple(tensor[index, :, :start].clone() for tensor in known)))
+    return states
+
+
+def _hidden(plan: Plan, output: LayerOutput, ids: Tensor, lengths: Tensor) -> Tensor:
+    """(M, T, D), what leaves the layers that are skipped later."""
+    last, found = plan.layers[plan.skipped - 1], []
+    original = last.forward
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        found.append(output.hidden(made))
+        return made
+
+    above = dict.fromkeys(plan.layers[plan.skipped :], output.handing_on())
+    with replaced({last: watch, **above}):
+        _run(plan, ids, lengths)
+    if not found or found[0].dim() != 3 or found[0].shape[:2] != ids.shape:
+        raise NotReusableError("what leaves its layers is no hidden state (batch, tokens, width)")
+    return found[0]
+
+
+def _known(
+    plan: Plan, output: LayerOutput, ids: Tensor, lengths: Tensor, hidden: Tensor | None
+) -> list[Tensor]:
+    """(M, heads, P, width) keys and values of the first tokens, of all layers that run."""
+    longest = int(lengths.max())
+    count = len(plan.layers)
+    cache = RecordingCache(count, last=count - 1)
+    first = None if hidden is None else hidden[:, :longest]
+    with skipping(plan, output, first), suppress(Recorded):
+        _run(plan, ids[:, :longest], lengths, past_key_values=cache)
+    running = range(plan.skipped, count)
+    known = [tensor for layer in running for tensor in cache.known.get(layer, ())]
+    shape = (len(ids), longest)
+    if len(known) != 2 * len(running) or any((t.shape[0], t.shape[2]) != shape for t in known):
+        raise NotReusableError("its layers keep no keys and values (batch, heads, tokens, width)")
+    return known
+
+
+def _run(plan: Plan, ids: Tensor, lengths: Tensor, **kwargs: Any) -> None:
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    plan.base.base_model(input_ids=ids, attention_mask=mask.long(), **kwargs)
+
+
+def skipping(plan: Plan, output: LayerOutput, hidden: Tensor | None) -> Any:
+    """Skip layers inside the block: what leaves the last of them is this hidden state."""
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    if hidden is not None:
+        below = plan.layers[: plan.skipped]
+        forwards = dict.fromkeys(below[:-1], output.handing_on())
+        forwards[below[-1]] = output.putting_out(hidden)
+    return replaced(forwards)
+
+
+def collate_hidden(states: Sequence[State], width: int, device: torch.device) -> Tensor | None:
+    """(B, W, D), the hidden states of examples, at the left."""
+    rows = [state.hidden for state in states]
+    if rows[0] is None:
+        return None
+    batch = torch.zeros(len(rows), width, rows[0].shape[-1], dtype=rows[0].dtype, device=device)
+    for index, row in enumerate(rows):
+        assert row is not None
+        batch[index, : len(row)].copy_(row, non_blocking=True)
+    return batch
+
+
+def collate_prefix(
+    plan: Plan, states: Sequence[State], length: int, device: torch.device
+) -> FrozenPrefix | None:
+    """The keys and values of examples, at the right of P columns; None if P is 0."""
+    if not length:
+        return None
+    of_all = zip(*_of_all(states), strict=True)
+    made = [_at_the_right(tensors, length, device) for tensors in of_all]
+    layers: list[KeysValues | None] = [None] * plan.skipped
+    layers += zip(made[::2], made[1::2], strict=True)
+    return FrozenPrefix(layers, length)
+
+
+def _of_all(states: Sequence[State]) -> list[tuple[Tensor, ...]]:
+    """The tensors of each example. One that has no earlier token has none of their shapes."""
+    some = next(state.known for state in states if state.known)
+    none = tuple(tensor[:, :0] for tensor in some)
+    return [state.known or none for state in states]
+
+
+def _at_the_right(tensors: Sequence[Tensor], length: int, device: torch.device) -> Tensor:
+    """(heads, P of each, width) -> (B, heads, P, width)."""
+    if all(tensor.shape[1] == length for tensor in tensors) and tensors[0].device == device:
+        return torch.stack(list(tensors))
+    heads, _, width = tensors[0].shape
+    batch = torch.zeros((len(tensors), heads, length, width), dtype=tensors[0].dtype, device=device)
+    for index, tensor in enumerate(tensors):
+        batch[index, :, length - tensor.shape[1] :].copy_(tensor, non_blocking=True)
+    return batch
