@@ -16,7 +16,7 @@ from pyreft.modeling import ReftModel
 from pyreft.modeling.components import running_model
 from pyreft.reuse.fingerprint import contents, versions
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
-from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
+from pyreft.reuse.states import collate_hidden, collate_prefix, compute_state, skipping
 from pyreft.reuse.store import State, Store, share_of_memory, store_of
 from pyreft.reuse.window import Window, cut
 
@@ -185,19 +185,18 @@ class FrozenReuse:
                 (_digest(row), start, plan.skipped, low)
                 for row, start in zip(window.rows, window.starts, strict=True)
             ]
-            states = {key: state for key in keys if (state := store.get(key)) is not None}
-            missing = {key: i for i, key in enumerate(keys) if key not in states}
-            self.report.hits += len(keys) - len(missing)
-            self.report.misses += len(missing)
-            if missing:
-                rows = [window.rows[i] for i in missing.values()]
-                starts = [window.starts[i] for i in missing.values()]
-                made = compute_states(plan, store.output, rows, starts)
-                self.report.states += _states_work(plan, rows, starts)
-                for key, state in zip(missing, made, strict=True):
+            states = []
+            for key, row, start in zip(keys, window.rows, window.starts, strict=True):
+                state = store.get(key)
+                self.report.hits += state is not None
+                if state is None:
+                    state = compute_state(plan, store.output, row, start)
                     store.put(key, state)
-                    states[key] = state
-        return [states[key] for key in keys]
+                    running = len(plan.layers) - plan.skipped
+                    self.report.misses += 1
+                    self.report.states += plan.skipped * len(row) + running * start
+                states.append(state)
+        return states
 
     def _pad(self) -> int | None:
         base: Any = self.model.model
@@ -245,11 +244,6 @@ def _saved(plan: Plan, window: Window) -> float:
     running = layers - plan.skipped
     whole = (layers + running) * _size(window.size)
     return 1 - 2 * running * window.inputs["input_ids"].numel() / whole
-
-
-def _states_work(plan: Plan, rows: list[Tensor], starts: list[int]) -> int:
-    below = plan.skipped * max(len(row) for row in rows)
-    return len(rows) * (below + (len(plan.layers) - plan.skipped) * max(starts))
 
 
 def _digest(row: Tensor) -> bytes:

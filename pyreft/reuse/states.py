@@ -1,7 +1,10 @@
-"""Examples -> what is known of them, computed without gradient.
+"""An example -> what is known of it, computed without gradient.
 
-all tokens (M, T)       --layers below S-->  hidden (M, T, D), what leaves them
-the first P tokens      --layers from S on-->  keys and values (M, heads, P, width) of each
+all of its tokens (1, T)    --layers below S-->    hidden (1, T, D), what leaves them
+the first P of them         --layers from S on-->  keys and values (1, heads, P, width) of each
+
+One at a time: in a batch the last bits of its numbers would depend on the others, and a run that
+is resumed, and meets it among others, would not be the run that was not stopped.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from pyreft.reuse.layers import LayerOutput, replaced
 from pyreft.reuse.plan import NotReusableError, Plan
@@ -21,34 +23,32 @@ from pyreft.reuse.store import State
 
 
 @torch.no_grad()
-def compute_states(
-    plan: Plan, output: LayerOutput, rows: Sequence[Tensor], starts: Sequence[int]
-) -> list[State]:
-    """Compute what is known of examples.
+def compute_state(plan: Plan, output: LayerOutput, row: Tensor, start: int) -> State:
+    """Compute what is known of an example.
 
     Args:
         plan: What is reused of the model.
         output: What layers put out.
-        rows: The token ids of each example, from its first to its last that is computed.
-        starts: The index of the first token of each that is computed in every step.
+        row: (T,) token ids, from the first to the last that is computed.
+        start: P, the index of the first token that is computed in every step.
 
     Raises:
         NotReusableError: If the layers do not work as layers do.
     """
-    ids = pad_sequence(list(rows), batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-    hidden = _hidden(plan, output, ids, lengths) if plan.skipped else None
-    before = torch.tensor(starts, device=ids.device)
-    known = _known(plan, output, ids, before, hidden) if max(starts) else []
-    states = []
-    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        own = None if hidden is None else hidden[index, start : len(row)].clone()
-        states.append(State(own, tuple(tensor[index, :, :start].clone() for tensor in known)))
-    return states
+    ids = row[None]
+    hidden = _hidden(plan, output, ids) if plan.skipped else None
+    known: list[Tensor] = []
+    if start:
+        first = None if hidden is None else hidden[:, :start]
+        known = _known(plan, output, ids[:, :start], first)
+    # No views, which would keep what they are parts of.
+    own = None if hidden is None else hidden[0, start:].clone()
+    copies = [tensor[0].clone(memory_format=torch.contiguous_format) for tensor in known]
+    return State(own, tuple(copies))
 
 
-def _hidden(plan: Plan, output: LayerOutput, ids: Tensor, lengths: Tensor) -> Tensor:
-    """(M, T, D), what leaves the layers that are skipped later."""
+def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
+    """(1, T, D), what leaves the layers that are skipped later."""
     last, found = plan.layers[plan.skipped - 1], []
     original = last.forward
 
@@ -59,33 +59,28 @@ def _hidden(plan: Plan, output: LayerOutput, ids: Tensor, lengths: Tensor) -> Te
 
     above = dict.fromkeys(plan.layers[plan.skipped :], output.handing_on())
     with replaced({last: watch, **above}):
-        _run(plan, ids, lengths)
+        _run(plan, ids)
     if not found or found[0].dim() != 3 or found[0].shape[:2] != ids.shape:
         raise NotReusableError("what leaves its layers is no hidden state (batch, tokens, width)")
     return found[0]
 
 
-def _known(
-    plan: Plan, output: LayerOutput, ids: Tensor, lengths: Tensor, hidden: Tensor | None
-) -> list[Tensor]:
-    """(M, heads, P, width) keys and values of the first tokens, of all layers that run."""
-    longest = int(lengths.max())
+def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) -> list[Tensor]:
+    """(1, heads, P, width) keys and values of the tokens, of all layers that run."""
     count = len(plan.layers)
     cache = RecordingCache(count, last=count - 1)
-    first = None if hidden is None else hidden[:, :longest]
-    with skipping(plan, output, first), suppress(Recorded):
-        _run(plan, ids[:, :longest], lengths, past_key_values=cache)
+    with skipping(plan, output, hidden), suppress(Recorded):
+        _run(plan, ids, past_key_values=cache)
     running = range(plan.skipped, count)
     known = [tensor for layer in running for tensor in cache.known.get(layer, ())]
-    shape = (len(ids), longest)
-    if len(known) != 2 * len(running) or any((t.shape[0], t.shape[2]) != shape for t in known):
+    shapes = {(t.shape[0], t.shape[2]) for t in known}
+    if len(known) != 2 * len(running) or shapes != {(1, ids.shape[1])}:
         raise NotReusableError("its layers keep no keys and values (batch, heads, tokens, width)")
     return known
 
 
-def _run(plan: Plan, ids: Tensor, lengths: Tensor, **kwargs: Any) -> None:
-    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    plan.base.base_model(input_ids=ids, attention_mask=mask.long(), **kwargs)
+def _run(plan: Plan, ids: Tensor, **kwargs: Any) -> None:
+    plan.base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs)
 
 
 def skipping(plan: Plan, output: LayerOutput, hidden: Tensor | None) -> Any:
@@ -124,7 +119,7 @@ def collate_prefix(
 
 
 def _of_all(states: Sequence[State]) -> list[tuple[Tensor, ...]]:
-    """The tensors of each example. One that has no earlier token has none of their shapes."""
+    """The tensors of each example. One that has no earlier token has those of others, empty."""
     some = next(state.known for state in states if state.known)
     none = tuple(tensor[:, :0] for tensor in some)
     return [state.known or none for state in states]
