@@ -38,7 +38,7 @@ def compute_state(plan: Plan, output: LayerOutput, row: Tensor, start: int) -> S
     ids = row[None]
     hidden = _hidden(plan, output, ids) if plan.skipped else None
     known: list[Tensor] = []
-    if start:
+    if start and plan.skipped < len(plan.layers):
         first = None if hidden is None else hidden[:, :start]
         known = _known(plan, output, ids[:, :start], first)
     # No views, which would keep what they are parts of.
@@ -120,7 +120,7 @@ def collate_prefix(
 
 def _of_all(states: Sequence[State]) -> list[tuple[Tensor, ...]]:
     """The tensors of each example. One that has no earlier token has those of others, empty."""
-    some = next(state.known for state in states if state.known)
+    some = next((state.known for state in states if state.known), ())
     none = tuple(tensor[:, :0] for tensor in some)
     return [state.known or none for state in states]
 

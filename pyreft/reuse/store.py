@@ -7,11 +7,13 @@ given up for another, which would be needed no sooner.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from accelerate.utils.modeling import convert_file_size_to_int
@@ -68,7 +70,9 @@ class Store:
         self._memory = 0
         self._held: dict[Hashable, State] = {}
         self._files: dict[Hashable, Path] = {}
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: Path | None = None
+        # Deletes the directory, when this store goes as well.
+        self._delete: Callable[[], Any] | None = None
         self._made_with: Hashable = None
 
     def __len__(self) -> int:
@@ -84,14 +88,16 @@ class Store:
         self._memory = memory
         while self._held and self.size > memory:
             self.size -= self._held.popitem()[1].size
-        if disk is None:
+        if self._directory is not None and (disk is None or self._directory.parent != Path(disk)):
+            assert self._delete is not None
+            self._delete()
             self._files.clear()
             self._directory = None
-        elif self._directory is None or Path(self._directory.name).parent != Path(disk):
+        if disk is not None and self._directory is None:
             Path(disk).mkdir(parents=True, exist_ok=True)
-            self._files.clear()
-            # Private, and deleted with this store.
-            self._directory = tempfile.TemporaryDirectory(prefix="pyreft-reuse-", dir=disk)
+            # Private to this user.
+            self._directory = Path(tempfile.mkdtemp(prefix="pyreft-reuse-", dir=disk))
+            self._delete = weakref.finalize(self, shutil.rmtree, self._directory, True)
 
     def require(self, made_with: Hashable) -> None:
         """Drop everything unless it was made with this, of which it is a function."""
@@ -123,7 +129,7 @@ class Store:
             return True
         if self._directory is None:
             return False
-        file = Path(self._directory.name) / f"{len(self._files)}.safetensors"
+        file = self._directory / f"{len(self._files)}.safetensors"
         save_file({n: t.contiguous() for n, t in state.tensors().items()}, file)
         self._files[key] = file
         return True
