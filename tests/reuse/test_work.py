@@ -35,11 +35,9 @@ def test_the_first_epoch_computes_each_token_once_and_later_ones_the_window_alon
 
 def test_a_layer_that_is_edited_inside_runs_in_each_step(tmp_path):
     first, *later = steps(tmp_path, make_model(layers=[1], component="mlp_output"))[0]
-    assert first == {
-        **{(0, False): 4 * 12, (1, False): 4 * 8},
-        **{(1, True): 4 * WINDOW, (2, True): 4 * WINDOW},
-    }
-    assert later == [{(1, True): 4 * WINDOW, (2, True): 4 * WINDOW}] * 2
+    window = {(1, True): 4 * WINDOW, (2, True): 4 * WINDOW}
+    assert first == {(0, False): 4 * 12, (1, False): 4 * 8} | window
+    assert later == [window] * 2
 
 
 def test_edits_from_the_first_token_on_leave_layers_to_reuse(tmp_path):
@@ -72,13 +70,9 @@ def test_the_first_batch_is_compared_with_the_plain_model_once(tmp_path):
     trainer = make_trainer(make_model(), tmp_path, rows=Rows(EVEN), max_steps=1)
     with computed(trainer.model) as counted:
         trainer.train()
-    known = {0: 4 * 12, 1: 4 * 12, 2: 0}
-    compared = {layer: 4 * 12 for layer in range(3)}
-    window = {0: 0, 1: 0, 2: 4 * WINDOW}
-    assert all(
-        counted[layer, False] == known[layer] + compared[layer] + window[layer]
-        for layer in range(3)
-    )
+    states, plain, window = [4 * 12, 4 * 12, 0], [4 * 12] * 3, [0, 0, 4 * WINDOW]
+    without_gradient = [counted[layer, False] for layer in range(3)]
+    assert without_gradient == [sum(all_of) for all_of in zip(states, plain, window, strict=True)]
     assert counted[2, True] == 4 * WINDOW
 
 
