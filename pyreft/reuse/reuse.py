@@ -16,7 +16,7 @@ from pyreft.modeling import ReftModel
 from pyreft.modeling.components import running_model
 from pyreft.reuse.fingerprint import contents, versions
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
-from pyreft.reuse.states import collate_hidden, collate_prefix, compute_state, skipping
+from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
 from pyreft.reuse.store import State, Store, share_of_memory, store_of
 from pyreft.reuse.window import Window, cut
 
@@ -185,18 +185,22 @@ class FrozenReuse:
                 (_digest(row), start, plan.skipped, low)
                 for row, start in zip(window.rows, window.starts, strict=True)
             ]
-            states = []
+            states = {key: state for key in keys if (state := store.get(key)) is not None}
+            self.report.hits += sum(key in states for key in keys)
+            missing: dict[tuple[int, int], dict[Hashable, Tensor]] = {}
             for key, row, start in zip(keys, window.rows, window.starts, strict=True):
-                state = store.get(key)
-                self.report.hits += state is not None
-                if state is None:
-                    state = compute_state(plan, store.output, row, start)
+                if key not in states:
+                    missing.setdefault((len(row), start), {})[key] = row
+            for (length, start), rows in missing.items():
+                ids = torch.stack(list(rows.values()))
+                made = compute_states(plan, store.output, ids, start)
+                running = len(plan.layers) - plan.skipped
+                self.report.misses += len(rows)
+                self.report.states += len(rows) * (plan.skipped * length + running * start)
+                for key, state in zip(rows, made, strict=True):
                     store.put(key, state)
-                    running = len(plan.layers) - plan.skipped
-                    self.report.misses += 1
-                    self.report.states += plan.skipped * len(row) + running * start
-                states.append(state)
-        return states
+                    states[key] = state
+        return [states[key] for key in keys]
 
     def _pad(self) -> int | None:
         base: Any = self.model.model

@@ -1,10 +1,11 @@
-"""An example -> what is known of it, computed without gradient.
+"""Examples -> what is known of them, computed without gradient.
 
-all of its tokens (1, T)    --layers below S-->    hidden (1, T, D), what leaves them
-the first P of them         --layers from S on-->  keys and values (1, heads, P, width) of each
+all tokens (M, T)       --layers below S-->    hidden (M, T, D), what leaves them
+the first P of them     --layers from S on-->  keys and values (M, heads, P, width) of each
 
-One at a time: in a batch the last bits of its numbers would depend on the others, and a run that
-is resumed, and meets it among others, would not be the run that was not stopped.
+Only examples of one length are computed together. Others would need padding, and the last bits of
+their numbers would depend on it: a run that is resumed, and meets an example among others, would
+not be the run that was not stopped.
 """
 
 from __future__ import annotations
@@ -23,32 +24,34 @@ from pyreft.reuse.store import State
 
 
 @torch.no_grad()
-def compute_state(plan: Plan, output: LayerOutput, row: Tensor, start: int) -> State:
-    """Compute what is known of an example.
+def compute_states(plan: Plan, output: LayerOutput, ids: Tensor, start: int) -> list[State]:
+    """Compute what is known of examples.
 
     Args:
         plan: What is reused of the model.
         output: What layers put out.
-        row: (T,) token ids, from the first to the last that is computed.
+        ids: (M, T) token ids, from the first to the last that is computed.
         start: P, the index of the first token that is computed in every step.
 
     Raises:
         NotReusableError: If the layers do not work as layers do.
     """
-    ids = row[None]
     hidden = _hidden(plan, output, ids) if plan.skipped else None
     known: list[Tensor] = []
     if start and plan.skipped < len(plan.layers):
         first = None if hidden is None else hidden[:, :start]
         known = _known(plan, output, ids[:, :start], first)
-    # No views, which would keep what they are parts of.
-    own = None if hidden is None else hidden[0, start:].clone()
-    copies = [tensor[0].clone(memory_format=torch.contiguous_format) for tensor in known]
-    return State(own, tuple(copies))
+    states = []
+    for row in range(len(ids)):
+        # No views, which would keep what they are parts of.
+        own = None if hidden is None else hidden[row, start:].clone()
+        copies = [tensor[row].clone(memory_format=torch.contiguous_format) for tensor in known]
+        states.append(State(own, tuple(copies)))
+    return states
 
 
 def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
-    """(1, T, D), what leaves the layers that are skipped later."""
+    """(M, T, D), what leaves the layers that are skipped later."""
     last, found = plan.layers[plan.skipped - 1], []
     original = last.forward
 
@@ -66,7 +69,7 @@ def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
 
 
 def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) -> list[Tensor]:
-    """(1, heads, P, width) keys and values of the tokens, of all layers that run."""
+    """(M, heads, P, width) keys and values of the tokens, of all layers that run."""
     count = len(plan.layers)
     cache = RecordingCache(count, last=count - 1)
     with skipping(plan, output, hidden), suppress(Recorded):
@@ -74,7 +77,7 @@ def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) 
     running = range(plan.skipped, count)
     known = [tensor for layer in running for tensor in cache.known.get(layer, ())]
     shapes = {(t.shape[0], t.shape[2]) for t in known}
-    if len(known) != 2 * len(running) or shapes != {(1, ids.shape[1])}:
+    if len(known) != 2 * len(running) or shapes != {tuple(ids.shape)}:
         raise NotReusableError("its layers keep no keys and values (batch, heads, tokens, width)")
     return known
 

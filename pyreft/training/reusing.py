@@ -63,7 +63,9 @@ class ReusesFrozen(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        self._loss_only = prediction_loss_only
+        # What a subclass computes may need the logits.
+        own = type(self).compute_loss.__module__.startswith("pyreft.")
+        self._loss_only = own and prediction_loss_only
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
@@ -131,7 +133,6 @@ class ReusesFrozen(Trainer):
         if self._compared:
             return True
         assert self.reuse is not None
-        self._compared = True
         device = self.args.device
         devices = [device] if device.type == "cuda" else []
         losses: list[Any] = []
@@ -141,6 +142,7 @@ class ReusesFrozen(Trainer):
                 losses.append(super().compute_loss(self.model, dict(inputs), False, items))
             with torch.random.fork_rng(devices), self.reuse.running(cut) as window:
                 losses.append(super().compute_loss(self.model, window, False, items))
+        self._compared = True
         whole, found = (float(loss.detach().mean()) for loss in losses)
         low = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
         allowed = (_COARSE_ROUNDING if low else _ROUNDING) * max(1.0, abs(whole))
