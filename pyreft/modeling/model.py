@@ -19,6 +19,7 @@ from pyreft.modeling.generation import read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
 from pyreft.modeling.lora import without_lora
 from pyreft.modeling.named import NamedAdapters, require_name
+from pyreft.modeling.plan import Placed
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
 from pyreft.modeling.shared_prefix import run_shared, shared_first, shared_length, with_prompts
@@ -75,6 +76,8 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         self._active = {adapter_name: 1.0}
         self._disabled, self._off = 0, ExitStack()
         self._replicas = Replicas()
+        # Thread -> where its calls edit, whatever their arguments say.
+        self._placed: dict[int, list[Placed]] = {}
         self.train(model.training)
 
     def __repr__(self) -> str:
@@ -107,11 +110,10 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
             return self._forward_upstream(base, **inputs)
         refuse_upstream_arguments(kwargs)
         self._hooks.require()
-        told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
-        placed = []
-        if not self._disabled:
-            acting = self._acting(told["adapter_names"])
-            placed = place_in_batch(acting, self.model, inputs, **told)
+        if self._placed and threading.get_ident() in self._placed:
+            placed = self._placed[threading.get_ident()]
+        else:
+            placed = self.place(inputs)
         self._replicas.before_forward(self)
         with self._hooks.editing(placed):
             outputs = super().__call__(**inputs)
@@ -119,6 +121,30 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
                 self._hooks.keep_for_recomputation(outputs)
                 self._replicas.after_forward(self, tensors_in(outputs))
         return outputs
+
+    def place(self, inputs: dict[str, Any]) -> list[Placed]:
+        """Where a call edits.
+
+        Args:
+            inputs: The arguments of the call; those that are for edits alone are taken out.
+
+        Raises:
+            ValueError: As for `forward`.
+        """
+        told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
+        if self._disabled:
+            return []
+        return place_in_batch(self._acting(told["adapter_names"]), self.model, inputs, **told)
+
+    @contextmanager
+    def placed(self, placed: list[Placed]) -> Iterator[None]:
+        """Edit there, on a part of a batch, in calls of this thread inside the block."""
+        thread = threading.get_ident()
+        self._placed[thread] = placed
+        try:
+            yield
+        finally:
+            del self._placed[thread]
 
     def forward(
         self,

@@ -20,11 +20,14 @@ from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
+from pyreft.training.reusing import ReusesFrozen
 
 logger = logging.get_logger(__name__)
 
 
-class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, Trainer):
+class ReftTrainer(
+    AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, ReusesFrozen, Trainer
+):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
     Checkpoints hold the adapter in place of the model, and are there whole or not at all.
@@ -39,7 +42,14 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             `ReftDataCollator`.
         tokenizer: Upstream's name for `processing_class`.
         reuse_frozen: Compute only what the adapter changes and the loss needs, where that is
-            exact: the output head runs on labelled tokens alone. A log line says where it is not.
+            exact: once for an example what no step changes, and the output head on labelled tokens
+            alone. Log lines say what, and where not.
+        reuse_memory: How much of it is kept, as "2GB" or in bytes; half of the free memory by
+            default. What is not kept is computed again, without gradient.
+        reuse_disk: A directory to keep the rest in.
+
+    Attributes:
+        reuse: After the first step, what is reused, or why nothing is, and a report.
 
     Raises:
         TypeError: If the model is no `ReftModel`, or both names of the tokenizer are given.
@@ -63,7 +73,6 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         model: Any = None,
         *args: Any,
         tokenizer: Any = None,
-        reuse_frozen: bool = True,
         **kwargs: Any,
     ) -> None:
         if model is not None and not isinstance(model, ReftModel):
@@ -75,7 +84,6 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
             if kwargs.get("processing_class") is not None:
                 raise TypeError("give the tokenizer once: `tokenizer` is `processing_class`.")
             kwargs["processing_class"] = tokenizer
-        self.reuse_frozen = reuse_frozen
         tokenizer = kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
@@ -207,7 +215,7 @@ class ReftTrainer(AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, T
         inputs = {name: value for name, value in inputs.items() if name != "id"}
         generates = getattr(self.args, "predict_with_generate", False)
         # What a subclass computes may need the logits.
-        own = type(self).compute_loss is ReftTrainer.compute_loss
+        own = type(self).compute_loss.__module__.startswith("pyreft.")
         self._loss_only = own and bool(prediction_loss_only or generates)
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

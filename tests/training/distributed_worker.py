@@ -123,6 +123,8 @@ def train(directory, *, processes, resume=None, base=None, **arguments):
         train_dataset=Rows(),
         eval_dataset=Rows(),
         data_collator=pad,
+        # So that the run of one process is the plain one.
+        reuse_frozen=processes > 1,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer

@@ -1,0 +1,39 @@
+"""What the states of examples are a function of, beside their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Of a tensor, how many values are read where all would take too long.
+_SAMPLES = 64
+
+
+def versions(base: nn.Module) -> Hashable:
+    """Changes when a frozen tensor of the model is replaced, or written to in place.
+
+    Fast enough to ask for in every step.
+    """
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in _frozen(base))
+
+
+@torch.no_grad()
+def contents(base: Any) -> Hashable:
+    """Changes with the config of the model, and with some values of each frozen tensor.
+
+    `tensor.data` can be written to without a trace; this is for the beginning of a run.
+    """
+    read = []
+    for tensor in _frozen(base):
+        flat = tensor.detach().reshape(-1)
+        read.append(flat[:: max(1, len(flat) // _SAMPLES)].double().sum().cpu())
+    values = torch.stack(read).numpy().tobytes() if read else b""
+    return values, base.config._attn_implementation, repr(base.config.to_dict())
+
+
+def _frozen(base: nn.Module) -> Iterator[Tensor]:
+    yield from (p for p in base.parameters() if not p.requires_grad)
+    yield from base.buffers()

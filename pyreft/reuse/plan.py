@@ -1,0 +1,191 @@
+"""What of a model is the same in every step: its layers and tokens, or the reason why nothing is.
+
+                 tokens before the first edited one       later tokens
+layers >= S      keys and values are known                computed in each step
+layers <  S      nothing is needed                        nothing: what leaves them is known
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pyreft.modeling import ReftModel
+from pyreft.modeling.components import Component, running_model
+from pyreft.modeling.stacks import find_layers, text_config
+
+
+class NotReusableError(Exception):
+    """Nothing can be reused; the message says why, in words that follow "because"."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is reused of a model.
+
+    Args:
+        base: The transformers model, inside what others put around it.
+        layers: All of its layers.
+        skipped: S, the number of first layers that do not run again.
+        no_tokens: Why all tokens are computed, or None if only those from the first edited one on.
+    """
+
+    base: PreTrainedModel
+    layers: tuple[nn.Module, ...]
+    skipped: int
+    no_tokens: str | None
+
+
+def plan_reuse(model: ReftModel) -> Plan:
+    """Find what does not depend on what is trained, in the mode that the model is in.
+
+    Raises:
+        NotReusableError: If nothing is known not to.
+    """
+    base: Any = running_model(model.model)
+    _require_plain(model.model, base)
+    try:
+        layers = tuple(find_layers(base))
+    except ValueError as error:
+        raise NotReusableError(str(error)) from error
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise NotReusableError("its layers share modules")
+    inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
+    adapters = [model.adapters[name] for name in model.active_adapters]
+    components = [component for adapter in adapters for component in adapter.components]
+    skipped = min(_unchanged(component, layers, inside) for component in components)
+    no_tokens = next(_why_no_tokens(base), None)
+    trained = _first_trained(base, layers)
+    if trained is not None:
+        skipped = min(skipped, trained)
+        no_tokens = no_tokens or f"layer {trained} of the base model is trained"
+    if not skipped and no_tokens:
+        raise NotReusableError(f"the first layer is edited or trained, and {no_tokens}")
+    return Plan(base, layers, skipped, no_tokens)
+
+
+def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict[int, int]) -> int:
+    """The number of first layers whose output an edit of a component leaves as it is.
+
+    Of a layer whose output it edits, the hook on the layer does that, after it ran.
+    """
+    index = inside.get(id(component.module))
+    if index is None:
+        return 0
+    return index + (component.module is layers[index] and component.side == "output")
+
+
+def _first_trained(base: Any, layers: tuple[nn.Module, ...]) -> int | None:
+    """The first layer with a parameter that is trained; heads behind the layers do not count."""
+    of_backbone = {id(p) for p in base.base_model.parameters()}
+    of_layers = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
+    found = []
+    for name, parameter in base.named_parameters():
+        if not parameter.requires_grad or id(parameter) not in of_backbone:
+            continue
+        if id(parameter) not in of_layers:
+            raise NotReusableError(f"{name} of the base model is trained")
+        found.append(of_layers[id(parameter)])
+    return min(found, default=None)
+
+
+# ---- what must not be ---------------------------------------------------------------------------
+
+
+def _require_plain(outer: Any, base: Any) -> None:
+    """Raise NotReusableError for a model whose forward pass is not what its layers say."""
+    reason = next(_why_not(outer, base), None)
+    if reason is not None:
+        raise NotReusableError(reason)
+
+
+def _why_not(outer: Any, base: Any) -> Iterator[str]:
+    config = text_config(base)
+    if getattr(base.config, "is_encoder_decoder", False):
+        yield "the model has an encoder and a decoder"
+    if config is not base.config:
+        yield "the model has several parts, of which the language model is one"
+    modules = [outer, *base.modules()]
+    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in modules):
+        yield "the model is compiled"
+    if any(hasattr(m, "_hf_hook") for m in modules):
+        yield "parts of the model are on several devices, or offloaded"
+    if base.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
+        yield "gradient checkpointing is on, which reuse makes unnecessary"
+    if (dropout := _active_dropout(base, config)) is not None:
+        yield f"{dropout} drops at random while the base model is trained"
+    if (hooked := _hooked(base)) is not None:
+        yield f"there is a hook on {hooked}, which would not see every token"
+    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
+        if getattr(config, name, False):
+            yield f"the model's config asks for {name}"
+    # Frequencies that depend on the longest text of a batch.
+    rope = str(getattr(config, "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        yield "its positions depend on how long the batch is"
+    if getattr(config, "num_kv_shared_layers", 0):
+        yield "its layers share keys and values"
+
+
+def _active_dropout(base: Any, config: Any) -> str | None:
+    """The name of what draws random numbers in a forward pass, if anything does."""
+    if not base.training:
+        return None
+    for name, module in base.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            return name
+    # Models that drop without a module read its rate from here. Those of heads have modules.
+    for name, rate in config.to_dict().items():
+        random = "drop" in name or "jitter" in name
+        if random and not name.startswith(("summary", "classifier")) and _is_rate(rate):
+            return f"{name}={rate}"
+    return None
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, float) and value > 0
+
+
+def _hooked(base: Any) -> str | None:
+    """The name of a module with a hook of somebody else's."""
+    for name, module in base.named_modules():
+        for hooks in (
+            *(module._forward_hooks, module._forward_pre_hooks),
+            *(module._backward_hooks, module._backward_pre_hooks),
+        ):
+            # Ours edit what they are told to. Those of transformers that capture outputs stay once
+            # they were used, and are told to see nothing.
+            known = ("pyreft.", "transformers.utils.output_capturing")
+            if any(not str(hook.__module__).startswith(known) for hook in hooks.values()):
+                return name or "the model"
+    return None
+
+
+def counts_tokens(base: Any) -> bool:
+    """Whether a model goes on from a cache, at positions that it is told."""
+    takes = inspect.signature(base.forward).parameters.keys()
+    scores = type(base).__name__.endswith("ForSequenceClassification")
+    return {"past_key_values", "position_ids"} <= takes and (base.can_generate() or scores)
+
+
+def _why_no_tokens(base: Any) -> Iterator[str]:
+    """Why later tokens may not depend on earlier ones by their keys and values alone."""
+    config = text_config(base)
+    if not counts_tokens(base):
+        yield f"{type(base).__name__} does not go on from a cache at positions that it is told"
+    bidirectional = getattr(config, "use_bidirectional_attention", False)
+    modules = base.base_model.modules()
+    if bidirectional or not all(getattr(m, "is_causal", True) for m in modules):
+        yield "its tokens see later ones"
+    if getattr(config, "is_causal", True) is False:
+        yield "its tokens see later ones"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if base._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
+        yield "it keeps a state that is no keys and values of tokens"
+    if config._attn_implementation not in ("eager", "sdpa"):
+        yield f"its attention is {config._attn_implementation}, not sdpa or eager"

@@ -1,0 +1,81 @@
+"""The keys and values of tokens before the first that is computed, as a transformers cache.
+
+Nothing is written into it: a step's own keys and values are put behind those that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class FrozenPrefix(Cache):
+    """What each layer knows of earlier tokens.
+
+    Args:
+        layers: For each layer of the model its keys and values, (B, heads, P, width) each; None
+            for a layer that does not run.
+        length: P, the same for all rows: the attention mask hides what shorter ones do not have.
+    """
+
+    def __init__(self, layers: Sequence[KeysValues | None], length: int) -> None:
+        super().__init__(layers=[_FrozenLayer(known, length) for known in layers])
+
+
+class _FrozenLayer(DynamicLayer):
+    # All of the prefix is there in each layer: masks are those of full attention, and a sliding
+    # window is cut out of them by the distance of tokens.
+    is_sliding = False
+
+    def __init__(self, known: KeysValues | None, length: int) -> None:
+        super().__init__()
+        self._known, self._length = known, length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert self._known is not None, "a layer runs that was to be skipped"
+        keys, values = self._known
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self._length
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        # Older transformers hand over the indices of the queries, and not their number.
+        queries = len(query_length) if isinstance(query_length, Tensor) else query_length
+        return self._length + queries, 0
+
+
+class RecordingCache(Cache):
+    """Keeps the keys and values of layers that run, and none of them is seen a second time.
+
+    Args:
+        layers: The number of layers of the model.
+        last: The layer after whose keys and values nothing is needed: there it raises `Recorded`.
+
+    Attributes:
+        known: The keys and values of each layer that ran.
+    """
+
+    def __init__(self, layers: int, last: int) -> None:
+        super().__init__(layers=[_FrozenLayer(None, 0) for _ in range(layers)])
+        self.known: dict[int, KeysValues] = {}
+        self._last = last
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.known[layer_idx] = key_states, value_states
+        if layer_idx == self._last:
+            raise Recorded
+        return key_states, value_states
+
+
+class Recorded(Exception):  # noqa: N818 - nothing went wrong
+    """All that was to be recorded is."""

@@ -1,0 +1,255 @@
+"""The reuse of frozen computation in the steps of a run, and what it saved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from pyreft.modeling import ReftModel
+from pyreft.modeling.components import running_model
+from pyreft.reuse.fingerprint import contents, versions
+from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
+from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
+from pyreft.reuse.store import State, Store, share_of_memory, store_of
+from pyreft.reuse.window import Window, cut
+
+logger = logging.get_logger(__name__)
+
+# Less than this share of a step is not worth memory, and may not be worth the time.
+_WORTHWHILE = 0.05
+
+
+@dataclass
+class Report:
+    """What was computed. Work is counted in tokens times layers, padding included.
+
+    Attributes:
+        batches: The number of batches that were cut down.
+        hits, misses: Examples whose states were known, and others.
+        without: The work of these batches without reuse.
+        windows: The work that was done in them.
+        states: The work that was done for states, without gradient.
+        held, on_disk: The number of states in memory and on disk.
+        bytes: What those in memory take.
+    """
+
+    batches: int = 0
+    hits: int = 0
+    misses: int = 0
+    without: int = 0
+    windows: int = 0
+    states: int = 0
+    held: int = 0
+    on_disk: int = 0
+    bytes: int = 0
+
+
+class Cut(NamedTuple):
+    """A batch that is cut down, and what is known of the rest of it."""
+
+    window: Window
+    states: list[State]
+
+
+class FrozenReuse:
+    """What one trainer reuses of its model.
+
+    A batch is cut down to its window, whose forward pass then starts from what is known:
+
+        cut = reuse.cut(inputs)
+        if cut is not None:
+            with reuse.running(cut) as inputs:
+                loss = model(**inputs).loss
+
+    Args:
+        model: The model.
+        memory: Bytes of memory that states may take; by default a share of what is free.
+        disk: A directory for those that find no room there, or None.
+        autocast: Makes the context that the model runs in.
+
+    Attributes:
+        reason: Why nothing is reused, or None.
+        report: What was computed.
+    """
+
+    def __init__(
+        self,
+        model: ReftModel,
+        memory: int | None,
+        disk: str | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.model = model
+        self.reason: str | None = None
+        self.report = Report()
+        self._memory, self._disk = memory, disk
+        self._autocast = autocast
+        self._plan: Plan | None = None
+        self._store: Store | None = None
+        self._contents: Hashable = None
+        self._distrusted: str | None = None
+        self._said: set[str] = set()
+
+    def begin(self, reason: str | None = None) -> None:
+        """Look at the model anew: what it is, how it is trained, whether it changed.
+
+        Args:
+            reason: Why nothing is to be reused, if that is known.
+        """
+        base: Any = running_model(self.model.model)
+        self.reason, self._plan = None, None
+        try:
+            if reason := self._distrusted or reason:
+                raise NotReusableError(reason)
+            self._plan = plan_reuse(self.model)
+        except NotReusableError as error:
+            self.decline(str(error))
+            return
+        self._contents = contents(base)
+        self._store = store_of(base)
+        if self._memory is None:
+            self._memory = share_of_memory(self._store.size)
+        self._store.limit(self._memory, self._disk)
+
+    def decline(self, reason: str) -> None:
+        """Reuse nothing until `begin`."""
+        self._plan, self.reason = None, reason
+        self._say(f"No frozen computation is reused, because {reason}.")
+
+    def distrust(self, reason: str) -> None:
+        """Reuse nothing any more: it was wrong."""
+        self._distrusted = reason
+        self.decline(reason)
+
+    def cut(self, inputs: Mapping[str, Any]) -> Cut | None:
+        """Cut a batch down to what must be computed, or return None if it is left whole.
+
+        Args:
+            inputs: What `ReftModel` is called with.
+        """
+        plan, told = self._plan, dict(inputs)
+        if plan is None:
+            return None
+        if told.get("adapter_names") is not None:
+            self._say("A batch is computed whole, because it names the adapters of its rows.")
+            return None
+        placed = self.model.place(told)
+        try:
+            window = cut(told, placed, plan.no_tokens is None, self._pad())
+        except NotReusableError as error:
+            self._say(f"A batch is computed whole, because {error}.")
+            return None
+        if _saved(plan, window) < _WORTHWHILE:
+            self._say("A batch is computed whole, because hardly anything of it is frozen.")
+            return None
+        try:
+            found = Cut(window, self._states(plan, window))
+        except NotReusableError as error:
+            self.decline(str(error))
+            return None
+        self._count(plan, window)
+        return found
+
+    @contextmanager
+    def running(self, cut: Cut) -> Iterator[dict[str, Any]]:
+        """Run the model on a window inside the block; yields what to call it with."""
+        plan, store, (window, states) = self._plan, self._store, cut
+        assert plan is not None and store is not None
+        inputs: dict[str, Any] = dict(window.inputs)
+        ids = inputs["input_ids"]
+        prefix = collate_prefix(plan, states, window.length, ids.device)
+        if prefix is not None:
+            inputs["past_key_values"] = prefix
+        hidden = collate_hidden(states, ids.shape[1], ids.device)
+        with self.model.placed(window.placed), skipping(plan, store.output, hidden):
+            yield inputs
+
+    # ---- what is known ------------------------------------------------------------------
+
+    def _states(self, plan: Plan, window: Window) -> list[State]:
+        """The states of the rows of a window, computed where they are not known."""
+        store = self._store
+        assert store is not None
+        with self._autocast():
+            device = window.inputs["input_ids"].device.type
+            low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            store.require((self._contents, versions(plan.base)))
+            keys: list[Hashable] = [
+                (_digest(row), start, plan.skipped, low)
+                for row, start in zip(window.rows, window.starts, strict=True)
+            ]
+            found = ((key, store.get(key)) for key in keys)
+            states: dict[Hashable, State] = {k: state for k, state in found if state is not None}
+            self.report.hits += sum(key in states for key in keys)
+            missing: dict[tuple[int, int], dict[Hashable, Tensor]] = {}
+            for key, row, start in zip(keys, window.rows, window.starts, strict=True):
+                if key not in states:
+                    missing.setdefault((len(row), start), {})[key] = row
+            for (length, start), rows in missing.items():
+                ids = torch.stack(list(rows.values()))
+                made = compute_states(plan, store.output, ids, start)
+                running = len(plan.layers) - plan.skipped
+                self.report.misses += len(rows)
+                self.report.states += len(rows) * (plan.skipped * length + running * start)
+                for key, state in zip(rows, made, strict=True):
+                    store.put(key, state)
+                    states[key] = state
+        return [states[key] for key in keys]
+
+    def _pad(self) -> int | None:
+        base: Any = self.model.model
+        return base.config.get_text_config().pad_token_id
+
+    # ---- what it saves ------------------------------------------------------------------
+
+    def _count(self, plan: Plan, window: Window) -> None:
+        report, store, layers = self.report, self._store, len(plan.layers)
+        assert store is not None
+        report.batches += 1
+        report.without += layers * _size(window.size)
+        report.windows += (layers - plan.skipped) * window.inputs["input_ids"].numel()
+        report.held, report.on_disk = len(store) - store.on_disk, store.on_disk
+        report.bytes = store.size
+        self._say_plan(plan, window)
+
+    def _say_plan(self, plan: Plan, window: Window) -> None:
+        whole, width = window.size[1], window.inputs["input_ids"].shape[1]
+        tokens = (
+            f"all tokens are computed, because {plan.no_tokens}"
+            if plan.no_tokens
+            else f"of {whole} tokens in a row of the first batch, {width} are computed"
+        )
+        self._say(
+            f"Frozen computation is reused: {plan.skipped} of {len(plan.layers)} layers run once "
+            f"for an example, and not in every step; {tokens}."
+        )
+
+    def _say(self, text: str) -> None:
+        """Once, up to the numbers of a first batch."""
+        kind = text.partition(":")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.info(text)
+
+
+def _size(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1]
+
+
+def _saved(plan: Plan, window: Window) -> float:
+    """The share of the work of forward and backward that a window with known states spares."""
+    layers = len(plan.layers)
+    running = layers - plan.skipped
+    whole = (layers + running) * _size(window.size)
+    return 1 - 2 * running * window.inputs["input_ids"].numel() / whole
+
+
+def _digest(row: Tensor) -> bytes:
+    return hashlib.blake2b(row.cpu().numpy().tobytes(), digest_size=16).digest()

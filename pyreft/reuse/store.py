@@ -1,0 +1,182 @@
+"""What is known of examples, as much of it as memory holds.
+
+An epoch sees every example once, in an order of its own: what fits is kept, and nothing of it is
+given up for another, which would be needed no sooner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from accelerate.utils.modeling import convert_file_size_to_int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pyreft.reuse.layers import LayerOutput
+
+# Of the memory that is free, how much is taken by default.
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of one example.
+
+    Args:
+        hidden: (W, D), what leaves the skipped layers at the tokens that are computed; None if no
+            layer is skipped.
+        known: For each layer that runs, keys and values of earlier tokens, (heads, P, width).
+    """
+
+    hidden: Tensor | None
+    known: tuple[Tensor, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        named = {f"known.{i:05}": tensor for i, tensor in enumerate(self.known)}
+        return named if self.hidden is None else {"hidden": self.hidden, **named}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> State:
+        """What `tensors` gave."""
+        known = tuple(tensors[name] for name in sorted(tensors) if name != "hidden")
+        return cls(tensors.get("hidden"), known)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+
+class Store:
+    """The states of examples by key, for one base model.
+
+    Attributes:
+        size: What is held in memory, in bytes.
+        output: What the layers of the model put out.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.output = LayerOutput()
+        self._memory = 0
+        self._held: dict[Hashable, State] = {}
+        self._files: dict[Hashable, Path] = {}
+        self._directory: Path | None = None
+        # Deletes the directory, when this store goes as well.
+        self._delete: Callable[[], Any] | None = None
+        self._made_with: Hashable = None
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._files)
+
+    @property
+    def on_disk(self) -> int:
+        """The number of states on disk."""
+        return len(self._files)
+
+    def limit(self, memory: int, disk: str | None) -> None:
+        """Hold no more than this in memory, in bytes, and the rest in this directory, if any."""
+        self._memory = memory
+        while self._held and self.size > memory:
+            self.size -= self._held.popitem()[1].size
+        if self._directory is not None and (disk is None or self._directory.parent != Path(disk)):
+            assert self._delete is not None
+            self._delete()
+            self._files.clear()
+            self._directory = None
+        if disk is not None and self._directory is None:
+            Path(disk).mkdir(parents=True, exist_ok=True)
+            # Private to this user.
+            self._directory = Path(tempfile.mkdtemp(prefix="pyreft-reuse-", dir=disk))
+            self._delete = weakref.finalize(self, shutil.rmtree, self._directory, True)
+
+    def require(self, made_with: Hashable) -> None:
+        """Drop everything unless it was made with this, of which it is a function."""
+        if made_with != self._made_with:
+            self.clear()
+            self._made_with = made_with
+
+    def clear(self) -> None:
+        """Drop everything."""
+        for file in self._files.values():
+            file.unlink()
+        self._held.clear()
+        self._files.clear()
+        self.size = 0
+
+    def get(self, key: Hashable) -> State | None:
+        """What is known of an example, on the CPU."""
+        if key in self._files:
+            return State.of(load_file(self._files[key]))
+        return self._held.get(key)
+
+    def put(self, key: Hashable, state: State) -> bool:
+        """Keep it if it fits."""
+        if key in self._held or key in self._files:
+            return True
+        if self.size + state.size <= self._memory:
+            self._held[key] = State.of({n: _to_cpu(t) for n, t in state.tensors().items()})
+            self.size += state.size
+            return True
+        if self._directory is None:
+            return False
+        file = self._directory / f"{len(self._files)}.safetensors"
+        save_file({n: t.contiguous() for n, t in state.tensors().items()}, file)
+        self._files[key] = file
+        return True
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """From where it goes back to a GPU without waiting."""
+    return tensor.cpu().pin_memory() if tensor.is_cuda else tensor
+
+
+_STORES: weakref.WeakKeyDictionary[nn.Module, Store] = weakref.WeakKeyDictionary()
+
+
+def store_of(base: nn.Module) -> Store:
+    """The store of a base model, which all of its adapters and trainers share."""
+    return _STORES.setdefault(base, Store())
+
+
+def in_bytes(memory: int | str) -> int:
+    """A size such as "2GB" in bytes.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    try:
+        size = convert_file_size_to_int(memory)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise ValueError(
+            f'reuse_memory is a number of bytes or a text such as "2GB" or "500MB", got {memory!r}.'
+        )
+    return size
+
+
+def share_of_memory(held: int) -> int:
+    """What one process may take, in bytes, of memory that is free or held by it already."""
+    return int((_free_memory() * SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))) + held
+
+
+def _free_memory() -> int:
+    """Bytes that are free on this machine, or in the container if it is allowed less."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        allowed = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if allowed == "max" else max(0, min(free, int(allowed) - used))
