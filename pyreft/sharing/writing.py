@@ -77,10 +77,23 @@ def save_adapter(
     config = json.dumps(entry | {"fingerprint": metadata["fingerprint"]}, indent=2) + "\n"
     if len(config) > MAX_CONFIG:
         raise AdapterError(f"the config of the adapter is larger than {MAX_CONFIG:,} bytes.")
-    weights = safetensors.torch.save(tensors, metadata=metadata)
+    weights = _in_order(safetensors.torch.save(tensors, metadata=metadata))
     files = {WEIGHTS_NAME: weights, **(beside or {}), CONFIG_NAME: config.encode()}
     path = _writable(directory, allow_other_files)
     write_files(path, files)
+
+
+def _in_order(weights: bytes) -> bytes:
+    """The same file with its metadata in order, which safetensors leaves to chance.
+
+    An adapter that has not changed is the same file then, and no new commit on the Hub.
+    """
+    size = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + weights[8 + size :]
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:

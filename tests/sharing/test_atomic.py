@@ -20,7 +20,7 @@ from round_trip import CONFIG, FILES, SAVED, WEIGHTS, assert_same, wrap
 from conftest import make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
 from pyreft.modeling.adapter import take_adapter
-from pyreft.modeling.lora import peft_files
+from pyreft.modeling.lora import peft_files, peft_tensors
 from pyreft.sharing import read_adapter, save_adapter
 
 # PEFT asks an old name of transformers.
@@ -42,7 +42,7 @@ def numbered_saves():
     with_lora.model.set_adapter("default")  # which learns again
     kinds = [
         (
-            take_adapter(m.model, m.reft_config, m.interventions, {}),
+            take_adapter(m.model, m.reft_config, m.interventions, {}, peft_tensors(m.model)),
             peft_files(m.model) if lora else {},
         )
         for m, lora in ((plain, False), (with_lora, True))

@@ -23,7 +23,7 @@ from pyreft.training.distributed import partition_only_frozen
 TESTS = Path(__file__).parent.parent
 TRAINER = ["ddp", "fsdp"]
 LOOP = ["loop", "fsdp-loop"]
-ADAPTER = {"reft_config.json", "reft_model.safetensors"}
+ADAPTER = {"reft_config.json", "reft_model.safetensors", "README.md"}
 OF_THE_RUN = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"}
 
 
