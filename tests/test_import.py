@@ -33,7 +33,8 @@ BELOW = {
     "sharing": {"positions", "interventions", "config"},
     "compat": {"positions", "interventions", "config", "sharing"},
     "modeling": {"positions", "interventions", "config", "sharing", "compat"},
-    "training": {"positions", "interventions", "config", "data", "sharing", "modeling"},
+    "reuse": {"positions", "interventions", "config", "sharing", "modeling"},
+    "training": {"positions", "interventions", "config", "data", "sharing", "modeling", "reuse"},
 }
 
 

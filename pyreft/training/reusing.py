@@ -66,7 +66,10 @@ class ReusesFrozen(Trainer):
         """The Trainer's, on the part of the batch that must be computed."""
         inputs = self._count_tokens(inputs)
         cut = None
-        if self.reuse_frozen and (self._loss_only or not return_outputs):
+        # A loss of a trainer of classifiers reads scores of texts, which are there in a window.
+        scores = self.model._get_name().endswith("ForSequenceClassification")
+        read = return_outputs and not (self._loss_only or (scores and self.model.training))
+        if self.reuse_frozen and not read:
             cut = self._plan(model).cut(inputs)
         if cut is None or not self._is_exact(cut, inputs, num_items_in_batch):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -73,6 +73,8 @@ class Rows(Dataset):
 def collate(rows, side="right"):
     """Pad ids with 0 and labels with -100."""
     fills = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    if not rows[0]["labels"].dim():
+        del fills["labels"]
     rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
     batch = {n: pad_sequence([r[n] for r in rows], True, fills[n], side) for n in fills}
     return batch | {n: torch.stack([r[n] for r in rows]) for n in rows[0] if n not in fills}

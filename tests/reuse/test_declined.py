@@ -193,6 +193,6 @@ def test_a_model_whose_loss_is_another_is_trained_without(tmp_path, caplog, monk
         trainer = make_trainer(make_model(base=base), tmp_path, reuse_frozen=reuse)
         trainer.train()
         runs.append(trainer)
-    assert losses(runs[0]) == losses(runs[1])
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-5)
     assert "cannot be reused" in caplog.text
     assert runs[1].reuse.report.batches == 1

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from reused import Rows, losses, make_model, make_trainer, weights
-from transformers import TrainerCallback
+import transformers as hf
+from reused import SIZES, Rows, losses, make_model, make_trainer, weights
 
 # Shuffled, in ragged batches, the last of an epoch smaller.
 FIFTY = {
@@ -134,12 +134,38 @@ def test_the_loss_of_an_evaluation_is_the_same(tmp_path):
     assert abs(evaluations[0] - evaluations[1]) < 1e-5
 
 
+class Labelled(Rows):
+    """One class for each text, of which the model sees all but the padding."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return {"input_ids": row["input_ids"], "labels": torch.tensor(index % 3)}
+
+
+def make_classifier(**config):
+    sizes = {**SIZES, "num_labels": 3}
+    torch.manual_seed(0)
+    base = hf.Qwen3ForSequenceClassification(hf.Qwen3Config(**sizes)).eval()
+    return make_model(base=base, modules_to_save=["score"], **config)
+
+
+@pytest.mark.parametrize("positions", ["l1", "f2+l2"])
+def test_classifiers_train_the_same(positions, tmp_path):
+    runs = []
+    for reuse in (False, True):
+        model = make_classifier(positions=positions)
+        runs.append(run(tmp_path, model, rows=Labelled(), side="left", reuse_frozen=reuse))
+    assert_same(*runs)
+    computed = runs[1].reuse.report
+    assert computed.windows < computed.without / 2
+
+
 def test_predictions_are_logits_of_all_tokens(tmp_path):
     trainer = make_trainer(make_model(), tmp_path, rows=Rows([(9, 3)] * 4))
     assert trainer.predict(trainer.eval_dataset).predictions.shape == (4, 12, 99)
 
 
-class Rescale(TrainerCallback):
+class Rescale(hf.TrainerCallback):
     """Writes to a frozen weight in the middle of a run."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -80,7 +80,8 @@ def test_a_base_model_with_a_device_map_is_trained_to_the_same_adapter(tmp_path)
     for index, model in enumerate(models):
         train(model, tmp_path / str(index))
     ours, theirs = (model.interventions.state_dict() for model in models)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # Of the other one frozen computation is reused, which rounds otherwise.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (tmp_path / "0" / "checkpoint-3" / "reft_model.safetensors").exists()
 
 
