@@ -149,6 +149,8 @@ def take_turns(workers: list[Worker], rounds: int, command: str = "step") -> dic
         first = turn % max(len(workers), 1)
         for worker in workers[first:] + workers[:first]:
             seconds[worker.method].append(worker.ask(command)["seconds"])
+        # A run takes long, and may be stopped.
+        print({method: round(times[-1], 3) for method, times in seconds.items()}, file=sys.stderr)
     return seconds
 
 
