@@ -11,6 +11,7 @@ are not run again, so that a table can be made in several sittings.
 import argparse
 import csv
 import json
+import runpy
 import statistics
 import time
 from pathlib import Path
@@ -30,7 +31,6 @@ from transformers import (
 )
 
 import pyreft
-from base_model import minilm
 
 # Of each task: the columns of its two sentences, of its label, and the label's names.
 TASKS = {
@@ -203,7 +203,9 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="run in bfloat16 autocast")
     parser.add_argument("--out", type=Path, default=Path("out/glue.jsonl"))
     arguments = parser.parse_args()
-    arguments.model = arguments.model or minilm()
+    if arguments.model is None:
+        beside = Path(__file__).parents[1] / "base_model.py"
+        arguments.model = runpy.run_path(str(beside))["minilm"]()
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
