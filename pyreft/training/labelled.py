@@ -18,20 +18,17 @@ from typing import Any
 import torch
 from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
 
 from pyreft.modeling.lora import is_peft_model
+from pyreft.training.chunks import ChunkedLoss, PlainChunkedLoss
 
 logger = logging.get_logger(__name__)
 
 # How large the logits of a chunk are in float32. In training some three times as much exists at
 # once: logits, their logarithms, their gradient.
 CHUNK_BYTES = 2**26
-# Gradients of a sum over tokens are kept; in float16 small ones would be lost.
-_FLOAT16_SCALE = 2.0**10
 
 
 class UnknownLogitsError(Exception):
@@ -60,6 +57,7 @@ class LabelledLoss:
         self._base = base.get_base_model() if is_peft_model(base) else base
         self._head = self._base.get_output_embeddings()
         self._finish: Callable[[Tensor], Tensor] | None = _finish(self._base.config)
+        self._untouched = not any(_changes(self._base.config))
         self._compared = False
         self.reason = self._why_not(model)
 
@@ -133,9 +131,21 @@ class LabelledLoss:
             chosen = hidden.flatten(0, 1).index_select(0, where.to(hidden.device))
             learns = torch.is_grad_enabled() and (chosen.requires_grad or bool(learned))
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-            total = _Chunks.apply(self._score, learns, targets, rows, chosen, *learned)
+            if learns and not learned and self._is_plain(chosen):
+                total = PlainChunkedLoss.apply(self._head.weight, targets, rows, chosen)
+            else:
+                total = ChunkedLoss.apply(self._score, learns, targets, rows, chosen, *learned)
         items = targets.numel() if items is None else items
         return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+    def _is_plain(self, hidden: Tensor) -> bool:
+        """Whether logits are one matrix product in float32, and nothing else."""
+        head = self._head
+        if type(head) is not nn.Linear or "forward" in vars(head) or not self._untouched:
+            return False
+        here = head.bias is None and head.weight.device == hidden.device
+        exact = hidden.dtype == torch.float32 == head.weight.dtype
+        return here and exact and not torch.is_autocast_enabled(hidden.device.type)
 
     def _score(self, hidden: Tensor) -> Tensor:
         assert self._finish is not None
@@ -192,63 +202,6 @@ class _Pass:
         return self._of._loss(hidden, logits, _shift(labels), num_items_in_batch)
 
 
-class _Chunks(torch.autograd.Function):
-    """The sum of the losses of tokens: score, whether to learn, (N,), n, (N, D), ... -> ().
-
-    The logits of a chunk are made once: their gradient is taken back through the head at once,
-    and its sum for the hidden states and for what the head learns is all that is kept.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        score: Callable[[Tensor], Tensor],
-        learns: bool,
-        targets: Tensor,
-        rows: int,
-        hidden: Tensor,
-        *learned: Tensor,
-    ) -> Tensor:
-        total = torch.zeros((), device=targets.device)
-        scale = _FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
-        of_hidden = torch.zeros_like(hidden)
-        of_learned = [torch.zeros_like(p, dtype=torch.float32) for p in learned]
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            # Whoever packs what is kept for backward, to offload it, has no use for what is not.
-            with torch.set_grad_enabled(learns), saved_tensors_hooks(_same, _same):
-                chunk = hidden[part].detach().requires_grad_(learns)
-                logits = score(chunk)
-                loss = nn.functional.cross_entropy(logits, targets[part], reduction="sum")
-                scaled = loss * scale
-            total += loss.detach()
-            del logits, loss
-            if learns:
-                grad, *grads = torch.autograd.grad(scaled, [chunk, *learned])
-                of_hidden[part] = grad
-                for one, more in zip(of_learned, grads, strict=True):
-                    one += more
-        ctx.scale = scale
-        ctx.save_for_backward(of_hidden, *of_learned)
-        ctx.dtypes = [p.dtype for p in learned]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        of_hidden, *of_learned = ctx.saved_tensors
-        factor = grad / ctx.scale
-        grads = [
-            (one * factor.to(one.device)).to(dtype)
-            for one, dtype in zip(of_learned, ctx.dtypes, strict=True)
-        ]
-        return None, None, None, None, of_hidden * factor.to(of_hidden.device), *grads
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _shift(labels: Tensor) -> Tensor:
     """What each token is to predict: the label of the next one."""
     return nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
@@ -256,9 +209,7 @@ def _shift(labels: Tensor) -> Tensor:
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:
     """What the model does to its logits, by its config: nothing, a scale, a cap."""
-    text = config.get_text_config()
-    names: Sequence[str] = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    factor, divisor, cap = (getattr(text, name, None) for name in names)
+    factor, divisor, cap = _changes(config)
 
     def finish(logits: Tensor) -> Tensor:
         logits = logits if factor is None else logits * factor  # Cohere
@@ -266,3 +217,9 @@ def _finish(config: Any) -> Callable[[Tensor], Tensor]:
         return logits if cap is None else torch.tanh(logits / cap) * cap  # Gemma
 
     return finish
+
+
+def _changes(config: Any) -> list[float | None]:
+    """The factor, the divisor and the cap of the logits of a model, by its config."""
+    names: Sequence[str] = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    return [getattr(config.get_text_config(), name, None) for name in names]

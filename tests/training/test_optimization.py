@@ -129,7 +129,7 @@ def test_weight_decay_of_r_changes_no_direction():
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing.*deprecated:FutureWarning")
 def test_gradient_checkpointing_trains_the_same(name, tokenizer, tmp_path):
     plain = trained(tokenizer, tmp_path, reuse_frozen=False)
-    settings = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    settings = {"reuse_frozen": False, name: True, f"{name}_kwargs": {"use_reentrant": False}}
     checkpointed = trained(tokenizer, tmp_path, **settings)
     assert_equal(weights(plain.model), weights(checkpointed.model))
 
