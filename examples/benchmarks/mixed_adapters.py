@@ -7,6 +7,7 @@ of all layers.
 """
 
 import statistics
+from functools import partial
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -40,32 +41,30 @@ def main() -> None:
         ("--adapters", {"type": int, "default": 32}),
         ("--prompt", {"type": int, "default": 96}),
         ("--tokens", {"type": int, "default": 64}),
+        ("--kinds", {"nargs": "+", "default": ["LoReFT", "LoRA"], "choices": ["LoReFT", "LoRA"]}),
     )
     names = [f"a{index}" for index in range(arguments.adapters)]
-    models = {"reft": reft(harness.load(arguments), names)}
-    models["lora"] = lora(harness.load(arguments), names)
-    vocabulary = models["reft"].config.vocab_size
+    make = {"LoReFT": reft, "LoRA": lora}
+    models = {kind: make[kind](harness.load(arguments), names) for kind in arguments.kinds}
+    vocabulary = models[arguments.kinds[0]].config.vocab_size
     shape = (len(names), arguments.prompt)
     ids = torch.randint(3, vocabulary, shape, device=arguments.device)
     length = {"max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
     inputs |= length
 
-    def generate(method: str, **more) -> None:
-        models[method].generate(**inputs, **more)
+    def generate(kind: str, **more) -> None:
+        models[kind].generate(**inputs, **more)
 
-    ways = {
-        "LoReFT, one": lambda: generate("reft"),
-        "LoReFT, mixed": lambda: generate("reft", adapter_names=names),
-        "LoRA, one": lambda: generate("lora"),
-        "LoRA, mixed": lambda: generate("lora", adapter_names=names),
-    }
+    ways = {f"{kind}, one": partial(generate, kind) for kind in models}
+    for kind in models:
+        ways[f"{kind}, mixed"] = partial(generate, kind, adapter_names=names)
     found = harness.in_turn(ways, arguments.rounds, arguments.device)
     rows = []
-    for method in ("LoReFT", "LoRA"):
-        one, mixed = f"{method}, one", f"{method}, mixed"
+    for kind in models:
+        one, mixed = f"{kind}, one", f"{kind}, mixed"
         medians = [f"{statistics.median(found[way]):.3f} s" for way in (one, mixed)]
-        rows.append([method, *medians, f"{harness.ratio(found, mixed, one):.2f}x"])
+        rows.append([kind, *medians, f"{harness.ratio(found, mixed, one):.2f}x"])
     head = ["method", "one adapter", f"{len(names)} adapters in {len(names)} rows", "ratio"]
     harness.publish("mixed_adapters", arguments, found, harness.table(head, rows))
 
