@@ -3,10 +3,10 @@
     python examples/benchmarks/floor.py
 
 Counted is what depends on the edit: in the layers above the first edited one, the tokens from the
-first edited position on, forward and the gradient of the hidden states; and the logits of labelled
-tokens. Each matrix product is timed at its own shape; attention counts as the products in it, of
-the pairs of tokens that are not masked. Norms, activations, rotations, the softmax and the
-optimizer are left out: the floor is one of products alone.
+first edited position to the one that predicts the last label, forward and the gradient of the
+hidden states; and the logits of labelled tokens. Each matrix product is timed at its own shape;
+attention counts as the products in it, of the pairs of tokens that are not masked. Norms,
+activations, rotations, the softmax and the optimizer are left out: the floor is one of products.
 """
 
 import statistics
@@ -28,15 +28,20 @@ def product_seconds(shape: tuple[int, int, int, int], device: str) -> float:
     return min(times)
 
 
+def tokens_of(setting: dict) -> tuple[int, int]:
+    """How many tokens of a row run, and how many they see; the last one predicts nothing."""
+    first, last = setting["positions"]
+    length = setting["prompt"] + setting["completion"] - 1
+    return (length if first else setting["completion"] + last - 1), length
+
+
 def products(setting: dict, config) -> list[tuple[int, tuple[int, int, int, int]]]:
     """How often each product is made in a step: (times, (b, n, k, m))."""
     width, inner = config.hidden_size, config.intermediate_size
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     keys = config.num_key_value_heads * head
     queries = config.num_attention_heads * head
-    length = setting["prompt"] + setting["completion"]
-    first, last = setting["positions"]
-    run = length if first else setting["completion"] + last
+    run, length = tokens_of(setting)
     tokens = setting["batch"] * run
     above = config.num_hidden_layers - 1 - min(setting["layers"])
     maps = [(width, queries), (width, keys), (width, keys), (queries, width)]
@@ -54,9 +59,7 @@ def products(setting: dict, config) -> list[tuple[int, tuple[int, int, int, int]
 
 def attended(setting: dict) -> float:
     """The share of the pairs of run tokens and all tokens that is not masked."""
-    length = setting["prompt"] + setting["completion"]
-    first, last = setting["positions"]
-    run = length if first else setting["completion"] + last
+    run, length = tokens_of(setting)
     return 1 - (run - 1) / (2 * length)
 
 

@@ -166,3 +166,8 @@ def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:
         return False
     back = position_ids[:, 1:] <= position_ids[:, :-1]
     return bool((back.to(text.device) & text[:, 1:] & text[:, :-1]).any())
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """(B, T), what each token of a decoder-only model is to predict: the label of the next one."""
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-100)

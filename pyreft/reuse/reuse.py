@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from pyreft.modeling import ReftModel
 from pyreft.modeling.components import running_model
+from pyreft.reuse.attention import attending
 from pyreft.reuse.fingerprint import contents, versions
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
 from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
@@ -63,7 +64,7 @@ class FrozenReuse:
 
     A batch is cut down to its window, whose forward pass then starts from what is known:
 
-        cut = reuse.cut(inputs)
+        cut = reuse.cut(inputs, shifted=False)
         if cut is not None:
             with reuse.running(cut) as inputs:
                 loss = model(**inputs).loss
@@ -128,11 +129,12 @@ class FrozenReuse:
         self._distrusted = reason
         self.decline(reason)
 
-    def cut(self, inputs: Mapping[str, Any]) -> Cut | None:
+    def cut(self, inputs: Mapping[str, Any], shifted: bool) -> Cut | None:
         """Cut a batch down to what must be computed, or return None if it is left whole.
 
         Args:
             inputs: What `ReftModel` is called with.
+            shifted: Whether the label of a token in the window is to be what it predicts.
         """
         plan, told = self._plan, dict(inputs)
         if plan is None:
@@ -142,7 +144,7 @@ class FrozenReuse:
             return None
         placed = self.model.place(told)
         try:
-            window = cut(told, placed, plan.no_tokens is None, self._pad())
+            window = cut(told, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:
             self._say(f"A batch is computed whole, because {error}.")
             return None
@@ -168,7 +170,11 @@ class FrozenReuse:
         if prefix is not None:
             inputs["past_key_values"] = prefix
         hidden = collate_hidden(states, ids.shape[1], ids.device)
-        with self.model.placed(window.placed), skipping(plan, store.output, hidden):
+        with ExitStack() as stack:
+            stack.enter_context(self.model.placed(window.placed))
+            stack.enter_context(skipping(plan, store.output, hidden))
+            if prefix is not None:
+                stack.enter_context(attending(plan.base))
             yield inputs
 
     # ---- what is known ------------------------------------------------------------------

@@ -3,9 +3,10 @@
 row        padding  p  p  p  p  c  c  padding        p: prompt, c: completion, e: first edited
                           e
 prefix                 p  p                          keys and values are known
-window                       p  p  c  c              computed, at the positions that they had
+window                       p  p  c                 computed, at the positions that they had
+targets                      -  c  c                 what they predict; the last predicts nothing
 
-Prefixes lie at the right of theirs columns, windows at the left, so that a row has no gap:
+Prefixes lie at the right of their columns, windows at the left, so that a row has no gap:
 distances between tokens are those of the batch.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyreft.modeling.boundary import shift_labels
 from pyreft.modeling.plan import Placed
 from pyreft.reuse.plan import NotReusableError
 
@@ -56,7 +58,11 @@ def text_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cut(
-    inputs: Mapping[str, Any], placed: Sequence[Placed], tokens: bool, pad: int | None
+    inputs: Mapping[str, Any],
+    placed: Sequence[Placed],
+    tokens: bool,
+    pad: int | None,
+    shifted: bool,
 ) -> Window:
     """Cut a batch down to what is computed.
 
@@ -65,6 +71,8 @@ def cut(
         placed: The edits.
         tokens: Whether tokens before the first edited one are left out.
         pad: The token that a classifier takes for padding.
+        shifted: Whether the label of a token in the window is to be what it predicts. The last
+            labelled token, which predicts nothing, is then left out.
 
     Raises:
         NotReusableError: If the batch has what is not understood.
@@ -84,11 +92,15 @@ def cut(
     if given is not None and not torch.equal(given.expand_as(ids)[text], index[text]):
         raise NotReusableError("the batch has position_ids that do not count its tokens")
     labels = inputs.get("labels")
-    by_token = False
-    first, end = n, n
+    first, end, by_token = n, n, None
     if labels is not None and labels.shape == ids.shape and not labels.is_floating_point():
-        by_token = True
+        by_token = labels
         first, end = _labelled(labels, text, left, n)
+        if shifted:
+            by_token = shift_labels(labels)
+            end = (end - 1).clamp(min=1)
+    elif shifted and labels is not None:
+        raise NotReusableError(f"the batch has labels of shape {tuple(labels.shape)}")
     elif pad is not None and bool((ids[text] == pad).any()):
         raise NotReusableError("a text of the batch has the padding token inside")
     start = torch.zeros_like(n)
@@ -126,7 +138,7 @@ def _first_edit(placed: Sequence[Placed], left: Tensor, n: Tensor) -> Tensor:
 def _window(
     inputs: Mapping[str, Any],
     placed: Sequence[Placed],
-    by_token: bool,
+    by_token: Tensor | None,
     where: tuple[Tensor, Tensor, Tensor],
     pad: int,
 ) -> Window:
@@ -143,8 +155,8 @@ def _window(
         # Behind the end too, where a table of positions may have ended.
         "position_ids": torch.minimum(start[:, None] + step, end[:, None] - 1),
     }
-    if by_token:
-        made["labels"] = inputs["labels"].gather(1, columns).masked_fill(~inside, -100)
+    if by_token is not None:
+        made["labels"] = by_token.gather(1, columns).masked_fill(~inside, -100)
     elif "labels" in inputs:
         made["labels"] = inputs["labels"]
     moved = [_moved(one, columns, inside) for one in placed]

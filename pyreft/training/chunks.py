@@ -74,25 +74,25 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class PlainChunkedLoss(torch.autograd.Function):
-    """The same for a frozen matrix (V, D) as the head: (V, D), (N,), n, (N, D) -> ().
+    """The same for a frozen matrix (V, D) as the head: (V, D), (N,), n, v, (N, D) -> ().
 
-    The logits of a chunk become their own gradient in place, so that nothing else of their size is
-    made: most of the time of a head goes into writing to memory.
+    A tile of logits, of n tokens and v words, is made, used for the loss and for the gradient, and
+    forgotten. Words come one tile after the other, so sums of exponentials are relative to the
+    highest logit seen so far, and are scaled when a higher one comes (Milakov and Gimelshein, 2018,
+    arXiv 1805.02867). Where a tile fits in a cache, most of what a head costs beside its products,
+    writing to memory, is spared.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, targets: Tensor, rows: int, hidden: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, targets: Tensor, rows: int, words: int, hidden: Tensor
+    ) -> Tensor:
         total = torch.zeros((), device=targets.device)
         of_hidden = torch.empty_like(hidden)
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            target = targets[part, None]
-            logits = hidden[part] @ weight.T  # (n, V)
-            highest, right = logits.amax(1, keepdim=True), logits.gather(1, target)
-            sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            total += (sums.log() + highest - right).sum()
-            logits.div_(sums).scatter_add_(1, target, -torch.ones_like(sums))
-            of_hidden[part] = logits @ weight
+            loss, of_hidden[part] = _by_tiles(weight, targets[part, None], words, hidden[part])
+            total += loss
         ctx.save_for_backward(of_hidden)
         return total
 
@@ -100,7 +100,27 @@ class PlainChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (of_hidden,) = ctx.saved_tensors
-        return None, None, None, of_hidden * grad.to(of_hidden.device)
+        return None, None, None, None, of_hidden * grad.to(of_hidden.device)
+
+
+def _by_tiles(weight: Tensor, targets: Tensor, words: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of (n, D) hidden states for (n, 1) targets, and its gradient."""
+    highest = hidden.new_full((len(hidden), 1), -torch.inf)
+    sums, right = torch.zeros_like(highest), torch.zeros_like(highest)
+    average = torch.zeros_like(hidden)  # of the weights of words, each by its probability
+    for start in range(0, len(weight), words):
+        tile = weight[start : start + words]
+        logits = hidden @ tile.T  # (n, v)
+        index = targets - start
+        found = logits.gather(1, index.clamp(0, len(tile) - 1))
+        right = torch.where((index >= 0) & (index < len(tile)), found, right)
+        higher = torch.maximum(highest, logits.amax(1, keepdim=True))
+        scale = (highest - higher).exp_()
+        likely, highest = logits.sub_(higher).exp_(), higher
+        sums = sums * scale + likely.sum(1, keepdim=True)
+        average.mul_(scale).addmm_(likely, tile)
+    loss = (sums.log() + highest - right).sum()
+    return loss, average.div_(sums).sub_(weight[targets[:, 0]])
 
 
 def _same(tensor: Tensor) -> Tensor:

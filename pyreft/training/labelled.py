@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
 
+from pyreft.modeling.boundary import shift_labels
 from pyreft.modeling.lora import is_peft_model
 from pyreft.training.chunks import ChunkedLoss, PlainChunkedLoss
 
@@ -29,6 +30,8 @@ logger = logging.get_logger(__name__)
 # How large the logits of a chunk are in float32. In training some three times as much exists at
 # once: logits, their logarithms, their gradient.
 CHUNK_BYTES = 2**26
+# The tokens and words of a tile of logits on a CPU, where 2 MiB stay in its caches.
+CPU_TILE = 512, 1024
 
 
 class UnknownLogitsError(Exception):
@@ -80,19 +83,27 @@ class LabelledLoss:
         head, base = self._head, self._base
         return bool(head._forward_pre_hooks or head._forward_hooks or base._forward_hooks)
 
+    @property
+    def possible(self) -> bool:
+        """Whether the next pass can compute its loss so: nobody else may want to see the logits."""
+        return self.reason is None and not self._watched()
+
     @contextmanager
-    def only_labelled(self) -> Iterator[None]:
-        """Compute the loss so in the forward passes of this thread inside the block, if it can be.
+    def only_labelled(self, shifted: bool = False) -> Iterator[None]:
+        """Compute the loss so in the forward passes of this thread inside the block, if possible.
 
         Their outputs have no logits to use.
+
+        Args:
+            shifted: Whether the label of a token is what it predicts, and not the token itself.
 
         Raises:
             UnknownLogitsError: In the first pass, if what the model does to its logits is unknown.
         """
-        if self.reason or self._watched():
+        if not self.possible:
             yield
             return
-        one = _Pass(self)
+        one = _Pass(self, shifted)
         saved = vars(self._base).get("_loss_function")
         handles = [
             self._base.register_forward_pre_hook(one.begin, with_kwargs=True),
@@ -108,10 +119,10 @@ class LabelledLoss:
             for handle in handles:
                 handle.remove()
 
-    def _let_through(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _let_through(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The hidden states that the model itself turns into logits."""
         if self._finish is None:
-            where = _shift(labels).flatten() != -100
+            where = targets.flatten() != -100
             return hidden.flatten(0, 1)[where.to(hidden.device)][None]
         # Others than nn.Linear may not know what to do with no token.
         none = self._compared and type(self._head) is nn.Linear
@@ -132,7 +143,8 @@ class LabelledLoss:
             learns = torch.is_grad_enabled() and (chosen.requires_grad or bool(learned))
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
             if learns and not learned and self._is_plain(chosen):
-                total = PlainChunkedLoss.apply(self._head.weight, targets, rows, chosen)
+                tile = CPU_TILE if chosen.device.type == "cpu" else (rows, logits.shape[-1])
+                total = PlainChunkedLoss.apply(self._head.weight, targets, *tile, chosen)
             else:
                 total = ChunkedLoss.apply(self._score, learns, targets, rows, chosen, *learned)
         items = targets.numel() if items is None else items
@@ -166,25 +178,26 @@ class LabelledLoss:
 class _Pass:
     """The forward passes of one thread: what goes into the head, and what comes of it."""
 
-    def __init__(self, of: LabelledLoss) -> None:
-        self._of = of
+    def __init__(self, of: LabelledLoss, shifted: bool) -> None:
+        self._of, self._shifted = of, shifted
         self._thread = threading.get_ident()
-        self._labels: Tensor | None = None
+        self._targets: Tensor | None = None
         self._hidden: Tensor | None = None
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == self._thread:
-            plain = kwargs.keys() & {"shift_labels", "ignore_index"}
-            self._labels, self._hidden = None if plain else kwargs.get("labels"), None
+            labels, self._targets, self._hidden = kwargs.get("labels"), None, None
+            if labels is not None and not kwargs.keys() & {"shift_labels", "ignore_index"}:
+                self._targets = labels if self._shifted else shift_labels(labels)
 
     def take(self, module: nn.Module, args: tuple) -> tuple | None:
-        labels, hidden = self._labels, args[0]
-        if threading.get_ident() != self._thread or labels is None or self._hidden is not None:
+        targets, hidden = self._targets, args[0]
+        if threading.get_ident() != self._thread or targets is None or self._hidden is not None:
             return None
-        if hidden.shape[:-1] != labels.shape:
+        if hidden.shape[:-1] != targets.shape:
             return None
         self._hidden = hidden
-        return (self._of._let_through(hidden, labels), *args[1:])
+        return (self._of._let_through(hidden, targets), *args[1:])
 
     def loss(
         self,
@@ -197,14 +210,12 @@ class _Pass:
         """In the place of transformers' `ForCausalLMLoss`."""
         hidden = self._hidden if threading.get_ident() == self._thread else None
         if hidden is None:
+            if self._shifted:
+                kwargs["shift_labels"] = labels
             return ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, **kwargs)
-        self._labels = None
-        return self._of._loss(hidden, logits, _shift(labels), num_items_in_batch)
-
-
-def _shift(labels: Tensor) -> Tensor:
-    """What each token is to predict: the label of the next one."""
-    return nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
+        targets, self._targets = self._targets, None
+        assert targets is not None
+        return self._of._loss(hidden, logits, targets, num_items_in_batch)
 
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:

@@ -1,9 +1,10 @@
-"""Steps of a trainer that compute only what its adapter changes."""
+"""Steps of a trainer that compute only what its adapter changes and its loss needs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyreft.reuse import FrozenReuse
 from pyreft.reuse.plan import counts_tokens
 from pyreft.reuse.reuse import Cut
 from pyreft.reuse.store import in_bytes
+from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 
 logger = logging.get_logger(__name__)
 
@@ -25,11 +27,15 @@ _ROUNDING, _COARSE_ROUNDING = 1e-4, 3e-2
 
 
 class ReusesFrozen(Trainer):
-    """The part of `ReftTrainer` that reuses what is the same in every step."""
+    """The part of `ReftTrainer` that reuses what is the same in every step.
+
+    Where nobody gets the logits, those without a label are not computed.
+    """
 
     model: Any
     # Whether nobody looks at the outputs beside the loss, in an evaluation.
-    _loss_only: bool
+    _loss_only = False
+    _labelled: LabelledLoss | None = None
     # What the plan was made for.
     _planned: tuple[int, bool] | None = None
     _compared = False
@@ -65,17 +71,58 @@ class ReusesFrozen(Trainer):
     ) -> Any:
         """The Trainer's, on the part of the batch that must be computed."""
         inputs = self._count_tokens(inputs)
+        looks = return_outputs and not self._loss_only
+        if not self.reuse_frozen:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labelled = None if looks or self._takes_labels else self._labelled_loss(model)
         cut = None
         # A loss of a trainer of classifiers reads scores of texts, which are there in a window.
         scores = self.model._get_name().endswith("ForSequenceClassification")
-        read = return_outputs and not (self._loss_only or (scores and self.model.training))
-        if self.reuse_frozen and not read:
-            cut = self._plan(model).cut(inputs)
-        if cut is None or not self._is_exact(cut, inputs, num_items_in_batch):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        assert self.reuse is not None
-        with self.reuse.running(cut) as window:
-            return super().compute_loss(model, window, return_outputs, num_items_in_batch)
+        if not looks or (scores and self.model.training):
+            cut = self._plan(model).cut(inputs, shifted=labelled is not None)
+        arguments = (inputs, num_items_in_batch, labelled)
+        if cut is not None and not self._is_exact(cut, *arguments):
+            cut = None
+        found = self._loss(model, cut, *arguments, return_outputs)
+        return (found[0], {"loss": found[0]}) if return_outputs and labelled else found
+
+    @property
+    def _takes_labels(self) -> bool:
+        """Whether the Trainer keeps the labels to itself and computes the loss from the logits."""
+        return self.label_smoother is not None or self.compute_loss_func is not None
+
+    def _loss(
+        self,
+        model: Any,
+        cut: Cut | None,
+        inputs: dict[str, Any],
+        items: Any,
+        labelled: LabelledLoss | None,
+        return_outputs: bool = False,
+    ) -> Any:
+        """The Trainer's loss of a batch, or of what it was cut down to."""
+        with ExitStack() as stack:
+            if cut is not None:
+                assert self.reuse is not None
+                inputs = stack.enter_context(self.reuse.running(cut))
+            compute = partial(super().compute_loss, model, inputs, return_outputs, items)
+            if labelled is None:
+                return compute()
+            stack.enter_context(labelled.only_labelled(shifted=cut is not None))
+            try:
+                return compute()
+            except UnknownLogitsError:
+                return compute()
+
+    def _labelled_loss(self, model: Any) -> LabelledLoss | None:
+        """What runs the output head only where there is a label, if that can be."""
+        base = self.model.model
+        if self._labelled is None or self._labelled.base is not base:
+            self._labelled = LabelledLoss(base, model)
+            reason = self._labelled.reason
+            done = f"runs on every token: {reason}" if reason else "runs on labelled tokens alone"
+            logger.info(f"The output head {done}.")
+        return self._labelled if self._labelled.possible else None
 
     def _count_tokens(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Tell a causal model the positions of a batch that is padded at the left.
@@ -116,7 +163,7 @@ class ReusesFrozen(Trainer):
             return "compute_loss_func reads the logits of all tokens"
         return None
 
-    def _is_exact(self, cut: Cut, inputs: Mapping[str, Any], items: Any) -> bool:
+    def _is_exact(self, cut: Cut, *arguments: Any) -> bool:
         """Whether the loss of a run's first batch is the same without reuse."""
         if self._compared:
             return True
@@ -124,12 +171,10 @@ class ReusesFrozen(Trainer):
         device = self.args.device
         devices = [device] if device.type == "cuda" else []
         losses: list[Any] = []
-        with torch.no_grad():
+        for part in (None, cut):
             # Not the model that others wrapped, which may wait for other processes.
-            with torch.random.fork_rng(devices):
-                losses.append(super().compute_loss(self.model, dict(inputs), False, items))
-            with torch.random.fork_rng(devices), self.reuse.running(cut) as window:
-                losses.append(super().compute_loss(self.model, window, False, items))
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                losses.append(self._loss(self.model, part, *arguments))
         self._compared = True
         whole, found = (float(loss.detach().mean()) for loss in losses)
         low = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32

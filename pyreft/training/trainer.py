@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,6 @@ from pyreft.modeling.lora import frozen_lora
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
 from pyreft.training.distributed import ReplicatedAdapter
-from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
 from pyreft.training.reusing import ReusesFrozen
@@ -64,9 +62,6 @@ class ReftTrainer(
     # The Trainer makes a model of `model_init` before it has these.
     data_collator: Any = None
     train_dataset: Any = None
-    _labelled: LabelledLoss | None = None
-    # Whether nobody looks at the outputs beside the loss.
-    _loss_only = False
 
     def __init__(
         self,
@@ -151,7 +146,7 @@ class ReftTrainer(
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The Trainer's; where nobody gets the outputs, without logits that have no label.
+        """The Trainer's, of a batch that has positions, tokens and labels as it must.
 
         The model is told where prompts end also where the Trainer keeps the labels to itself.
         """
@@ -166,30 +161,9 @@ class ReftTrainer(
         require_tokens(self.model.model, inputs)
         if isinstance(labels, Tensor):
             require_labels(self.model.model, labels)
-        taken = self.label_smoother is not None or self.compute_loss_func is not None
-        if taken and isinstance(labels, Tensor) and continues:
+        if self._takes_labels and isinstance(labels, Tensor) and continues:
             inputs = self._tell_completion(inputs, labels)
-        arguments = (model, inputs, return_outputs, num_items_in_batch)
-        if taken or (return_outputs and not self._loss_only):
-            return super().compute_loss(*arguments)
-        with self._labelled_loss(model):
-            try:
-                found = super().compute_loss(*arguments)
-            except UnknownLogitsError:
-                found = super().compute_loss(*arguments)
-        return (found[0], {"loss": found[0]}) if return_outputs else found
-
-    def _labelled_loss(self, model: Any) -> AbstractContextManager[None]:
-        """Run the output head only where there is a label, if that can be."""
-        if not self.reuse_frozen:
-            return nullcontext()
-        base = self.model.model
-        if self._labelled is None or self._labelled.base is not base:
-            self._labelled = LabelledLoss(base, model)
-            reason = self._labelled.reason
-            done = f"runs on every token: {reason}" if reason else "runs on labelled tokens alone"
-            logger.info(f"The output head {done}.")
-        return self._labelled.only_labelled()
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _tell_completion(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """The inputs with what labels would tell a model that does not get them."""

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyreft
 from conftest import VOCAB, WIDTH, enlarge, make_base
 from pyreft.training import labelled
+from pyreft.training.chunks import PlainChunkedLoss
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 
 # PEFT asks an old name of transformers.
@@ -48,8 +49,9 @@ HEADS = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Three tokens of the tiny vocabulary."""
+    """Three tokens of the tiny vocabulary; in a tile a third of it, and something."""
     monkeypatch.setattr(labelled, "CHUNK_BYTES", 3 * 4 * VOCAB)
+    monkeypatch.setattr(labelled, "CPU_TILE", (3, VOCAB // 3))
 
 
 @pytest.fixture
@@ -81,11 +83,11 @@ def loss_and_gradients(base, batch, **more):
     return outputs.loss.detach(), found
 
 
-def at_labels(base, batch, once=None, **more):
+def at_labels(base, batch, once=None, shifted=False, **more):
     """The same, twice at labelled tokens alone: what a model does is compared in the first pass."""
     once = once or LabelledLoss(base, base)
     assert once.reason is None
-    with once.only_labelled():
+    with once.only_labelled(shifted):
         try:
             loss_and_gradients(base, batch, **more)
         except UnknownLogitsError:
@@ -148,6 +150,31 @@ def test_they_are_as_near_to_float64_as_those_of_all_logits(batch):
     assert_same(at_labels(base, batch), exact, 2e-6)
 
 
+@pytest.mark.parametrize("tile", [(3, 7), (100, 7), (3, 1000), (1, 1)])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_a_loss_by_tiles_is_that_of_float64(tile, scale):
+    """Also where all of the probability is one word's, or a later tile has higher logits."""
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(50, 8) * scale, torch.randn(11, 8)
+    weight *= torch.linspace(0.1, 1, 50)[:, None]
+    targets = torch.randint(0, 50, (11,))
+    exact = hidden.double().requires_grad_()
+    logits = exact @ weight.double().T
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    hidden.requires_grad_()
+    found = PlainChunkedLoss.apply(weight, targets, *tile, hidden)
+    gradients = torch.autograd.grad(found, hidden) + torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        gradients[0].double(), gradients[1], rtol=1e-5, atol=scale * 2e-6 * scale
+    )
+
+
+def test_a_loss_by_tiles_of_a_state_that_is_no_number_is_none():
+    hidden = torch.full((1, 4), torch.nan)
+    assert PlainChunkedLoss.apply(torch.ones(9, 4), torch.tensor([3]), 1, 2, hidden).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_the_loss_of_all_logits(dtype, batch):
     base = make("llama").to(dtype)
@@ -170,6 +197,16 @@ def test_a_lora_on_the_head_learns_the_same(batch):
     expected = loss_and_gradients(base, batch)
     assert len(expected[1]) == 2 + 2 * 3
     assert_same(at_labels(base, batch), expected)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_labels_may_be_what_tokens_predict(known, batch):
+    base = make("llama")
+    expected = loss_and_gradients(base, batch)
+    cut = {"input_ids": batch["input_ids"][:, :-1], "labels": batch["labels"][:, 1:]}
+    once = LabelledLoss(base if known else unknown(base), base)
+    # A token less, and products are rounded otherwise.
+    assert_same(at_labels(base, cut, once, shifted=True), expected, 2e-5)
 
 
 def test_a_batch_without_labels_has_the_loss_that_it_has(batch):
