@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-CONSTANT = ("consreft", "lobireft")
-ORTHONORMAL = ("loreft", "direft", *CONSTANT)
+from pyreft.interventions.kinds import KINDS, OrthonormalBasis
+
+CONSTANT = [kind for kind, cls in KINDS.items() if cls.constant_source]
+ORTHONORMAL = [kind for kind, cls in KINDS.items() if issubclass(cls, OrthonormalBasis)]
 
 
 def require_tensors(kind: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:

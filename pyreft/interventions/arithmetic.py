@@ -134,18 +134,11 @@ def select_directions(intervention: nn.Module, directions: Sequence[int]) -> nn.
         raise ValueError(f"directions are indices from 0 to {rank - 1}, got {chosen}.")
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"directions must be different, and at least one, got {chosen}.")
-    selected = replace(
-        form,
-        basis=form.basis[chosen],
-        weight=None if form.weight is None else form.weight[chosen],
-        bias=form.bias[chosen],
-        shift=None if form.shift is None else form.shift[chosen],
-    )
-    return make_module(selected, intervention)
+    return make_module(form.at(chosen), intervention)
 
 
 def _adding(form: Form) -> Form:
-    """The same edit as one that adds: W - B in the place of W, b - c in that of b."""
+    """The same edit as one that adds: A in the place of W, a in that of b."""
     if form.act_fn is not None:
         raise ValueError(
             f"an intervention with act_fn={form.act_fn!r} can only be joined with others of its "
@@ -153,13 +146,7 @@ def _adding(form: Form) -> Form:
         )
     if not form.replaces:
         return form
-    return replace(
-        form,
-        weight=form.linear_weight - form.basis,
-        bias=form.bias - form.linear_shift,
-        shift=None,
-        replaces=False,
-    )
+    return replace(form, weight=form.net_weight, bias=form.net_bias, shift=None, replaces=False)
 
 
 def _require_disjoint(forms: Sequence[Form]) -> float:

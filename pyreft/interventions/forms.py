@@ -1,48 +1,44 @@
-"""What each of the six kinds computes, as the matrices of one formula; and back."""
+"""What each of the six kinds computes, as the matrices of one formula; and back.
+
+    h' = h + B^T (act(W h + b) - s (B h + c))      s is 1 where the edit replaces B h, else 0
+
+Without an activation that is B^T (A h + a), with A = W - s B and a = b - s c.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyreft.interventions.base import LowRankIntervention
-from pyreft.interventions.kinds import (
-    ConsreftIntervention,
-    DireftIntervention,
-    LobireftIntervention,
-    LoreftIntervention,
-    NodireftIntervention,
-    NoreftIntervention,
-)
+from pyreft.interventions.kinds import KINDS, OrthonormalBasis
 from pyreft.interventions.projection import orthonormal_factor
 
 # (orthonormal, replaces the projection, learns a constant) -> kind
-_KINDS: dict[tuple[bool, bool, bool], type[LowRankIntervention]] = {
-    (True, True, False): LoreftIntervention,
-    (True, True, True): ConsreftIntervention,
-    (True, False, False): DireftIntervention,
-    (True, False, True): LobireftIntervention,
-    (False, True, False): NoreftIntervention,
-    (False, False, False): NodireftIntervention,
+_BY_FORM = {
+    (issubclass(cls, OrthonormalBasis), cls.replaces_projection, cls.constant_source): cls
+    for cls in KINDS.values()
 }
 
 
 @dataclass(frozen=True)
 class Form:
-    """The edit B^T (act(W h + b) - s (B h + c)), in float64.
+    """What one intervention computes; or several, their tensors stacked along a first axis I.
 
     Args:
         basis: B, (R, D).
         weight: W, (R, D); None of a constant source.
         bias: b, (R,).
-        shift: c, (R,); None if there is none.
+        shift: c, (R,); None if there is none, as of all that replaces nothing.
         replaces: s.
         orthonormal: Whether the rows of B are orthonormal by construction.
         act_fn: Name of the activation, None if it does nothing.
-        dropout, dtype: Of the module, the latter of its learned source.
+        dropout, dtype: Of the module, the latter of its learned source, whatever that of the
+            tensors here.
     """
 
     basis: Tensor
@@ -57,41 +53,84 @@ class Form:
 
     @property
     def linear_weight(self) -> Tensor:
+        """W, zero of a constant source."""
         return torch.zeros_like(self.basis) if self.weight is None else self.weight
 
     @property
     def linear_shift(self) -> Tensor:
+        """c, zero if there is none."""
         return torch.zeros_like(self.bias) if self.shift is None else self.shift
 
+    @property
+    def projection(self) -> Tensor:
+        """s B."""
+        return self.basis if self.replaces else torch.zeros_like(self.basis)
 
+    @property
+    def net_weight(self) -> Tensor:
+        """A."""
+        return self.linear_weight - self.projection
+
+    @property
+    def net_bias(self) -> Tensor:
+        """a."""
+        return self.bias - self.linear_shift
+
+    def at(self, index: int | list[int]) -> Form:
+        """Along the first axis: one of several interventions, or some directions of one."""
+        return replace(
+            self,
+            basis=self.basis[index],
+            weight=None if self.weight is None else self.weight[index],
+            bias=self.bias[index],
+            shift=None if self.shift is None else self.shift[index],
+        )
+
+
+@torch.no_grad()
 def read_form(intervention: nn.Module) -> Form:
-    """What a module computes.
+    """What a module computes, in float64.
 
     Raises:
         ValueError: If it is none of the six kinds: another class may compute anything.
     """
-    if type(intervention) not in _KINDS.values():
-        names = ", ".join(kind.__name__ for kind in _KINDS.values())
+    if type(intervention) not in KINDS.values():
+        names = ", ".join(cls.__name__ for cls in KINDS.values())
         raise ValueError(
             f"arithmetic is for {names}; what {type(intervention).__name__} computes is not known."
         )
-    module: Any = intervention
-    source, shift = module.learned_source, None
-    orthonormal = not isinstance(module, (NoreftIntervention, NodireftIntervention))
+    return read_stacked([intervention], torch.float64).at(0)
+
+
+def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
+    """What I interventions of one kind, rank and activation compute; gradients reach them.
+
+    Args:
+        interventions: The interventions.
+        dtype: Type of the tensors, in which directions are made orthonormal as well.
+    """
+    first = interventions[0]
+
+    def stack(name: str) -> Tensor:
+        read = attrgetter(name)
+        return torch.stack([read(one) for one in interventions]).to(dtype)
+
+    orthonormal = isinstance(first, OrthonormalBasis)
     if orthonormal:
-        basis = orthonormal_factor(module.rotate_layer.original.detach().double()).mT
+        basis = orthonormal_factor(stack("rotate_layer.original")).mT
     else:
-        basis, shift = module.proj_layer.weight, module.proj_layer.bias
-    constant = module.constant_source
+        basis = stack("proj_layer.weight")
+    shifted = not orthonormal and first.proj_layer.bias is not None
+    source, constant = first.learned_source, first.constant_source
     return Form(
-        basis=basis.detach().double(),
-        weight=None if constant else source.weight.detach().double(),
-        bias=(source if constant else source.bias).detach().double(),
-        shift=None if shift is None else shift.detach().double(),
-        replaces=module.replaces_projection,
+        basis=basis,
+        weight=None if constant else stack("learned_source.weight"),
+        bias=stack("learned_source" if constant else "learned_source.bias"),
+        shift=stack("proj_layer.bias") if shifted else None,
+        replaces=first.replaces_projection,
         orthonormal=orthonormal,
-        act_fn=None if module.act_fn_name == "linear" else module.act_fn_name,
-        dropout=module.dropout.p,
+        act_fn=None if first.act_fn_name == "linear" else first.act_fn_name,
+        dropout=first.dropout.p,
         dtype=(source if constant else source.weight).dtype,
     )
 
@@ -100,7 +139,7 @@ def read_form(intervention: nn.Module) -> Form:
 def make_module(form: Form, like: nn.Module) -> nn.Module:
     """A module of the kind that computes it, on the device of another and in its mode."""
     rank, width = form.basis.shape
-    cls = _KINDS[form.orthonormal, form.replaces, form.weight is None and form.orthonormal]
+    cls = _BY_FORM[form.orthonormal, form.replaces, form.weight is None and form.orthonormal]
     # Its first values are random, and nobody sees them.
     with torch.random.fork_rng(devices=[]):
         made: Any = cls(

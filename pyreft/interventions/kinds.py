@@ -175,3 +175,13 @@ class NodireftIntervention(FreeBasis):
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
         return _source(self, hidden)
+
+
+KINDS: dict[str, type[OrthonormalBasis | FreeBasis]] = {
+    "loreft": LoreftIntervention,
+    "noreft": NoreftIntervention,
+    "direft": DireftIntervention,
+    "nodireft": NodireftIntervention,
+    "consreft": ConsreftIntervention,
+    "lobireft": LobireftIntervention,
+}

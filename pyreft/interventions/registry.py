@@ -15,23 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyreft.interventions.kinds import (
-    ConsreftIntervention,
-    DireftIntervention,
-    LobireftIntervention,
-    LoreftIntervention,
-    NodireftIntervention,
-    NoreftIntervention,
-)
+from pyreft.interventions.kinds import KINDS
 
-_kinds: dict[str, type[nn.Module]] = {
-    "loreft": LoreftIntervention,
-    "noreft": NoreftIntervention,
-    "direft": DireftIntervention,
-    "nodireft": NodireftIntervention,
-    "consreft": ConsreftIntervention,
-    "lobireft": LobireftIntervention,
-}
+_kinds: dict[str, type[nn.Module]] = {**KINDS}
 
 
 def register_intervention(kind: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -92,7 +78,7 @@ def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | N
     Raises:
         ValueError, TypeError, RuntimeError: If there is none of these arguments.
     """
-    if intervention_class(kind).__module__ != LoreftIntervention.__module__:
+    if intervention_class(kind) not in KINDS.values():
         return None
     return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
 

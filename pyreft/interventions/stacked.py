@@ -1,8 +1,6 @@
 """Several interventions in one pass: their weights stacked, one intervention to each row.
 
-    h' = h + B^T (act(W h + b) - s (B h + c))      every kind; s is 1 where it replaces B h
-
-Without an activation that is B^T (A h + a), with A = W - s B and a = b - s c.
+    h' = h + B^T (act(W h + b) - s (B h + c))      see `pyreft.interventions.forms`
 
 G rows, P positions, D hidden size, R the largest rank; smaller ones are filled up with zeros.
 """
@@ -11,29 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyreft.interventions.kinds import (
-    ConsreftIntervention,
-    DireftIntervention,
-    FreeBasis,
-    LobireftIntervention,
-    LoreftIntervention,
-    NodireftIntervention,
-    NoreftIntervention,
-    OrthonormalBasis,
-)
-from pyreft.interventions.projection import OrthonormalProjection, orthonormal_factor
+from pyreft.interventions.forms import Form, read_stacked
+from pyreft.interventions.kinds import KINDS, FreeBasis, OrthonormalBasis
+from pyreft.interventions.projection import OrthonormalProjection
 
-# Not their subclasses, which may compute something else.
-_KINDS = (
-    *(LoreftIntervention, NoreftIntervention, DireftIntervention),
-    *(NodireftIntervention, ConsreftIntervention, LobireftIntervention),
-)
 _PARTS = (nn.Linear, OrthonormalProjection)
 
 
@@ -105,11 +90,8 @@ class StackedInterventions:
 
     def _stack(self) -> StackedWeights:
         rank = max(group[0].low_rank_dimension for group in self._groups)
-        linear = self._first.act_fn_name in (None, "linear")
-        stacked = [_stack(group, rank, linear) for group in self._groups]
-        joined: list[Any] = []
-        for parts in zip(*cast(Any, stacked), strict=True):
-            joined.append(None if parts[0] is None else torch.cat(parts))
+        weights = [_weights(read_stacked(group, self.dtype)) for group in self._groups]
+        joined = [torch.cat([_fill_up(w, rank) for w in ws]) for ws in zip(*weights, strict=True)]
         return StackedWeights(*joined)
 
 
@@ -119,7 +101,8 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     Modules of a user's own, ones that somebody hooked or changed, and ones that are stored in less
     than float32 run by themselves.
     """
-    if type(intervention) not in _KINDS:
+    # Subclasses may compute something else.
+    if type(intervention) not in KINDS.values():
         return None
     assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
     parts = list(intervention.modules())
@@ -140,26 +123,14 @@ def _shape(module: OrthonormalBasis | FreeBasis) -> tuple:
     return (type(module).__name__, module.low_rank_dimension, module.add_bias)
 
 
-def _stack(group: Sequence[Any], rank: int, linear: bool) -> StackedWeights:
-    """The weights of interventions of one kind and rank."""
-    first = group[0]
-    if isinstance(first, OrthonormalBasis):
-        basis = orthonormal_factor(torch.stack([m.rotate_layer.original for m in group])).mT
-    else:
-        basis = torch.stack([m.proj_layer.weight for m in group])
-    if first.constant_source:
-        bias, source = torch.stack([m.learned_source for m in group]), torch.zeros_like(basis)
-    else:
-        bias = torch.stack([m.learned_source.bias for m in group])
-        source = torch.stack([m.learned_source.weight for m in group])
-    projection = basis if first.replaces_projection else torch.zeros_like(basis)
-    shift = torch.zeros_like(bias)
-    if first.replaces_projection and isinstance(first, FreeBasis) and first.add_bias:
-        shift = torch.stack([m.proj_layer.bias for m in group])
-    missing = rank - basis.shape[1]
-    grow, lengthen = (0, 0, 0, missing), (0, missing)
-    basis, source, projection = (functional.pad(w, grow) for w in (basis, source, projection))
-    bias, shift = functional.pad(bias, lengthen), functional.pad(shift, lengthen)
-    if linear:
-        return StackedWeights(basis, source - projection, bias - shift)
-    return StackedWeights(basis, source, bias, projection, shift)
+def _weights(form: Form) -> tuple[Tensor, ...]:
+    """The fields of `StackedWeights`."""
+    if form.act_fn is None:
+        return form.basis, form.net_weight, form.net_bias
+    return form.basis, form.linear_weight, form.bias, form.projection, form.linear_shift
+
+
+def _fill_up(weights: Tensor, rank: int) -> Tensor:
+    """Ranks up to R, with zeros: (I, r, D) -> (I, R, D), (I, r) -> (I, R)."""
+    beyond = (0, 0) * (weights.dim() - 2)
+    return functional.pad(weights, (*beyond, 0, rank - weights.shape[1]))

@@ -220,8 +220,7 @@ def _linear_form(config: InterventionConfig) -> Form:
 
 
 def _change(name: str, linear: Any, form: Form, factor: float) -> _Change:
-    inner = form.linear_weight - form.replaces * form.basis
-    constant = form.bias - form.replaces * form.linear_shift
+    inner, constant = form.net_weight, form.net_bias
     weight = linear.weight.detach().to(form.basis.device, torch.float64)
     weight = weight.mT if isinstance(linear, Conv1D) else weight
     if linear.bias is not None:
