@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyreft.modeling.trained import remember_learning
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import LORA_FILES, OF_LORA
 
@@ -74,18 +75,12 @@ def without_lora(model: Any) -> Iterator[None]:
     if not peft_tensors(model):
         yield
         return
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # PEFT freezes what it turns off, and lets all of it learn afterwards.
+    restore_learning = remember_learning(model)
     with model.disable_adapter():
-        _learn_only(model, learning)
+        restore_learning()
         yield
-    _learn_only(model, learning)
-
-
-def _learn_only(model: Any, parameters: list[Any]) -> None:
-    """PEFT freezes what it turns off, and lets all of it learn afterwards."""
-    model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    restore_learning()
 
 
 def describe_lora(model: Any) -> dict[str, Any]:

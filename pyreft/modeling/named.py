@@ -16,7 +16,7 @@ from pyreft.config.combination import combine
 from pyreft.modeling.acting import BASE
 from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.trained import TrainedModules
+from pyreft.modeling.trained import TrainedModules, remember_learning
 from pyreft.sharing import AdapterError, find_adapter
 
 # What a module of modules has by itself cannot name one of them.
@@ -235,7 +235,7 @@ class NamedAdapters:
     def _making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:
         """A new adapter, to be filled inside the block and not active after it."""
         self._require_on()
-        base = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        restore_learning = remember_learning(self.model)
         try:
             with ExitStack() as heads:
                 # Heads of the new one begin at the base model's, not at those of another adapter.
@@ -250,8 +250,7 @@ class NamedAdapters:
             self._keep_hooks()
             raise
         finally:
-            for parameter, learns in base:
-                parameter.requires_grad_(learns)
+            restore_learning()
 
     def _keep_hooks(self) -> None:
         self._hooks.keep_sites(s for adapter in self.adapters.values() for s in adapter.sites)

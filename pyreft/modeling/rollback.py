@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from pyreft.modeling.trained import remember_learning
+
 
 @contextmanager
 def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
@@ -17,14 +19,13 @@ def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
     in its tensors are not kept, since nobody changes them before all else has succeeded.
     """
     modules = [(module, _attributes(module)) for module in model.modules()]
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    restore_learning = remember_learning(model)
     try:
         yield
     except BaseException:
         for module, before in modules:
             _restore(module, before)
-        for parameter, learned in learning:
-            parameter.requires_grad_(learned)
+        restore_learning()
         raise
 
 

@@ -5,7 +5,7 @@ They are trained in place and belong to the adapter: saved with it, and taken of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -115,6 +115,17 @@ def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tens
     known = {tensor.data_ptr() for tensor in beside}
     learning = ((n, p) for n, p in base.named_parameters() if p.requires_grad)
     return {name: parameter for name, parameter in learning if parameter.data_ptr() not in known}
+
+
+def remember_learning(model: nn.Module) -> Callable[[], None]:
+    """What lets those parameters of a model learn, when called, that learn now, and no others."""
+    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, learns in learning:
+            parameter.requires_grad_(learns)
+
+    return restore
 
 
 def lies_in(name: str, parts: Sequence[str]) -> bool:
