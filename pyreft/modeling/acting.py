@@ -6,21 +6,21 @@ adapter_names          one name for each row of the batch, "__base__" for none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
 from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.calls import read_batch, warn_without_positions
-from pyreft.modeling.generation import place_prompt
-from pyreft.modeling.placement import Placement
+from pyreft.modeling.calls import Batch, read_batch
 from pyreft.modeling.plan import Placed
 from pyreft.modeling.stacks import has_two_stacks
-from pyreft.positions import Tokens
+
+logger = logging.get_logger(__name__)
 
 # In `adapter_names`, for a row that is not edited; PEFT's word.
 BASE = "__base__"
@@ -78,7 +78,7 @@ def by_row(
     ]
 
 
-def place_in_batch(
+def place_in_call(
     acting: Sequence[Acting],
     base: PreTrainedModel,
     inputs: Mapping[str, Any],
@@ -96,55 +96,41 @@ def place_in_batch(
         completion_mask, intervention_locations, subspaces, adapter_names: See
             `ReftModel.forward`.
     """
-    _refuse_ambiguous(acting, intervention_locations, subspaces)
     told = intervention_locations is not None
     batch = read_batch(base, _configs(acting), has_two_stacks(base), inputs, completion_mask, told)
-    if batch is None:
-        return []
-    _require_rows(adapter_names, batch.rows)
-
-    def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
-        seen = batch if rows is None else batch.of(rows)
-        configs = adapter.config.representations
-        return seen.place(configs, adapter.sites, intervention_locations, subspaces)
-
-    return _place_all(acting, batch.rows, place)
+    return place_in_batch(acting, batch, intervention_locations, subspaces, adapter_names)
 
 
-class PromptPlacer:
-    """Places adapters in the prompts of a call of `generate`.
+def place_in_batch(
+    acting: Sequence[Acting],
+    batch: Batch | None,
+    intervention_locations: Tensor | None,
+    subspaces: Any,
+    adapter_names: Sequence[str] | None,
+) -> list[Placed]:
+    """Place adapters in what the base model reads.
 
     Args:
         acting: The adapters.
-        rows: B, the number of prompts.
-        intervention_locations, subspaces, adapter_names: See `ReftModel.generate`.
+        batch: What it reads in a call, or of a prompt; None if that is no token.
+        intervention_locations, subspaces, adapter_names: See `ReftModel.forward`.
     """
-
-    def __init__(
-        self,
-        acting: Sequence[Acting],
-        rows: int,
-        intervention_locations: Tensor | None,
-        subspaces: Any,
-        adapter_names: Sequence[str] | None,
-    ) -> None:
-        _refuse_ambiguous(acting, intervention_locations, subspaces)
-        _require_rows(adapter_names, rows)
-        warn_without_positions(_configs(acting), intervention_locations is not None)
-        self._acting, self._rows = acting, rows
-        self._locations, self._subspaces = intervention_locations, subspaces
-
-    def place(self, prompt: Mapping[str | None, Tokens], encoder: bool) -> list[Placed]:
-        """Place those that act in an encoder, before the first step; or those in the steps."""
-
-        def place(adapter: AttachedAdapter, rows: Tensor | None) -> Placement | None:
-            seen = prompt if rows is None else {stack: t.of(rows) for stack, t in prompt.items()}
-            configs = adapter.config.representations
-            return place_prompt(
-                configs, adapter.sites, seen, encoder, self._locations, self._subspaces
-            )
-
-        return _place_all(self._acting, self._rows, place)
+    _refuse_ambiguous(acting, intervention_locations, subspaces)
+    _warn_without_positions(acting, intervention_locations)
+    if batch is None:
+        return []
+    _require_rows(adapter_names, batch.rows)
+    shared = len(acting) > 1 and all(one.rows is None for one in acting)
+    placed = []
+    for adapter, rows, weight in acting:
+        seen = batch if rows is None else batch.of(rows)
+        configs = adapter.config.representations
+        placement = seen.place(configs, adapter.sites, intervention_locations, subspaces)
+        if placement is not None and rows is not None:
+            placement = placement.in_rows(rows, batch.rows)
+        if placement is not None:
+            placed.append(Placed(adapter, placement, weight, shared))
+    return placed
 
 
 def _configs(acting: Sequence[Acting]) -> list[InterventionConfig]:
@@ -173,25 +159,12 @@ def _refuse_ambiguous(
         )
 
 
-def _place_all(
-    acting: Sequence[Acting],
-    batch: int,
-    place: Callable[[AttachedAdapter, Tensor | None], Placement | None],
-) -> list[Placed]:
-    """Place every adapter.
-
-    Args:
-        acting: The adapters.
-        batch: B, the number of rows.
-        place: Places an adapter in some rows (b,), or in all.
-    """
-    by_rows = any(one.rows is not None for one in acting)
-    shared = len(acting) > 1 and not by_rows
-    placed = []
-    for one in acting:
-        placement = place(one.adapter, one.rows)
-        if placement is not None and one.rows is not None:
-            placement = placement.in_rows(one.rows, batch)
-        if placement is not None:
-            placed.append(Placed(one.adapter, placement, one.weight, shared))
-    return placed
+def _warn_without_positions(
+    acting: Sequence[Acting], intervention_locations: Tensor | None
+) -> None:
+    """Say so if neither a config nor the call has positions."""
+    if intervention_locations is None and all(c.positions is None for c in _configs(acting)):
+        logger.warning_once(
+            "No intervention has positions, so this call runs the bare base model. Say positions "
+            'in the config ("f7+l7"), or give intervention_locations with the batch.'
+        )

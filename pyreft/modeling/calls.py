@@ -26,7 +26,7 @@ _ALL = PositionSpec.parse("all")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the base model reads.
+    """What one call of the base model reads, or the prompt that `generate` goes on from.
 
     Args:
         rows: B, the number of rows.
@@ -37,8 +37,8 @@ class Batch:
 
     rows: int
     tokens: Mapping[str | None, Tokens]
-    text: Tensor | None
-    stack: str | None
+    text: Tensor | None = None
+    stack: str | None = None
 
     def of(self, rows: Tensor) -> Batch:
         """Some rows of it alone."""
@@ -62,7 +62,7 @@ class Batch:
         Returns:
             The placement, or None if nothing is edited.
         """
-        directions = broadcast_subspaces(subspaces, len(configs), self.rows)
+        directions = _broadcast_subspaces(subspaces, len(configs), self.rows)
         placed = None
         if self.tokens:
             placed = place(configs, sites, self.tokens, intervention_locations, directions)
@@ -95,7 +95,6 @@ def read_batch(
     Returns:
         The batch, or None if there is no token in it.
     """
-    warn_without_positions(configs, told)
     explicit = told or all(config.positions == _ALL for config in configs)
     generated = cached_tokens(inputs) > 0 and not told
     tokens: dict[str | None, Tokens | None] = {}
@@ -192,7 +191,7 @@ def _text(given: _Given) -> Tensor:
     return torch.ones(given.shape, dtype=torch.bool, device=given.device)
 
 
-def broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
+def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
     """For each intervention that is not edited whole, a list of directions for each row."""
     if subspaces is None:
         return {}
@@ -237,13 +236,4 @@ def _warn_if_trained_blindly(base: PreTrainedModel) -> None:
             "The model is being trained, and called without labels: all of each row is taken for "
             "its prompt, which it is not if the loss is on a part of it. Give completion_mask with "
             "the batch, nonzero on that part."
-        )
-
-
-def warn_without_positions(configs: Sequence[InterventionConfig], told: bool) -> None:
-    """Say so if neither the config nor the call has positions."""
-    if not told and all(config.positions is None for config in configs):
-        logger.warning_once(
-            "No intervention has positions, so this call runs the bare base model. Say positions "
-            'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )

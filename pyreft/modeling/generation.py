@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from pyreft.config import InterventionConfig
 from pyreft.modeling.boundary import as_tensor, find_tokens
-from pyreft.modeling.calls import broadcast_subspaces, cached_tokens
-from pyreft.modeling.placement import Placement, Site, place
+from pyreft.modeling.calls import Batch, cached_tokens
+from pyreft.modeling.placement import Placement
 from pyreft.positions import Tokens
 
 logger = logging.get_logger(__name__)
@@ -28,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 def read_prompt(
     arguments: dict[str, Any], generation_config: Any, two_stacks: bool
-) -> dict[str | None, Tokens]:
+) -> tuple[Batch, Batch]:
     """The prompt as each stack of the model sees it: all that `generate` is given.
 
     Args:
@@ -36,6 +35,9 @@ def read_prompt(
             positions depend on, is put in: an attention mask, and the start of a decoder's prompt.
         generation_config: The base model's.
         two_stacks: Whether the model has an encoder and a decoder.
+
+    Returns:
+        What an encoder reads before the first step, and what the steps go on from.
     """
     if cached := cached_tokens(arguments):
         logger.warning_once(
@@ -43,40 +45,18 @@ def read_prompt(
             "only positions in the rest of the prompt are edited."
         )
     if not two_stacks:
-        arguments["attention_mask"] = _prompt_mask(arguments, generation_config)
-        return {None: _tokens(arguments.get("input_ids"), arguments["attention_mask"])}
+        arguments["attention_mask"] = mask = _prompt_mask(arguments, generation_config)
+        tokens = _tokens(arguments.get("input_ids"), mask)
+        return Batch(len(mask), {}), Batch(len(mask), {None: tokens})
+    encoder: dict[str | None, Tokens] = {}
     outputs = arguments.get("encoder_outputs")
     if outputs is not None:
-        return {"decoder": _decoder_prompt(arguments, generation_config, outputs[0])}
-    mask = _prompt_mask(arguments, generation_config)
-    return {
-        "encoder": _tokens(arguments.get("input_ids"), mask),
-        "decoder": _decoder_prompt(arguments, generation_config, mask),
-    }
-
-
-def place_prompt(
-    configs: Sequence[InterventionConfig],
-    sites: Sequence[Site],
-    tokens: Mapping[str | None, Tokens],
-    encoder: bool,
-    intervention_locations: Tensor | None = None,
-    subspaces: Any = None,
-) -> Placement | None:
-    """Place the interventions of an adapter for a call of `generate`.
-
-    Args:
-        configs: The interventions.
-        sites: Where each acts.
-        tokens: What `read_prompt` found.
-        encoder: Whether to place those of an encoder, which runs before the first step; else those
-            that act in the steps.
-        intervention_locations, subspaces: See `ReftModel.forward`.
-    """
-    rows = len(next(iter(tokens.values())).prompt)
-    directions = broadcast_subspaces(subspaces, len(configs), rows)
-    seen = {stack: t for stack, t in tokens.items() if (stack == "encoder") == encoder}
-    return place(configs, sites, seen, intervention_locations, directions) if seen else None
+        read = outputs[0]
+    else:
+        read = _prompt_mask(arguments, generation_config)
+        encoder["encoder"] = _tokens(arguments.get("input_ids"), read)
+    decoder = _decoder_prompt(arguments, generation_config, read)
+    return Batch(len(read), encoder), Batch(len(read), {"decoder": decoder})
 
 
 def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import ReftConfig
-from pyreft.modeling.acting import Acting, PromptPlacer, by_row, place_in_batch
+from pyreft.modeling.acting import Acting, by_row, place_in_batch, place_in_call
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.generation import read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
@@ -134,7 +135,7 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
         if self._disabled:
             return []
-        return place_in_batch(self._acting(told["adapter_names"]), self.model, inputs, **told)
+        return place_in_call(self._acting(told["adapter_names"]), self.model, inputs, **told)
 
     @contextmanager
     def placed(self, placed: list[Placed]) -> Iterator[None]:
@@ -255,23 +256,22 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         self._hooks.require()
         if self._disabled:
             return self.model.generate(**kwargs)
-        prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
-        rows = len(next(iter(prompt.values())).prompt)
-        placer = PromptPlacer(
-            self._acting(adapter_names), rows, intervention_locations, subspaces, adapter_names
-        )
-        before, steps = placer.place(prompt, encoder=True), placer.place(prompt, encoder=False)
-        length = shared_length(self.model, kwargs, prompt.get(None), steps)
+        encoder, prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
+        acting = self._acting(adapter_names)
+        told = (intervention_locations, subspaces, adapter_names)
+        before, steps = (place_in_batch(acting, batch, *told) for batch in (encoder, prompt))
+        length = shared_length(self.model, kwargs, prompt.tokens.get(None), steps)
         if not length:
             with self._hooks.generating(steps, before):
                 return self.model.generate(**kwargs)
-        given, ids = prompt[None], kwargs["input_ids"]
+        given, ids = prompt.tokens[None], kwargs["input_ids"]
         with self._hooks.editing([]):
             cache = run_shared(self.model, given, length, kwargs)
         tokens = shared_first(given, length)
         kwargs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.prompt.long()}
         kwargs["past_key_values"] = cache
-        with self._hooks.generating(placer.place({None: tokens}, encoder=False)):
+        steps = place_in_batch(acting, replace(prompt, tokens={None: tokens}), *told)
+        with self._hooks.generating(steps):
             return with_prompts(self.model.generate(**kwargs), ids)
 
     def _acting(self, adapter_names: Sequence[str] | None) -> list[Acting]:
