@@ -40,20 +40,22 @@ class Acting(NamedTuple):
     weight: float = 1.0
 
 
-def by_row(
+def find_acting(
     adapters: Mapping[str, AttachedAdapter], active: Mapping[str, float], names: Any
 ) -> list[Acting]:
-    """The adapters that `adapter_names` give to the rows of a batch.
+    """The adapters that act in a call: the active ones, or those of `adapter_names`.
 
     Args:
         adapters: All that there are, by name.
         active: Names and weights of those that are active.
-        names: One name for each row.
+        names: One name for each row, or None for the active ones on all rows.
 
     Raises:
         TypeError: If it is no list of names.
         ValueError: If there is no adapter of a name, or one needs other heads than there are.
     """
+    if names is None:
+        return [Acting(adapters[name], None, weight) for name, weight in active.items()]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"adapter_names is a list of one name for each row, got {names!r}.")
     wanted: dict[str, list[int]] = {}

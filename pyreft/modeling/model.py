@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import ReftConfig
-from pyreft.modeling.acting import Acting, by_row, place_in_batch, place_in_call
+from pyreft.modeling.acting import find_acting, place_in_batch, place_in_call
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.generation import read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
@@ -23,7 +22,7 @@ from pyreft.modeling.named import NamedAdapters, require_name
 from pyreft.modeling.plan import Placed
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.saving import SavedAdapter
-from pyreft.modeling.shared_prefix import run_shared, shared_first, shared_length, with_prompts
+from pyreft.modeling.shared_prefix import share_beginning, with_prompts
 from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
 
@@ -135,7 +134,8 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
         if self._disabled:
             return []
-        return place_in_call(self._acting(told["adapter_names"]), self.model, inputs, **told)
+        acting = find_acting(self.adapters, self._active, told["adapter_names"])
+        return place_in_call(acting, self.model, inputs, **told)
 
     @contextmanager
     def placed(self, placed: list[Placed]) -> Iterator[None]:
@@ -257,28 +257,16 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         if self._disabled:
             return self.model.generate(**kwargs)
         encoder, prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
-        acting = self._acting(adapter_names)
+        acting = find_acting(self.adapters, self._active, adapter_names)
         told = (intervention_locations, subspaces, adapter_names)
         before, steps = (place_in_batch(acting, batch, *told) for batch in (encoder, prompt))
-        length = shared_length(self.model, kwargs, prompt.tokens.get(None), steps)
-        if not length:
-            with self._hooks.generating(steps, before):
-                return self.model.generate(**kwargs)
-        given, ids = prompt.tokens[None], kwargs["input_ids"]
         with self._hooks.editing([]):
-            cache = run_shared(self.model, given, length, kwargs)
-        tokens = shared_first(given, length)
-        kwargs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.prompt.long()}
-        kwargs["past_key_values"] = cache
-        steps = place_in_batch(acting, replace(prompt, tokens={None: tokens}), *told)
-        with self._hooks.generating(steps):
-            return with_prompts(self.model.generate(**kwargs), ids)
-
-    def _acting(self, adapter_names: Sequence[str] | None) -> list[Acting]:
-        """The adapters that act in a call, and on which rows."""
-        if adapter_names is None:
-            return [Acting(self.adapters[name], None, w) for name, w in self._active.items()]
-        return by_row(self.adapters, self._active, adapter_names)
+            shared = share_beginning(self.model, kwargs, prompt, steps)
+        if shared is not None:
+            steps = place_in_batch(acting, shared.prompt, *told)
+        with self._hooks.generating(steps, before):
+            outputs = self.model.generate(**(shared.arguments if shared else kwargs))
+        return with_prompts(outputs, kwargs["input_ids"]) if shared else outputs
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -313,30 +301,3 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
         """Move every intervention to where the part of the base model runs that it edits."""
         for adapter in self.adapters.values():
             adapter.place()
-
-
-def get_reft_model(
-    model: PreTrainedModel,
-    reft_config: ReftConfig,
-    set_device: bool = True,
-    disable_model_grads: bool = True,
-    adapter_name: str = "default",
-) -> ReftModel:
-    """Wrap a base model with a fresh adapter.
-
-    Args:
-        model: Any transformers model.
-        reft_config: What to learn and where.
-        set_device: Put every intervention where the part of the model is that it edits.
-        disable_model_grads: Freeze the base model.
-        adapter_name: What to call the adapter.
-
-    Raises:
-        ValueError: If a layer or component is not there, or an intervention does not fit it.
-    """
-    reft_model = ReftModel(reft_config, model, adapter_name)
-    if set_device:
-        reft_model.place_interventions()
-    if disable_model_grads:
-        reft_model.disable_model_gradients()
-    return reft_model

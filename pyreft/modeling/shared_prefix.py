@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from pyreft.modeling.calls import Batch
 from pyreft.modeling.components import running_model
 from pyreft.modeling.plan import Placed
 from pyreft.positions import Tokens
@@ -34,19 +36,52 @@ _BY_COLUMN = (
 )
 
 
-def shared_length(
-    base: Any, arguments: Mapping[str, Any], tokens: Tokens | None, placed: Sequence[Placed]
-) -> int:
-    """How many tokens all prompts of a batch begin with that no adapter edits.
+class Shared(NamedTuple):
+    """A call of `generate` whose prompts begin in a cache.
+
+    Args:
+        arguments: What `generate` is called with.
+        prompt: The prompts in it.
+    """
+
+    arguments: dict[str, Any]
+    prompt: Batch
+
+
+def share_beginning(
+    base: Any, arguments: Mapping[str, Any], prompt: Batch, placed: Sequence[Placed]
+) -> Shared | None:
+    """Run once what all prompts of a batch begin with; edits must be off.
 
     Args:
         base: The base model.
         arguments: Of `generate`.
-        tokens: The prompts, of a model without an encoder.
+        prompt: The prompts.
         placed: What is edited.
 
     Returns:
-        The number of tokens that can run once, 0 if that would gain nothing or change anything.
+        What to do in place of the call, or None if nothing is shared. `with_prompts` is for what it
+        returns.
+    """
+    tokens = prompt.tokens.get(None)
+    length = _shared_length(base, arguments, tokens, placed)
+    if tokens is None or not length:
+        return None
+    moved = _shared_first(tokens, length)
+    changed = {
+        "input_ids": moved.input_ids,
+        "attention_mask": moved.prompt.long(),
+        "past_key_values": _run(base, tokens, length, arguments),
+    }
+    return Shared({**arguments, **changed}, replace(prompt, tokens={None: moved}))
+
+
+def _shared_length(
+    base: Any, arguments: Mapping[str, Any], tokens: Tokens | None, placed: Sequence[Placed]
+) -> int:
+    """How many tokens all prompts of a batch begin with that no adapter edits.
+
+    0 if to run them once would gain nothing or change anything.
     """
     if tokens is None or tokens.input_ids is None or len(tokens.prompt) == 1:
         return 0
@@ -86,8 +121,8 @@ def _can_share(base: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def run_shared(base: Any, tokens: Tokens, length: int, arguments: Mapping[str, Any]) -> Any:
-    """The cache of the first `length` tokens, for every row and beam; edits must be off."""
+def _run(base: Any, tokens: Tokens, length: int, arguments: Mapping[str, Any]) -> DynamicCache:
+    """The cache of the first `length` tokens, for every row and beam."""
     assert tokens.input_ids is not None
     ids = tokens.input_ids[0][tokens.prompt[0]][None, :length]
     takes = inspect.signature(running_model(base).forward).parameters
@@ -103,7 +138,7 @@ def run_shared(base: Any, tokens: Tokens, length: int, arguments: Mapping[str, A
     return cache
 
 
-def shared_first(tokens: Tokens, length: int) -> Tokens:
+def _shared_first(tokens: Tokens, length: int) -> Tokens:
     """The prompts with their shared part in the first columns, (B, T) of no more columns."""
     assert tokens.input_ids is not None
     rest = (tokens.prompt & (tokens.index >= length)).sum(1, keepdim=True)
