@@ -40,8 +40,7 @@ BELOW = {
 
 @pytest.mark.parametrize("room", BELOW)
 def test_imports_go_one_way(room):
-    root = Path(pyreft.__file__).parent
-    files = [root / f"{room}.py"] if (root / f"{room}.py").exists() else (root / room).glob("*.py")
+    files = (Path(pyreft.__file__).parent / room).glob("*.py")
     text = "\n".join(file.read_text() for file in files)
     imported = set(re.findall(r"^\s*(?:from|import) pyreft\.(\w+)", text, re.M))
     assert imported <= BELOW[room] | {room}

@@ -1,79 +1,28 @@
-"""Position specs: the small language that says which tokens an intervention edits.
+"""A position spec, parsed once into an immutable object, and then applied to whole batches.
 
-    spec := part ("+" part)*
-    part := f<n>          the first n tokens of the prompt
-          | l<n>          the last n tokens of the prompt
-          | prompt        every token of the prompt
-          | completion    every token after the prompt, generated ones too
-          | all           prompt + completion
-          | <index>       one token of the prompt; -1 is its last
-          | <name>        a function registered with `register_position`
-
-A spec is parsed once into an immutable `PositionSpec` and then applied to whole batches:
-
-    "f2+l1"   prompt  p p p p p | c c c     (padding anywhere is skipped)
-    edited            x x . . x | . . .
+"f2+l1"   prompt  p p p p p | c c c     (padding anywhere is skipped)
+edited            x x . . x | . . .
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-GRAMMAR = (
-    'a position spec is parts joined by "+": f<n> (first n prompt tokens), l<n> (last n prompt '
-    "tokens), prompt, completion, all, an index into the prompt (negative from its end), or the "
-    'name of a registered function; for example "f7+l7", "l1", "prompt", [0, -1]'
+from pyreft.positions.grammar import (
+    GRAMMAR,
+    REGIONS,
+    PositionFunction,
+    in_order,
+    read_index,
+    read_string,
+    registered_function,
 )
-
-PositionFunction = Callable[["Tokens"], Tensor]
-
-# In a tensor of explicit positions: no token. The value that labels use for "no label".
-NO_POSITION = -100
-
-_REGIONS = ("prompt", "completion")
-_functions: dict[str, PositionFunction] = {}
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Where the prompt and the completion of every row lie in a padded batch.
-
-    Args:
-        prompt: (B, T) bool, true on the tokens of the prompt.
-        completion: (B, T) bool, true on the tokens after it. Padding is false in both.
-        input_ids: (B, T) token ids, or None if the batch came as embeddings.
-    """
-
-    prompt: Tensor
-    completion: Tensor
-    input_ids: Tensor | None = None
-
-    def of(self, rows: Tensor) -> Tokens:
-        """Some rows of the batch alone."""
-        ids = None if self.input_ids is None else self.input_ids[rows]
-        return Tokens(self.prompt[rows], self.completion[rows], ids)
-
-    @cached_property
-    def text(self) -> Tensor:
-        """(B, T) bool, true on every token that is not padding."""
-        return self.prompt | self.completion
-
-    @cached_property
-    def index(self) -> Tensor:
-        """(B, T) int64, the index of each token in its own sequence, padding not counted."""
-        return self.text.long().cumsum(1) - 1
-
-    @cached_property
-    def prompt_length(self) -> Tensor:
-        """(B, 1) int64, the number of prompt tokens of each row."""
-        return self.prompt.sum(1, keepdim=True)
+from pyreft.positions.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -107,9 +56,9 @@ class PositionSpec:
         if isinstance(spec, PositionSpec):
             return spec
         if isinstance(spec, str):
-            return cls._parse_string(spec)
+            return cls(**read_string(spec))
         if isinstance(spec, Integral) and not isinstance(spec, bool):
-            return cls(indices=(_index(spec),))
+            return cls(indices=(read_index(spec),))
         if callable(spec):
             return cls(functions=(spec,))
         if isinstance(spec, Iterable) and not isinstance(spec, (bytes, Mapping)):
@@ -118,36 +67,8 @@ class PositionSpec:
                 raise ValueError(f"the list of positions is empty; {GRAMMAR}.")
             if any(not isinstance(i, Integral) or isinstance(i, bool) for i in indices):
                 raise TypeError(f"positions in a list must be integers, got {list(indices)!r}.")
-            return cls(indices=_in_order(_index(i) for i in indices))
+            return cls(indices=in_order(read_index(i) for i in indices))
         raise TypeError(f"cannot read {spec!r} as positions; {GRAMMAR}.")
-
-    @classmethod
-    def _parse_string(cls, spec: str) -> PositionSpec:
-        first, last, regions, indices, functions = 0, 0, set(), [], []
-        for part in (part.strip() for part in spec.split("+")):
-            if match := re.fullmatch(r"([fl])([0-9]+)", part):
-                count = _index(int(match[2]))
-                if count == 0 or (first if match[1] == "f" else last):
-                    raise ValueError(
-                        f"position spec {spec!r}: {part!r} "
-                        f"{'selects nothing' if count == 0 else 'is given twice'}; {GRAMMAR}."
-                    )
-                first, last = (count, last) if match[1] == "f" else (first, count)
-            elif part in _REGIONS:
-                regions.add(part)
-            elif part == "all":
-                regions.update(_REGIONS)
-            elif re.fullmatch(r"-?[0-9]+", part):
-                indices.append(_index(int(part)))
-            elif part in _functions:
-                functions.append(part)
-            else:
-                known = f" (registered: {', '.join(sorted(_functions))})" if _functions else ""
-                raise ValueError(
-                    f"position spec {spec!r}: cannot read {part!r}; {GRAMMAR}{known}. A function "
-                    "of your own is registered first, with pyreft.register_position."
-                )
-        return cls(first, last, frozenset(regions), _in_order(indices), tuple(functions))
 
     def __str__(self) -> str:
         """The spec in the grammar; raises ValueError for a function that has no name."""
@@ -178,7 +99,7 @@ class PositionSpec:
     @property
     def edits_all(self) -> bool:
         """Whether every token is edited."""
-        return self.regions == frozenset(_REGIONS)
+        return self.regions == frozenset(REGIONS)
 
     @property
     def reads_prompt(self) -> bool:
@@ -265,17 +186,6 @@ class PositionSpec:
         return tokens.prompt & (tokens.index[:, :, None] == wanted[:, None, :]).any(-1)
 
 
-def _in_order(indices: Iterable[int]) -> tuple[int, ...]:
-    """Each once, as they lie in a long prompt."""
-    return tuple(sorted(set(indices), key=lambda index: (index < 0, index)))
-
-
-def _index(index: Integral | int) -> int:
-    if not -(2**31) < int(index) < 2**31:
-        raise ValueError(f"the position {index} is beyond any text; {GRAMMAR}.")
-    return int(index)
-
-
 def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
     if not bool((tokens.prompt_length > 0).all()):
         row = int(tokens.prompt_length.argmin())
@@ -289,7 +199,7 @@ def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
 
 def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Tensor:
     name = repr(function)
-    chosen = (_functions[function] if isinstance(function, str) else function)(tokens)
+    chosen = (registered_function(function) if isinstance(function, str) else function)(tokens)
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
     if chosen.shape != tokens.prompt.shape:
@@ -303,23 +213,3 @@ def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Ten
             'generated tokens: for those there are "completion" and "all".'
         )
     return chosen
-
-
-def register_position(name: str, function: PositionFunction) -> PositionFunction:
-    """Give a position function a name, so that configs can use it and checkpoints can hold it.
-
-    Args:
-        name: A Python identifier that is no part of the grammar already.
-        function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
-
-    Raises:
-        ValueError: If the name is reserved or no identifier.
-    """
-    word = name if isinstance(name, str) else ""
-    reserved = word in (*_REGIONS, "all") or re.fullmatch(r"[fl]\d+", word)
-    if not word.isidentifier() or reserved:
-        raise ValueError(f"{name!r} cannot name a position function: {GRAMMAR}.")
-    if not callable(function):
-        raise TypeError(f"a position function is callable, got {function!r}.")
-    _functions[name] = function
-    return function
