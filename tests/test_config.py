@@ -258,7 +258,7 @@ def test_a_module_is_no_kind():
         ({"max_number_of_units": 2}, "max_number_of_units=2"),
         ({"intervention_link_key": 0}, "give the same module as `intervention` of both"),
         ({"intervention": "loref"}, "unknown kind of intervention 'loref'"),
-        ({"intervention": 5}, "is a module, a module class or the name of a kind, got 5"),
+        ({"intervention": 5}, "a name or a module class, got 5. A module .* representations"),
         ({"intervention": nn.Linear}, "the class Linear is not registered"),
         ({"intervention": pyreft.LoreftIntervention(16, 2)}, "of width 16; .* width 32"),
         ({"intervention": pyreft.LoreftIntervention(WIDTH, 4)}, "low_rank_dimension=2, .* has 4"),

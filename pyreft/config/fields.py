@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from torch import nn
+
 from pyreft.interventions import intervention_class, kind_of
 from pyreft.positions import PositionSpec
 
@@ -52,17 +54,32 @@ def read_kind(kind: Any) -> str:
     if isinstance(kind, str):
         intervention_class(kind)
         return kind
-    if not isinstance(kind, type):
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise TypeError(
-            f"kind is a name or a class, got {kind!r}. A module that is made already goes into "
-            "representations."
+            f"the kind of an intervention is a name or a module class, got {kind!r}. A module that "
+            "is made already goes into representations."
         )
     if (name := kind_of(kind)) is None:
         raise ValueError(
-            f"the class {kind.__name__} is not registered: put "
-            '@pyreft.register_intervention("some_name") on it.'
+            f"the class {kind.__name__} is not registered: put @pyreft."
+            'register_intervention("some_name") on it, or give a module in representations.'
         )
     return name
+
+
+def read_heads(heads: Any) -> tuple[int, ...] | None:
+    """Heads as a tuple.
+
+    Raises:
+        ValueError: If they are no list of different indices from 0.
+    """
+    if heads is None:
+        return None
+    given = list(heads) if isinstance(heads, (list, tuple, range)) else []
+    indices = [head for head in given if type(head) is int and head >= 0]
+    if not given or len(set(indices)) < len(given):
+        raise ValueError(f"heads must be a list of different indices from 0, got {heads!r}.")
+    return tuple(given)
 
 
 def read_names(names: Any) -> list[str] | None:

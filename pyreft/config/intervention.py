@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from pyreft.interventions import constructor_arguments, intervention_class, kind_of
+from pyreft.config.fields import read_heads, read_kind
+from pyreft.interventions import constructor_arguments, kind_of
 from pyreft.positions import PositionSpec
 
 # Upstream's keys of a representation that have one meaningful value, or none, in ReFT.
@@ -116,20 +117,7 @@ class InterventionConfig:
         arguments = {**given, **{k: v for k, v in rest.items() if v is not None}}
         if isinstance(chosen, nn.Module):
             return cls(**place, **_describe(chosen, arguments), intervention=chosen)
-        if isinstance(chosen, str):
-            intervention_class(chosen)
-            return cls(**place, kind=chosen, arguments=arguments)
-        if isinstance(chosen, type) and issubclass(chosen, nn.Module):
-            if (kind := kind_of(chosen)) is None:
-                raise ValueError(
-                    f"the class {chosen.__name__} is not registered: put @pyreft."
-                    'register_intervention("some_name") on it, or give a module in its place.'
-                )
-            return cls(**place, kind=kind, arguments=arguments)
-        raise TypeError(
-            "the intervention of a representation is a module, a module class or the name of a "
-            f"kind, got {chosen!r}."
-        )
+        return cls(**place, kind=read_kind(chosen), arguments=arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values.
@@ -188,21 +176,6 @@ def is_path(component: Any) -> bool:
     if not isinstance(component, str):
         raise TypeError(f"a component is named by a string, got {component!r}.")
     return "." in component or "[" in component
-
-
-def read_heads(heads: Any) -> tuple[int, ...] | None:
-    """Heads as a tuple.
-
-    Raises:
-        ValueError: If they are no list of different indices from 0.
-    """
-    if heads is None:
-        return None
-    given = list(heads) if isinstance(heads, (list, tuple, range)) else []
-    indices = [head for head in given if type(head) is int and head >= 0]
-    if not given or len(set(indices)) < len(given):
-        raise ValueError(f"heads must be a list of different indices from 0, got {heads!r}.")
-    return tuple(given)
 
 
 def _describe(intervention: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:

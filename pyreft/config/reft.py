@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,10 +13,16 @@ import torch
 from torch import nn
 
 from pyreft.config.disjoint import require_disjoint
-from pyreft.config.fields import SHORT_FORM_TYPES, check_types, read_kind, read_names
-from pyreft.config.intervention import InterventionConfig, is_path, read_heads
+from pyreft.config.fields import (
+    SHORT_FORM_TYPES,
+    check_types,
+    read_heads,
+    read_kind,
+    read_names,
+)
+from pyreft.config.intervention import InterventionConfig, is_path
 from pyreft.config.layers import LayerCounts
-from pyreft.interventions import intervention_class
+from pyreft.interventions import intervention_class, takes_argument
 from pyreft.positions import PositionSpec
 
 # What goes with representations.
@@ -204,9 +209,8 @@ class ReftConfig:
             "dtype": self.dtype,
         }
         # A class of the user's own may have none of them.
-        parameters = inspect.signature(intervention_class(str(self.kind))).parameters
-        any_name = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-        return {name: v for name, v in given.items() if any_name or name in parameters}
+        cls = intervention_class(str(self.kind))
+        return {name: value for name, value in given.items() if takes_argument(cls, name)}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: a list under "interventions", or the short form."""

@@ -16,6 +16,7 @@ from pyreft.interventions.registry import (
     intervention_class,
     kind_of,
     register_intervention,
+    takes_argument,
     tensors_of,
 )
 from pyreft.interventions.stacked import StackedInterventions, stacks_with
@@ -38,5 +39,6 @@ __all__ = [
     "scale",
     "select_directions",
     "stacks_with",
+    "takes_argument",
     "tensors_of",
 ]

@@ -91,6 +91,12 @@ def _tensors_of(kind: str, arguments: str) -> Mapping[str, Tensor]:
     return tensors
 
 
+def takes_argument(cls: type[nn.Module], name: str) -> bool:
+    """Whether the constructor of a class has an argument of that name, or takes any."""
+    parameters = inspect.signature(cls).parameters
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+
 def constructor_arguments(intervention: Any) -> dict[str, Any]:
     """The arguments that make an intervention anew, as JSON values.
 

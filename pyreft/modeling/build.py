@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pyreft.config import InterventionConfig
-from pyreft.interventions import constructor_arguments, intervention_class
+from pyreft.interventions import constructor_arguments, intervention_class, takes_argument
 from pyreft.modeling.components import Component
 
 
@@ -84,8 +83,7 @@ def _build(config: InterventionConfig, width: int) -> nn.Module:
         raise ValueError(f"the intervention at {config.place} has neither kind nor module.")
     cls = intervention_class(config.kind)
     arguments: dict[str, Any] = dict(config.arguments)
-    parameters = inspect.signature(cls).parameters
-    if "embed_dim" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+    if takes_argument(cls, "embed_dim"):
         arguments.setdefault("embed_dim", width)
     try:
         return cls(**arguments)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pyreft.modeling.components import Component
+from pyreft.modeling.reference import evaluating
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,17 +35,14 @@ def last_linears(base: Any, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.
 
     watched = {one for module in larger for one in (module, *inside[module])}
     handles = [one.register_forward_hook(record) for one in watched]
-    training = [one for one in base.modules() if one.training]
     try:
         # Without dropout, which hands its input on.
-        base.eval()
-        inputs = {name: tensor.to(base.device) for name, tensor in base.dummy_inputs.items()}
-        base(**{"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs)
+        with evaluating(base):
+            inputs = {name: tensor.to(base.device) for name, tensor in base.dummy_inputs.items()}
+            base(**{"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for one in training:
-            one.training = True
     for module in larger:
         own = [id(hidden) for hidden in outputs.get(module, [])]
         for linear in inside[module]:

@@ -90,8 +90,6 @@ class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module
             lines += adapter.describe()
         return "\n".join(lines) + "\n)"
 
-    # ---- running ------------------------------------------------------------------------
-
     def __call__(
         self,
         input_ids: Tensor | Mapping[str, Any] | None = None,

@@ -44,7 +44,7 @@ class ReferenceModel(nn.Module):
         an output head) and on it (FSDP gathers weights there) then is the same for both.
         """
         (model,) = self._of
-        with torch.no_grad(), model.disable_adapter(), _evaluating(model):
+        with torch.no_grad(), model.disable_adapter(), evaluating(model):
             return model(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ class ReferenceModel(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base model, with the arguments of `ReftModel.generate`."""
         (model,) = self._of
-        with model.disable_adapter(), _evaluating(model):
+        with model.disable_adapter(), evaluating(model):
             return model.generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ class ReferenceModel(nn.Module):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for every module that is in training mode; `train()` would set them all."""
     training = [module for module in model.modules() if module.training]
     for module in training:
