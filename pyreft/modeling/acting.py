@@ -164,8 +164,9 @@ def _refuse_ambiguous(
 def _warn_without_positions(
     acting: Sequence[Acting], intervention_locations: Tensor | None
 ) -> None:
-    """Say so if neither a config nor the call has positions."""
-    if intervention_locations is None and all(c.positions is None for c in _configs(acting)):
+    """Say so if neither a config nor the call has positions, and anything is to be edited."""
+    configs = _configs(acting)
+    if configs and intervention_locations is None and all(c.positions is None for c in configs):
         logger.warning_once(
             "No intervention has positions, so this call runs the bare base model. Say positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'

@@ -8,6 +8,7 @@ from test_named import add, alone
 from conftest import KINDS, VOCAB, make_base
 from pyreft import ReftConfig, get_reft_model
 from pyreft.interventions import StackedInterventions
+from pyreft.modeling import calls
 
 NAMES = ["default", "other", "__base__", "third", "other"]
 LENGTHS = [10, 7, 9, 5, 10]
@@ -108,19 +109,19 @@ def test_every_kind_is_stacked_with_every_other_to_its_own_numbers(act_fn):
 
 def test_one_layer_with_many_adapters_is_edited_by_one_gather_and_one_scatter(monkeypatch):
     model = several(make_base("llama"), layers=[2], positions="l2")
-    calls = []
+    seen = []
     for name in ("index_select", "index_copy_"):
         true = getattr(torch.Tensor, name)
 
         def counted(tensor, *args, name=name, true=true):
-            calls.append((name, tensor.shape[-1]))
+            seen.append((name, tensor.shape[-1]))
             return true(tensor, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     ids = padded()["input_ids"]
     logits(model, {"input_ids": ids[[0, 1, 3, 4]], "adapter_names": ["default", "other"] * 2})
     # Layer 0 has "other" alone; layer 2 has both.
-    assert [name for name, _ in calls] == ["index_select", "index_copy_"] * 2
+    assert [name for name, _ in seen] == ["index_select", "index_copy_"] * 2
 
 
 def test_gradients_reach_the_adapter_of_each_row():
@@ -155,6 +156,15 @@ def test_prefix_and_suffix_interventions_of_a_layer_run_in_one_pass(monkeypatch)
     logits(model, {"input_ids": LABELS.clamp(min=3)})
     # Two groups, of two tokens and of one.
     assert passes == [(2, 2)]
+
+
+def test_a_batch_of_bare_rows_is_that_of_the_bare_model(caplog):
+    model, inputs = several(make_base("llama")), padded(left=True)
+    calls.logger.warning_once.cache_clear()
+    found = logits(model, {**inputs, "adapter_names": ["__base__"] * 5})
+    model.generate(**inputs, adapter_names=["__base__"] * 5, max_new_tokens=1)
+    assert not caplog.text
+    assert torch.equal(found, logits(model.unwrap(), inputs))
 
 
 @pytest.mark.parametrize(
