@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
     # PEFT and TRL use old names of transformers.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    # PEFT cannot merge a bias into a linear map without one.
+    pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer"),
 ]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>\n{% endfor %}"
@@ -41,6 +43,7 @@ RUNS = {
     "benchmarks/generation.py": ["--tokens", "2"],
     "benchmarks/mixed_adapters.py": ["--tokens", "2", "--adapters", "3"],
     "benchmarks/loading.py": [],
+    "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
 }
 # Of one round; they write what they measure as JSON, see harness.py.
