@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 Subspaces = Sequence[Sequence[int]] | Sequence[int]
 _TYPES = {
@@ -67,8 +66,7 @@ class LowRankIntervention(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}.")
         if self.constant_source and act_fn not in (None, "linear"):
             raise ValueError(f"{type(self).__name__} learns a constant; it has no act_fn to set.")
-        if act_fn is not None and act_fn not in ACT2FN:
-            raise ValueError(f"unknown act_fn {act_fn!r}; one of {', '.join(sorted(ACT2FN))}.")
+        activation = _find_activation(act_fn)
         if not isinstance(add_bias, bool):
             raise ValueError(f"add_bias must be true or false, got {add_bias!r}.")
         self.embed_dim = int(embed_dim)
@@ -76,7 +74,7 @@ class LowRankIntervention(nn.Module):
         self.dtype = _as_dtype(dtype)
         self.add_bias = add_bias
         self.act_fn_name = act_fn
-        self.act_fn = ACT2FN[act_fn or "linear"].to(self.dtype)
+        self.act_fn = activation.to(self.dtype)
         self.dropout = nn.Dropout(dropout)
 
     def get_config(self) -> dict[str, Any]:
@@ -170,6 +168,17 @@ def _is_index(number: Any) -> bool:
 
 def _is_number(number: Any) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool)
+
+
+def _find_activation(name: Any) -> nn.Module:
+    if name in (None, "linear"):
+        return nn.Identity()
+    # Late, since transformers takes longer to import than an adapter to read.
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        raise ValueError(f"unknown act_fn {name!r}; one of {', '.join(sorted(ACT2FN))}.")
+    return ACT2FN[name]
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
