@@ -86,6 +86,14 @@ def _in_one_line(error: Exception) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def _find(adapter: str, revision: str | None, token: str | None) -> Path:
+    """The directory of an adapter of any format, downloaded if need be."""
+    from pyreft.compat.formats import FILE_PATTERNS
+    from pyreft.sharing import find_adapter
+
+    return find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"pyreft {pyreft.__version__}")
@@ -116,13 +124,10 @@ def inspect(
     Reads our format, stanfordnlp/pyreft's and adapter-hub's. The exit code is 1 if it is broken.
     """
     from pyreft.cli.report import read_report
-    from pyreft.compat.formats import FILE_PATTERNS
-    from pyreft.sharing import AdapterError, find_adapter
+    from pyreft.sharing import AdapterError
 
     try:
-        report = read_report(
-            adapter, find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
-        )
+        report = read_report(adapter, _find(adapter, revision, token))
     except AdapterError as error:
         if as_json:
             broken = {"adapter": adapter, "intact": False, "error": str(error)}
@@ -148,11 +153,10 @@ def convert(
     peft is a LoRA, of an adapter that edits every token at the output of linear maps.
     """
     from pyreft.cli.loading import is_ours, load_model, read_foreign
-    from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.compat.upstream_files import is_upstream, write_upstream
-    from pyreft.sharing import find_adapter, read_adapter
+    from pyreft.sharing import read_adapter
 
-    source = find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
+    source = _find(adapter, revision, token)
     if (to is Format.pyreft and is_ours(source)) or (
         to is Format.upstream and not is_ours(source) and is_upstream(source)
     ):
@@ -187,12 +191,10 @@ def merge(
     every token at the output of linear maps, without an activation.
     """
     from pyreft.cli.loading import load_model
-    from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.modeling.merging import merge_and_unload
-    from pyreft.sharing import find_adapter
     from pyreft.sharing.whole import new_directory
 
-    source = find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
+    source = _find(adapter, revision, token)
     with new_directory(directory) as path:
         model = load_model(source, base, token, positions or (), act_fn)
         merge_and_unload(model).save_pretrained(path)
