@@ -6,7 +6,8 @@ import threading
 import huggingface_hub
 import pytest
 import torch
-from hub_server import HubError, HubServer, connect
+from hub_answers import HubError
+from hub_server import HubServer, connect
 from huggingface_hub import constants
 from round_trip import IDS, assert_same, wrap
 

@@ -5,7 +5,8 @@ import pickle
 import threading
 
 import pytest
-from hub_server import HubError, HubServer, connect
+from hub_answers import HubError
+from hub_server import HubServer, connect
 from runs import assert_equal, make_trainer, reft_model, weights
 
 import pyreft
