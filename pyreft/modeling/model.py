@@ -20,8 +20,8 @@ from pyreft.modeling.hooks import EditHooks, tensors_in
 from pyreft.modeling.lora import without_lora
 from pyreft.modeling.named import NamedAdapters, require_name
 from pyreft.modeling.plan import Placed
+from pyreft.modeling.pushing import PushedAdapter
 from pyreft.modeling.replicas import Replicas
-from pyreft.modeling.saving import SavedAdapter
 from pyreft.modeling.shared_prefix import share_beginning, with_prompts
 from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
@@ -32,7 +32,7 @@ _FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces", "adapter
 _SWITCHING = threading.Lock()
 
 
-class ReftModel(SavedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module):
+class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module):
     """A frozen base model with an adapter of interventions.
 
     It is called, generates and is trained as the base model is: what is not defined here is

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,13 +27,7 @@ from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.rollback import unchanged_by_failure
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.positions import PositionSpec
-from pyreft.sharing import (
-    Adapter,
-    AdapterError,
-    find_adapter,
-    push_directory,
-    save_adapter,
-)
+from pyreft.sharing import Adapter, AdapterError, find_adapter, save_adapter
 from pyreft.sharing.card import write_card
 from pyreft.sharing.training_facts import TrainingFacts
 
@@ -157,50 +149,6 @@ class SavedAdapter(NamedAdapters):
             if name == self.active_adapter:
                 require_same_lora(adapter, self.model)
             self.adapters[name].load(adapter, self.model, trained, lora)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        subfolder: str | None = None,
-    ) -> CommitInfo:
-        """Save the adapter into a repository of the Hugging Face Hub, in one commit.
-
-        Readers see the adapter that was there, or this one. Other files of the repository stay.
-
-        Args:
-            repo_id: "owner/name", or "name" for a repository of one's own; made if there is none.
-            private: Whether a new repository is private; the owner's default by default.
-            token: Of a user who may write there; that of the log-in by default.
-            revision: The branch, made if there is none; "main" by default.
-            create_pr: Open a pull request with the commit.
-            commit_message: The first line of the commit.
-            subfolder: Where in the repository.
-
-        Returns:
-            The commit: `oid`, `commit_url`, and of a pull request `pr_url`.
-
-        Raises:
-            AdapterError: If the Hub refuses; the repository is as it was.
-            ValueError: As for `save_pretrained`.
-        """
-        with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory)
-            return push_directory(
-                directory,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                subfolder=subfolder,
-            )
 
     def merge_and_unload(self, add_bias: bool = False) -> PreTrainedModel:
         """Put the active adapters into the weights of the base model, and return that.
