@@ -21,10 +21,10 @@ def main() -> None:
     )
     figures, rows = {}, []
     for name in arguments.settings:
-        # Two steps an epoch, so that the third has seen its rows before.
-        setting = complete(name, harness.depth_of(arguments.model), 1, "float32")
+        # A turn is an epoch, so that the next step has seen its rows before.
+        setting = complete(name, harness.depth_of(arguments.model), 0, "float32")
         workers = harness.start(setting, arguments)
-        harness.take_turns(workers, 2)
+        harness.take_turns(workers, 1)
         figures[name] = {w.method: w.ask("saved") | w.ask("peak") for w in workers}
         for worker in workers:
             worker.close()

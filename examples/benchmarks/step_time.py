@@ -3,7 +3,7 @@
     python examples/benchmarks/step_time.py
     python examples/benchmarks/step_time.py --methods pyreft bare --settings paper --rounds 20
 
-Each method takes a step in turn, see harness.py. The first epoch is the one in which nothing of
+The methods take turns, see harness.py. The first epoch is the one in which nothing of
 the data has been seen; from the second on, what was kept is used. `bare` is the frozen model alone:
 forward, backward to its embeddings, logits of labelled tokens.
 """
@@ -20,14 +20,14 @@ SETTINGS = {
 
 
 def complete(name: str, depth: int, rounds: int, dtype: str) -> dict:
-    """A setting with its layers (the middle one, or all) and rows for so many steps an epoch."""
+    """A setting with its layers (the middle one, or all) and rows for so many turns an epoch."""
     layers = list(range(depth)) if name == "paper" else [depth // 2]
-    sizes = {"batch": 8, "rows": 8 * (1 + rounds), "dtype": dtype}
+    sizes = {"batch": 8, "rows": 2 * 8 * (1 + rounds), "dtype": dtype}
     return {**SETTINGS[name], "layers": layers, **sizes}
 
 
 def measure(name: str, dtype: str, arguments) -> dict[str, dict[str, list[float]]]:
-    """Seconds of the steps of the first epoch, but for its first step, and of the second."""
+    """Seconds of the steps of the first epoch, but for its first turn, and of the second."""
     depth = harness.depth_of(arguments.model)
     workers = harness.start(complete(name, depth, arguments.rounds, dtype), arguments)
     harness.take_turns(workers, 1)
