@@ -3,22 +3,34 @@
     softmax(Q K^T s + mask) V      Q (B, H, W, width), K and V (B, G, P + W, width)
 
 H / G heads share keys and values. Fused kernels on a CPU want these once for each head, and write
-gradients of all of them; where W is small, the scores themselves take less memory and time.
+gradients of all of them; where W is small, the scores themselves take less memory and time, and
+those of the P first ones, which are frozen, are not needed.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "pyreft_window"
+
+
+class _Here(threading.local):
+    """Whether this thread is inside of `attending`: others may want gradients of a prefix."""
+
+    inside = False
+
+
+_HERE = _Here()
 
 
 def window_attention(
@@ -43,28 +55,59 @@ def window_attention(
     Returns:
         (B, W, H, width), and no weights.
     """
-    batch, heads, window, width = query.shape
-    groups, length = key.shape[1:3]
-    # Scores no larger than keys and values of each head would be, and not rounded before the sum.
-    small = (
-        window <= 2 * width and window < length and query.dtype in (torch.float32, torch.float64)
-    )
+    window, width, length = query.shape[2], query.shape[3], key.shape[2]
+    # Scores that take no more than keys and values of each head would.
+    small = window <= 2 * width and window < length
+    # Those of half precision would be rounded before they are summed.
+    exact = query.dtype in (torch.float32, torch.float64)
     plain = not dropout and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if attention_mask is None or attention_mask.shape[1] != 1 or not (small and plain):
+    masked = attention_mask is not None and attention_mask.shape[1] == 1
+    if attention_mask is None or not (_HERE.inside and small and exact and plain and masked):
         arguments = (module, query, key, value, attention_mask, dropout, scaling)
         return sdpa_attention_forward(*arguments, **kwargs)
-    scale = width**-0.5 if scaling is None else scaling
-    shared = (batch, groups, heads // groups * window, width)
-    scores = (query.reshape(shared) * scale) @ key.mT
-    scores = scores.view(batch, groups, heads // groups, window, length)
     mask = attention_mask[:, :, None]
     if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask
-    weights = torch.softmax(scores, dim=-1).view(*shared[:3], length)
-    attended = (weights @ value).view(batch, heads, window, value.shape[-1])
-    return attended.transpose(1, 2).contiguous(), None
+        hidden = torch.finfo(query.dtype).min
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, hidden)
+    scale = width**-0.5 if scaling is None else scaling
+    return _Attend.apply(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
+
+
+class _Attend(torch.autograd.Function):
+    """(B, H, W, width), (B, G, P + W, width) twice, mask, s -> (B, H, W, width).
+
+    The prefix is frozen: its keys and values get the gradient zero, which is not computed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+    ) -> Tensor:
+        batch, heads, window, width = query.shape
+        groups, length = key.shape[1:3]
+        queries = query.reshape(batch, groups, heads // groups * window, width) * scale
+        scores = queries @ key.mT
+        scores.view(batch, groups, heads // groups, window, length).add_(mask)
+        weights = torch.softmax(scores, dim=-1)
+        attended = weights @ value
+        ctx.scale = scale
+        ctx.save_for_backward(queries, key, value, weights, attended)
+        return attended.view(batch, heads, window, value.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        queries, key, value, weights, attended = ctx.saved_tensors
+        batch, heads, window, _ = grad.shape
+        prefix = key.shape[2] - window
+        grad = grad.reshape(attended.shape)
+        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        of_value[:, :, prefix:] = weights[..., prefix:].mT @ grad
+        of_scores = grad @ value.mT
+        of_scores.sub_((grad * attended).sum(-1, keepdim=True)).mul_(weights)
+        of_key[:, :, prefix:] = of_scores[..., prefix:].mT @ queries
+        of_query = (of_scores @ key).mul_(ctx.scale)
+        return of_query.view(batch, heads, window, -1), of_key, of_value, None, None
 
 
 AttentionInterface.register(_NAME, window_attention)
@@ -79,8 +122,8 @@ def attending(base: Any) -> Iterator[None]:
     if told != "sdpa" or not base._supports_attention_backend or base.device.type != "cpu":
         yield
         return
-    config._attn_implementation = _NAME
+    config._attn_implementation, _HERE.inside = _NAME, True
     try:
         yield
     finally:
-        config._attn_implementation = told
+        config._attn_implementation, _HERE.inside = told, False

@@ -1,5 +1,6 @@
 """Attention of a window to what is before it is that of transformers, and of float64."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -27,11 +28,19 @@ def make_inputs(dtype=torch.float32, prefix=PREFIX, rows=2):
 
 
 def outputs_and_gradients(function, tensors, mask, scaling=None):
+    """The output, and the gradients of queries and of keys and values behind the prefix."""
     out = function(MODULE, *tensors, mask, scaling=scaling)[0]
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return out.detach(), *torch.autograd.grad((out * weights).sum(), tensors)
+    grads = torch.autograd.grad((out * weights).sum(), tensors)
+    return out.detach(), *(grad[:, :, -WINDOW:] for grad in grads)
 
 
+@pytest.fixture
+def inside(monkeypatch):
+    monkeypatch.setattr(attention._HERE, "inside", True)
+
+
+@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("additive", [False, True])
 def test_it_is_the_attention_of_float64(scaling, additive):
@@ -58,6 +67,7 @@ def fallen_back(monkeypatch):
     return calls
 
 
+@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
     ("inputs", "mask", "kwargs"),
     [
@@ -74,6 +84,29 @@ def test_what_it_is_not_for_goes_to_transformers(inputs, mask, kwargs, fallen_ba
     found = window_attention(*arguments, **kwargs)[0]
     assert len(fallen_back) == 1
     assert torch.equal(found, sdpa_attention_forward(*arguments, **kwargs)[0])
+
+
+@pytest.mark.usefixtures("inside")
+def test_the_prefix_gets_no_gradient():
+    tensors, mask = make_inputs()
+    window_attention(MODULE, *tensors, mask)[0].sum().backward()
+    for tensor in tensors[1:]:
+        assert not tensor.grad[:, :, :PREFIX].any()
+        assert tensor.grad[:, :, PREFIX:].any()
+
+
+def test_other_threads_get_the_attention_of_transformers(fallen_back):
+    tensors, mask = make_inputs()
+    base = BASES["llama"]()
+    with attending(base):
+        window_attention(MODULE, *tensors, mask)
+        assert not fallen_back
+        thread = threading.Thread(target=window_attention, args=(MODULE, *tensors, mask))
+        thread.start()
+        thread.join()
+        assert len(fallen_back) == 1
+    window_attention(MODULE, *tensors, mask)
+    assert len(fallen_back) == 2
 
 
 @pytest.mark.parametrize("architecture", BASES)
