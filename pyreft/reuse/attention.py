@@ -59,7 +59,8 @@ def window_attention(
     # Scores that take no more than keys and values of each head would.
     small = window <= 2 * width and window < length
     # Those of half precision would be rounded before they are summed.
-    exact = query.dtype in (torch.float32, torch.float64)
+    exact = query.dtype == key.dtype == value.dtype in (torch.float32, torch.float64)
+    exact = exact and not torch.is_autocast_enabled(query.device.type)
     plain = not dropout and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     masked = attention_mask is not None and attention_mask.shape[1] == 1
     if attention_mask is None or not (_HERE.inside and small and exact and plain and masked):

@@ -87,6 +87,14 @@ def test_what_it_is_not_for_goes_to_transformers(inputs, mask, kwargs, fallen_ba
 
 
 @pytest.mark.usefixtures("inside")
+def test_autocast_goes_to_transformers(fallen_back):
+    tensors, mask = make_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        window_attention(MODULE, *tensors, mask)
+    assert len(fallen_back) == 1
+
+
+@pytest.mark.usefixtures("inside")
 def test_the_prefix_gets_no_gradient():
     tensors, mask = make_inputs()
     window_attention(MODULE, *tensors, mask)[0].sum().backward()
