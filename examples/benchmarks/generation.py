@@ -25,9 +25,7 @@ def main() -> None:
     shape = (arguments.batch, arguments.prompt)
     ids = torch.randint(3, bare.config.vocab_size, shape, device=arguments.device)
     ids[:, 0] = torch.arange(3, 3 + arguments.batch)
-    length = {"max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
-    inputs |= length
+    inputs = harness.greedy(ids, arguments.tokens)
     figures, rows = {}, []
     middle = bare.config.num_hidden_layers // 2
     for name, config in {

@@ -166,6 +166,12 @@ def measure_later(setting: dict, arguments: argparse.Namespace) -> dict[str, lis
     return found
 
 
+def greedy(ids: torch.Tensor, tokens: int) -> dict[str, Any]:
+    """The arguments of `generate` that make so many tokens of each prompt."""
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+    return inputs | {"max_new_tokens": tokens, "min_new_tokens": tokens}
+
+
 def seconds(function: Callable[[], Any], device: str) -> float:
     """How long one call takes, in this process."""
     start = time.perf_counter()

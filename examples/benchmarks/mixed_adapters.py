@@ -72,10 +72,8 @@ def compare(model, ids: torch.Tensor, names: list[str], dtype: str) -> dict[str,
 
 def generated(model, ids: torch.Tensor, **more) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that follow, (B, COMPARED), and the logits they are chosen by."""
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
-    length = {"max_new_tokens": COMPARED, "min_new_tokens": COMPARED}
     wanted = {"output_logits": True, "return_dict_in_generate": True}
-    found = model.generate(**inputs, **length, **wanted, **more)
+    found = model.generate(**harness.greedy(ids, COMPARED), **wanted, **more)
     return found.sequences[:, ids.shape[1] :], torch.stack(found.logits, 1)
 
 
@@ -101,8 +99,7 @@ def main() -> None:
             compared[dtype] = compare(models["LoReFT"], ids, names, dtype)
         if compared["float64"]["apart"] > TOLERANCE:
             raise SystemExit(f"a mixed batch is not what its rows are by themselves: {compared}.")
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
-    inputs |= {"max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens}
+    inputs = harness.greedy(ids, arguments.tokens)
 
     def generate(kind: str, **more) -> None:
         models[kind].generate(**inputs, **more)
