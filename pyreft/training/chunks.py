@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from pyreft.reuse.products import multiply
+
 # Gradients of a sum over tokens are kept; in float16 small ones would be lost.
 _FLOAT16_SCALE = 2.0**10
 
@@ -110,7 +112,7 @@ def _by_tiles(weight: Tensor, targets: Tensor, words: int, hidden: Tensor) -> tu
     average = torch.zeros_like(hidden)  # of the weights of words, each by its probability
     for start in range(0, len(weight), words):
         tile = weight[start : start + words]
-        logits = hidden @ tile.T  # (n, v)
+        logits = multiply(hidden, tile)  # (n, v)
         index = targets - start
         found = logits.gather(1, index.clamp(0, len(tile) - 1))
         right = torch.where((index >= 0) & (index < len(tile)), found, right)
@@ -118,7 +120,7 @@ def _by_tiles(weight: Tensor, targets: Tensor, words: int, hidden: Tensor) -> tu
         scale = (highest - higher).exp_()
         likely, highest = logits.sub_(higher).exp_(), higher
         sums = sums * scale + likely.sum(1, keepdim=True)
-        average.mul_(scale).addmm_(likely, tile)
+        average.mul_(scale).add_(multiply(likely, tile.T))
     loss = (sums.log() + highest - right).sum()
     return loss, average.div_(sums).sub_(weight[targets[:, 0]])
 
