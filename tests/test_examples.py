@@ -34,7 +34,7 @@ RUNS = {
     "sft.py": ["--epochs", "1"],
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
-    "benchmarks/module_cost.py": ["--rounds", "2", "--width", "32"],
+    "benchmarks/module_cost.py": ["--width", "32"],
     "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
     "benchmarks/step_time.py": ["--methods", "pyreft", "--settings", "l1"],
     "benchmarks/memory.py": ["--methods", "bare", "--settings", "paper"],
@@ -47,8 +47,7 @@ RUNS = {
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
 }
 # Of one round; they write what they measure as JSON, see harness.py.
-MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
-MEASURES -= {"benchmarks/module_cost.py", "benchmarks/glue.py"}
+MEASURES = {name for name in RUNS if name.startswith("benchmarks/")} - {"benchmarks/glue.py"}
 # Started as users start them, in two processes.
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py", "benchmarks/glue.py")
@@ -99,11 +98,9 @@ def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
         pytest.skip("this transformers cannot group by length under that name")
     if name in ("sft.py", "dpo.py"):
         pytest.importorskip("trl")
-    arguments = [*RUNS[name]]
+    arguments = [*RUNS[name], "--model", models["bert" if name in ENCODERS else "llama"]]
     if name in MEASURES:
         arguments += ["--rounds", "1", "--threads", "1"]
-    if "module_cost" not in name:
-        arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]
     if "glue" in name:
         arguments += ["--data", glue(tmp_path / "glue")]
     run(name, arguments, monkeypatch, tmp_path)

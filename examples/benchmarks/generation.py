@@ -21,23 +21,30 @@ def main() -> None:
         ("--prompt", {"type": int, "default": 96}),
         ("--tokens", {"type": int, "default": 64}),
     )
-    bare = harness.load(arguments)
+    base = harness.load(arguments).eval()
     shape = (arguments.batch, arguments.prompt)
-    ids = torch.randint(3, bare.config.vocab_size, shape, device=arguments.device)
+    ids = torch.randint(3, base.config.vocab_size, shape, device=arguments.device)
     ids[:, 0] = torch.arange(3, 3 + arguments.batch)
     inputs = harness.greedy(ids, arguments.tokens)
     figures, rows = {}, []
-    middle = bare.config.num_hidden_layers // 2
+    middle = base.config.num_hidden_layers // 2
     for name, config in {
         "l1, one layer": pyreft.ReftConfig(layers=[middle], positions="l1", rank=4),
         "f7+l7, all layers": pyreft.ReftConfig(positions="f7+l7", rank=8),
     }.items():
-        model = pyreft.get_reft_model(harness.load(arguments), config).eval()
+
+        def edited(config=config) -> float:
+            # The same object in both, so that they differ by the adapter alone.
+            model = pyreft.get_reft_model(base, config).eval()
+            seconds = harness.seconds(lambda: model.generate(**inputs), arguments.device)
+            model.unwrap()
+            return seconds
+
         ways = {
-            "bare": lambda: bare.generate(**inputs),
-            "adapter": lambda model=model: model.generate(**inputs),
+            "bare": lambda: harness.seconds(lambda: base.generate(**inputs), arguments.device),
+            "adapter": edited,
         }
-        found = harness.in_turn(ways, arguments.rounds, arguments.device)
+        found = harness.in_turn(ways, arguments.rounds)
         figures[name] = found
         times = harness.ratio(found, "adapter", "bare")
         medians = [f"{statistics.median(found[way]):.3f} s" for way in ways]

@@ -181,14 +181,14 @@ def seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(ways: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of one call of each in each round, after a call that warms up."""
+def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds that each says it took, in each round, after a call that warms up."""
     for way in ways.values():
-        seconds(way, device)
+        way()
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
-            found[name].append(seconds(ways[name], device))
+            found[name].append(ways[name]())
     return found
 
 

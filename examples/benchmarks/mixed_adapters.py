@@ -101,13 +101,13 @@ def main() -> None:
             raise SystemExit(f"a mixed batch is not what its rows are by themselves: {compared}.")
     inputs = harness.greedy(ids, arguments.tokens)
 
-    def generate(kind: str, **more) -> None:
-        models[kind].generate(**inputs, **more)
+    def generate(kind: str, **more) -> float:
+        return harness.seconds(lambda: models[kind].generate(**inputs, **more), arguments.device)
 
     ways = {f"{kind}, one": partial(generate, kind) for kind in models}
     for kind in models:
         ways[f"{kind}, mixed"] = partial(generate, kind, adapter_names=names)
-    found = harness.in_turn(ways, arguments.rounds, arguments.device)
+    found = harness.in_turn(ways, arguments.rounds)
     figures = {"seconds": found, "rows by themselves": compared}
     text = table_of_times(found, list(models), len(names)) + table_of_rows(compared)
     harness.publish("mixed_adapters", arguments, figures, text)

@@ -3,7 +3,8 @@
     python examples/benchmarks/scaling.py [--axes prompt batch] [--methods pyreft upstream]
 
 One axis at a time, the others as in `l1` of step_time.py. Steps are those of a second epoch. The
-table has a line for each point; scaling.png beside the JSON has a picture for each axis.
+table has a line for each point, and scaling.png, beside the JSON or the document that gets the
+table, a picture for each axis.
 """
 
 import statistics
@@ -55,16 +56,22 @@ def draw(figures: dict, methods: list[str], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    size = (3 * len(figures), 3)
-    figure, plots = plt.subplots(1, len(figures), figsize=size, squeeze=False, layout="constrained")
-    for plot, (axis, found) in zip(plots[0], figures.items(), strict=True):
+    columns = min(len(figures) + 1, 4)
+    lines = -(-(len(figures) + 1) // columns)
+    figure, plots = plt.subplots(
+        lines, columns, figsize=(3 * columns, 2.6 * lines), squeeze=False, layout="constrained"
+    )
+    for plot, (axis, found) in zip(plots.flat, figures.items(), strict=False):
         for method in methods:
             medians = [statistics.median(seconds[method]) for seconds in found.values()]
             plot.plot(list(found), medians, marker="o", label=method)
         plot.set(xlabel=axis, ylabel="seconds a step", ylim=(0, None))
         plot.grid(alpha=0.3)
-    plots[0][0].legend()
-    figure.savefig(path, dpi=120)
+    # One place more than there are axes is for what they have in common.
+    for plot in plots.flat[len(figures) :]:
+        plot.axis("off")
+    plots.flat[-1].legend(*plots.flat[0].get_legend_handles_labels(), loc="center")
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -87,7 +94,8 @@ def main() -> None:
             rows.append([axis, label, *medians])
     head = ["axis", "at", *arguments.methods]
     harness.publish("scaling", arguments, figures, harness.table(head, rows))
-    draw(figures, arguments.methods, arguments.out / "scaling.png")
+    beside = arguments.markdown.parent if arguments.markdown else arguments.out
+    draw(figures, arguments.methods, beside / "scaling.png")
 
 
 if __name__ == "__main__":

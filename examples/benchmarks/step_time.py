@@ -58,7 +58,8 @@ def main() -> None:
                     cells.append(f"{statistics.median(seconds[method]):.3f} s, {times:.2f}x")
                 rows.append(cells)
     head = ["setting", "type", "epoch", *arguments.methods]
-    harness.publish("step_time", arguments, figures, harness.table(head, rows))
+    types = "" if arguments.dtypes == ["float32"] else "_" + "_".join(arguments.dtypes)
+    harness.publish(f"step_time{types}", arguments, figures, harness.table(head, rows))
 
 
 if __name__ == "__main__":

@@ -74,10 +74,20 @@ def _conv1d(module: Conv1D, x: Tensor) -> Tensor:
 _FORWARDS: dict[type, Callable[..., Any]] = {nn.Linear: _linear, Conv1D: _conv1d}
 
 
+# Whether torch has oneDNN's product, and a CPU that it is made for.
+_THERE = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
 def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    given = (x, weight) if bias is None else (x, weight, bias)
-    frozen = not any(t.requires_grad for t in given[1:])
-    return frozen and all(map(_plain, given)) and _there() and not torch.is_autocast_enabled("cpu")
+    if not (_THERE and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):
+        return False
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return False
+    return _plain(x) and _plain(weight) and (bias is None or _plain(bias))
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -85,10 +95,3 @@ def _plain(tensor: Tensor) -> bool:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return False
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-
-
-def _there() -> bool:
-    """Whether torch has oneDNN's product, and a CPU that it is made for."""
-    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    enabled = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return fast and enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")

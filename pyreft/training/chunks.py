@@ -76,7 +76,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class PlainChunkedLoss(torch.autograd.Function):
-    """The same for a frozen matrix (V, D) as the head: (V, D), (N,), n, v, (N, D) -> ().
+    """The same for a frozen matrix (V, D) as the head: (V, D), (N,), n, v, learns, (N, D) -> ().
 
     A tile of logits, of n tokens and v words, is made, used for the loss and for the gradient, and
     forgotten. Words come one tile after the other, so sums of exponentials are relative to the
@@ -87,14 +87,20 @@ class PlainChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, targets: Tensor, rows: int, words: int, hidden: Tensor
+        ctx: Any,
+        weight: Tensor,
+        targets: Tensor,
+        rows: int,
+        words: int,
+        learns: bool,
+        hidden: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=targets.device)
-        of_hidden = torch.empty_like(hidden)
+        of_hidden = torch.zeros_like(hidden) if learns else None
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            loss, of_hidden[part] = _by_tiles(weight, targets[part, None], words, hidden[part])
-            total += loss
+            grad = None if of_hidden is None else of_hidden[part]
+            total += _by_tiles(weight, targets[part, None], words, hidden[part], grad)
         ctx.save_for_backward(of_hidden)
         return total
 
@@ -102,14 +108,18 @@ class PlainChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (of_hidden,) = ctx.saved_tensors
-        return None, None, None, None, of_hidden * grad.to(of_hidden.device)
+        return None, None, None, None, None, of_hidden * grad.to(of_hidden.device)
 
 
-def _by_tiles(weight: Tensor, targets: Tensor, words: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of (n, D) hidden states for (n, 1) targets, and its gradient."""
+def _by_tiles(
+    weight: Tensor, targets: Tensor, words: int, hidden: Tensor, grad: Tensor | None
+) -> Tensor:
+    """The sum of the losses of (n, D) hidden states for (n, 1) targets.
+
+    Its gradient is added to `grad` (n, D), which is zero, if there is one.
+    """
     highest = hidden.new_full((len(hidden), 1), -torch.inf)
     sums, right = torch.zeros_like(highest), torch.zeros_like(highest)
-    average = torch.zeros_like(hidden)  # of the weights of words, each by its probability
     for start in range(0, len(weight), words):
         tile = weight[start : start + words]
         logits = multiply(hidden, tile)  # (n, v)
@@ -120,9 +130,12 @@ def _by_tiles(weight: Tensor, targets: Tensor, words: int, hidden: Tensor) -> tu
         scale = (highest - higher).exp_()
         likely, highest = logits.sub_(higher).exp_(), higher
         sums = sums * scale + likely.sum(1, keepdim=True)
-        average.mul_(scale).add_(multiply(likely, tile.T))
-    loss = (sums.log() + highest - right).sum()
-    return loss, average.div_(sums).sub_(weight[targets[:, 0]])
+        if grad is not None:
+            # The average of the words, each by its probability.
+            grad.mul_(scale).add_(multiply(likely, tile.T))
+    if grad is not None:
+        grad.div_(sums).sub_(weight[targets[:, 0]])
+    return (sums.log() + highest - right).sum()
 
 
 def _same(tensor: Tensor) -> Tensor:

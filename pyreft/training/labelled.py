@@ -142,9 +142,9 @@ class LabelledLoss:
             chosen = hidden.flatten(0, 1).index_select(0, where.to(hidden.device))
             learns = torch.is_grad_enabled() and (chosen.requires_grad or bool(learned))
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-            if learns and not learned and self._is_plain(chosen):
+            if not (learns and learned) and self._is_plain(chosen):
                 tile = CPU_TILE if chosen.device.type == "cpu" else (rows, logits.shape[-1])
-                total = PlainChunkedLoss.apply(self._head.weight, targets, *tile, chosen)
+                total = PlainChunkedLoss.apply(self._head.weight, targets, *tile, learns, chosen)
             else:
                 total = ChunkedLoss.apply(self._score, learns, targets, rows, chosen, *learned)
         items = targets.numel() if items is None else items

@@ -8,9 +8,10 @@ from reused import BASES, make_model, make_trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyreft.reuse.products import _there, multiply, multiplying
+from pyreft.reuse.products import _THERE, multiply, multiplying
+from pyreft.training.chunks import PlainChunkedLoss
 
-fast = pytest.mark.skipif(not _there(), reason="this CPU or torch has no product of oneDNN's")
+fast = pytest.mark.skipif(not _THERE, reason="this CPU or torch has no product of oneDNN's")
 
 
 class Products(TorchDispatchMode):
@@ -108,6 +109,15 @@ def test_a_step_makes_no_other_product_with_a_frozen_matrix(tmp_path, name):
     assert counted.calls["onednn"] >= 2 * (4 if name == "gpt2" else 7)
     # R, its QR factor and what is learned are not frozen.
     assert counted.calls["torch"] <= 4 * edit, counted.calls
+
+
+@pytest.mark.parametrize(("learns", "products"), [(True, 10), (False, 5)])
+def test_an_evaluation_makes_the_logits_alone(learns, products):
+    """Of five tiles of ten words each."""
+    _, weight, _ = make_operands(rows=50)
+    with Products() as counted:
+        PlainChunkedLoss.apply(weight, torch.tensor([7, 49]), 2, 10, learns, torch.randn(2, 24))
+    assert counted.calls.total() == products
 
 
 @fast

@@ -153,6 +153,7 @@ def test_what_is_wrong_is_refused_and_changes_nothing(which, name, bases, good, 
     assert everything(bare) == bare_before
     attack(lambda: model.load_weights(directory))
     attack(lambda: model.load_adapter(directory, "other"))
+    attack(lambda: model.load_adapter(directory, "default"))
     assert everything(model) == before
 
 
