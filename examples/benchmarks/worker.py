@@ -152,7 +152,7 @@ def upstream(setting: dict, base, rows: list[dict], arguments: dict) -> Trainer:
             "layer": layer,
             "component": "block_output",
             "low_rank_dimension": setting["rank"],
-            "intervention": pyreft.LoreftIntervention(**sizes, dtype=torch.float32),
+            "intervention": pyreft.LoreftIntervention(**sizes, dtype=base.dtype),
         }
         for layer in setting["layers"]
     ]
