@@ -21,7 +21,7 @@ def main() -> None:
         ("--prompt", {"type": int, "default": 96}),
         ("--tokens", {"type": int, "default": 64}),
     )
-    base = harness.load(arguments).eval()
+    base = harness.load(arguments)
     shape = (arguments.batch, arguments.prompt)
     ids = torch.randint(3, base.config.vocab_size, shape, device=arguments.device)
     ids[:, 0] = torch.arange(3, 3 + arguments.batch)
@@ -35,7 +35,7 @@ def main() -> None:
 
         def edited(config=config) -> float:
             # The same object in both, so that they differ by the adapter alone.
-            model = pyreft.get_reft_model(base, config).eval()
+            model = pyreft.get_reft_model(base, config)
             seconds = harness.seconds(lambda: model.generate(**inputs), arguments.device)
             model.unwrap()
             return seconds

@@ -8,7 +8,7 @@ layers <  S      nothing is needed                        nothing: what leaves t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
         yield "the model is compiled"
     if any(hasattr(m, "_hf_hook") for m in modules):
         yield "parts of the model are on several devices, or offloaded"
-    if base.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
+    if base.training and is_checkpointed(modules):
         yield "gradient checkpointing is on, which reuse makes unnecessary"
     if (dropout := _active_dropout(base, config)) is not None:
         yield f"{dropout} drops at random while the base model is trained"
@@ -130,6 +130,11 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
         yield "its positions depend on how long the batch is"
     if getattr(config, "num_kv_shared_layers", 0):
         yield "its layers share keys and values"
+
+
+def is_checkpointed(modules: Iterable[Any]) -> bool:
+    """Whether parts of a model that trains run again in backward."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
 def _active_dropout(base: Any, config: Any) -> str | None:

@@ -2,9 +2,9 @@
 
     Y = X W^T        X (..., K), W (M, K)        the gradient of X is that of Y times W
 
-torch makes such a product with MKL, except in compiled code, where it calls oneDNN. On CPUs that
-are not Intel's, MKL is the slower one (by an eighth on an AMD EPYC with AVX-512). The operator is
-that of compiled code, which has no gradient of its own: W is frozen, so the one of X is all of it.
+torch makes such a product with MKL, except in compiled code, where it calls oneDNN. On an AMD EPYC
+with AVX-512, MKL took an eighth longer; other CPUs were not measured. The operator is that of
+compiled code, which has no gradient of its own: W is frozen, so the one of X is all of it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pyreft.reuse.layers import replaced
+from pyreft.reuse.plan import is_checkpointed
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """X (..., K), W (M, K), b (M,) -> X W^T + b (..., M), by oneDNN where that can be."""
-    if not _usable(x, weight, bias):
-        return nn.functional.linear(x, weight, bias)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Product.apply(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    product = _Product.apply if _usable(x, weight, bias) else nn.functional.linear
+    return product(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):
@@ -36,7 +34,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return multiply(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -53,7 +51,7 @@ def multiplying(base: Any) -> AbstractContextManager[None]:
     if base.device.type != "cpu":
         return nullcontext()
     head, modules = base.get_output_embeddings(), list(base.modules())
-    if any(getattr(m, "gradient_checkpointing", False) for m in modules):
+    if is_checkpointed(modules):
         return nullcontext()
     forwards: dict[nn.Module, Callable[..., Any]] = {
         module: partial(_FORWARDS[type(module)], module)

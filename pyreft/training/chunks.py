@@ -76,7 +76,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class PlainChunkedLoss(torch.autograd.Function):
-    """The same for a frozen matrix (V, D) as the head: (V, D), (N,), n, v, learns, (N, D) -> ().
+    """The same for a frozen matrix (V, D) as the head: (V, D), learns, (N,), n, v, (N, D) -> ().
 
     A tile of logits, of n tokens and v words, is made, used for the loss and for the gradient, and
     forgotten. Words come one tile after the other, so sums of exponentials are relative to the
@@ -89,10 +89,10 @@ class PlainChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         weight: Tensor,
+        learns: bool,
         targets: Tensor,
         rows: int,
         words: int,
-        learns: bool,
         hidden: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=targets.device)

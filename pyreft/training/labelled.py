@@ -144,7 +144,7 @@ class LabelledLoss:
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
             if not (learns and learned) and self._is_plain(chosen):
                 tile = CPU_TILE if chosen.device.type == "cpu" else (rows, logits.shape[-1])
-                total = PlainChunkedLoss.apply(self._head.weight, targets, *tile, learns, chosen)
+                total = PlainChunkedLoss.apply(self._head.weight, learns, targets, *tile, chosen)
             else:
                 total = ChunkedLoss.apply(self._score, learns, targets, rows, chosen, *learned)
         items = targets.numel() if items is None else items

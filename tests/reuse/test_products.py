@@ -116,7 +116,7 @@ def test_an_evaluation_makes_the_logits_alone(learns, products):
     """Of five tiles of ten words each."""
     _, weight, _ = make_operands(rows=50)
     with Products() as counted:
-        PlainChunkedLoss.apply(weight, torch.tensor([7, 49]), 2, 10, learns, torch.randn(2, 24))
+        PlainChunkedLoss.apply(weight, learns, torch.tensor([7, 49]), 2, 10, torch.randn(2, 24))
     assert counted.calls.total() == products
 
 

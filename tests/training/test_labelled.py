@@ -162,8 +162,8 @@ def test_a_loss_by_tiles_is_that_of_float64(tile, scale):
     logits = exact @ weight.double().T
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     hidden.requires_grad_()
-    found = PlainChunkedLoss.apply(weight, targets, *tile, True, hidden)
-    assert torch.equal(PlainChunkedLoss.apply(weight, targets, *tile, False, hidden), found)
+    found = PlainChunkedLoss.apply(weight, True, targets, *tile, hidden)
+    assert torch.equal(PlainChunkedLoss.apply(weight, False, targets, *tile, hidden), found)
     gradients = torch.autograd.grad(found, hidden) + torch.autograd.grad(expected, exact)
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(
@@ -173,7 +173,7 @@ def test_a_loss_by_tiles_is_that_of_float64(tile, scale):
 
 def test_a_loss_by_tiles_of_a_state_that_is_no_number_is_none():
     hidden = torch.full((1, 4), torch.nan)
-    assert PlainChunkedLoss.apply(torch.ones(9, 4), torch.tensor([3]), 1, 2, True, hidden).isnan()
+    assert PlainChunkedLoss.apply(torch.ones(9, 4), True, torch.tensor([3]), 1, 2, hidden).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
