@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -32,6 +33,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
+from pyreft.modeling.linear_maps import features, is_linear, linears, walk
 from pyreft.modeling.stacks import find_layers, has_two_stacks, stack_of, text_config
 
 NAMES = (
@@ -107,7 +109,22 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f'the component path {path!r} must end with ".input" or ".output" of a module, as in '
             '"model.layers[3].mlp.output".'
         )
-    module: nn.Module = model
+    module = _find_module(model, module_path, path)
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
+            f"name one of them, {_children(module)}."
+        )
+    width = features(module)[side == "output"] if is_linear(module) else None
+    return Component(module, side, width, stack=stack_of(model, module, path))
+
+
+def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
+    if (inner := running_model(model)) is not model:
+        # A path is the same with PEFT's wrapper around the model; one may also begin there.
+        with suppress(ValueError):
+            return _find_module(inner, module_path, path)
+    module = model
     for step in module_path.split("."):
         # An attribute, since a model's `base_model` is another name of one of its children.
         child = getattr(module, step, None)
@@ -117,13 +134,7 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
                 f"{type(module).__name__} has no {step!r}, but {_children(module) or 'nothing'}."
             )
         module = child
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        raise ValueError(
-            f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
-            f"name one of them, {_children(module)}."
-        )
-    width = _features(module)[side == "output"] if _is_linear(module) else None
-    return Component(module, side, width, stack=stack_of(model, module, path))
+    return module
 
 
 def _find_in_layer(
@@ -139,17 +150,17 @@ def _find_in_layer(
     if name.endswith("attention_value_output"):
         projection = _output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
-        return Component(projection, "input", _features(projection)[0], heads)
+        return Component(projection, "input", features(projection)[0], heads)
     up_part, down_part, down = _feed_forward(layer)
     if name == "mlp_input":
         return Component(up_part, "input", config.hidden_size)
     if name == "mlp_output":
         return Component(down_part, "output", config.hidden_size)
-    for path, module in down_part.named_modules():
+    for path, module in walk(down_part):
         # One activation module may serve all layers; then it is no place in this one.
         if "act" in path.split(".")[-1] and _uses(model, module) == 1:
-            return Component(module, "output", _features(down)[0])
-    return Component(down, "input", _features(down)[0])
+            return Component(module, "output", features(down)[0])
+    return Component(down, "input", features(down)[0])
 
 
 def _uses(model: nn.Module, module: nn.Module) -> int:
@@ -172,7 +183,7 @@ def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList]:
 
 def _is_attention(name: str, module: nn.Module) -> bool:
     named = re.search("attn|attention", name, re.IGNORECASE) is not None
-    return named and len(_linears(module)) > 1
+    return named and len(linears(module)) > 1
 
 
 def _attention(layer: nn.Module, cross: bool = False) -> nn.Module:
@@ -191,14 +202,14 @@ def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     parts = [
         part
         for name, part in _parts(layer)
-        if not re.search("attn|attention|norm", name, re.IGNORECASE) and _linears(part)
+        if not re.search("attn|attention|norm", name, re.IGNORECASE) and linears(part)
     ]
     if not parts or any(_is_list(part) for part in parts):
         raise ValueError(
             f"{type(layer).__name__} has no single feed-forward part among "
             f"{_names(layer)}: name the component by a path."
         )
-    return parts[0], parts[-1], _linears(parts[-1])[-1]
+    return parts[0], parts[-1], linears(parts[-1])[-1]
 
 
 def _names(layer: nn.Module) -> str:
@@ -207,37 +218,17 @@ def _names(layer: nn.Module) -> str:
 
 def _output_projection(attention: nn.Module) -> nn.Module:
     """The last linear map of attention that makes neither queries, keys nor values."""
-    linears = [m for n, m in attention.named_modules() if _is_linear(m) and not _makes_qkv(n)]
-    if not linears:
+    maps = [m for n, m in walk(attention) if is_linear(m) and not _makes_qkv(n)]
+    if not maps:
         raise ValueError(
             f"{type(attention).__name__} has no output projection among {_children(attention)}: "
             "name the component by a path."
         )
-    return linears[-1]
+    return maps[-1]
 
 
 def _makes_qkv(name: str) -> bool:
     return re.match("w?[qkv]|c_attn|in_proj", name.split(".")[-1], re.IGNORECASE) is not None
-
-
-def _linears(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if _is_linear(m)]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear map, its weight the other way round."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _features(linear: Any) -> tuple[int, int]:
-    """(in, out) features of a linear map."""
-    if _is_conv1d(linear):
-        return linear.weight.shape[0], linear.weight.shape[1]
-    return linear.in_features, linear.out_features
 
 
 def _children(module: nn.Module) -> str:
