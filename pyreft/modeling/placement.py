@@ -18,6 +18,8 @@ from pyreft.modeling.boundary import as_tensor
 from pyreft.modeling.slots import Slots
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class Site(NamedTuple):
     """Where an intervention acts.
@@ -181,7 +183,7 @@ def _spec_masks(
 def _explicit_masks(
     sites: Sequence[Site], tokens: Mapping[str | None, Tokens], explicit: Tensor
 ) -> dict[int, Tensor]:
-    if as_tensor("intervention_locations", explicit).dtype.is_floating_point:
+    if as_tensor("intervention_locations", explicit).dtype not in _INTEGERS:
         raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
     batch = len(next(iter(tokens.values())).prompt)
     if explicit.dim() != 3 or explicit.shape[0] != batch:
