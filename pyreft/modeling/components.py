@@ -63,6 +63,7 @@ class Component:
         width: D, the width of the hidden state there, or None if only running it will tell.
         num_heads: Number of heads that the width divides into, for a per-head component.
         stack: "encoder" or "decoder", in a model with both: it runs on the tokens of that.
+        in_head: Whether it is in the output head, which runs on the tokens of `logits_to_keep`.
     """
 
     module: nn.Module
@@ -70,6 +71,7 @@ class Component:
     width: int | None = None
     num_heads: int | None = None
     stack: str | None = None
+    in_head: bool = False
 
 
 def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
@@ -116,7 +118,9 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f"name one of them, {_children(module)}."
         )
     width = features(module)[side == "output"] if is_linear(module) else None
-    return Component(module, side, width, stack=stack_of(model, module, path))
+    head = model.get_output_embeddings()
+    in_head = head is not None and any(m is module for m in head.modules())
+    return Component(module, side, width, stack=stack_of(model, module, path), in_head=in_head)
 
 
 def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:

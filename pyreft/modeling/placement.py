@@ -27,10 +27,12 @@ class Site(NamedTuple):
     Args:
         number: The same for all that edit the same hidden state.
         stack: "encoder" or "decoder", in a model with both.
+        in_head: Whether it is in the output head.
     """
 
     number: int
     stack: str | None = None
+    in_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ class Placement:
                 spread[id(mask)] = whole.index_copy(0, rows, mask)
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
         return replace(self, masks=masks, rows=here)
+
+    def keep_logits(self, sites: Sequence[Site], kept: int | Tensor | None) -> Placement:
+        """The placement in a forward pass whose head runs on some columns alone.
+
+        Args:
+            sites: Where each intervention acts.
+            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or indices.
+        """
+        columns = kept if isinstance(kept, Tensor) else slice(-(kept or 0), None)
+        masks = {i: m[:, columns] if sites[i].in_head else m for i, m in self.masks.items()}
+        return replace(self, masks=masks)
 
     def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
         """The slots of every intervention that edits anything, or of all that have a mask."""
