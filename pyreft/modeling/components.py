@@ -34,7 +34,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
 from pyreft.modeling.linear_maps import features, is_linear, linears, walk
-from pyreft.modeling.stacks import find_layers, has_two_stacks, stack_of, text_config
+from pyreft.modeling.stacks import (
+    find_layers,
+    find_stack,
+    has_two_stacks,
+    outer_lists,
+    stack_of,
+    text_config,
+)
 
 NAMES = (
     "block_input",
@@ -118,9 +125,32 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f"name one of them, {_children(module)}."
         )
     width = features(module)[side == "output"] if is_linear(module) else None
+    stack = stack_of(model, module, path)
+    if any(m is module for one in _maps_of_encoder(model, stack) for m in one.modules()):
+        raise ValueError(
+            f"{path!r} makes keys or values of what an encoder read: it runs on the tokens of the "
+            "encoder while the decoder runs, and positions in the decoder do not count those. Edit "
+            'what leaves the encoder (its last "block_output"), or what its attention gathers, '
+            '"decoder_cross_attention_value_output".'
+        )
     head = model.get_output_embeddings()
     in_head = head is not None and any(m is module for m in head.modules())
-    return Component(module, side, width, stack=stack_of(model, module, path), in_head=in_head)
+    return Component(module, side, width, stack=stack, in_head=in_head)
+
+
+def _maps_of_encoder(model: PreTrainedModel, stack: str | None) -> Iterator[nn.Module]:
+    """The linear maps in a decoder that run on what an encoder read: of keys and values.
+
+    The last attention of a layer attends to the encoder, T5Gemma 2's only one to both.
+    """
+    if stack != "decoder" and not getattr(text_config(model, stack), "add_cross_attention", False):
+        return
+    root = model if stack is None else find_stack(model, stack)
+    for layer in (layer for found in outer_lists(root) for layer in found):
+        for attention in [part for name, part in _parts(layer) if _is_attention(name, part)][-1:]:
+            for name, one in walk(attention):
+                if is_linear(one) and _makes_qkv(name) and not name.split(".")[-1].startswith("q"):
+                    yield one
 
 
 def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
