@@ -135,6 +135,12 @@ def test_positions_of_the_batch_are_the_same_where_each_adapter_has_one_there():
     assert made.positions is None and made.low_rank_dimension == 4
 
 
+def test_a_position_function_and_its_name_are_the_same_positions():
+    function = pyreft.register_position("test_second", lambda tokens: tokens.index == 1)
+    (made,) = combine([(adapter((0, function)), 1), (adapter((0, "test_second"), seed=1), 1)])
+    assert made.low_rank_dimension == 4
+
+
 def test_heads_that_are_shared_in_part_are_refused():
     def with_heads(*heads):
         (config,) = adapter((0, "l1", "head_attention_value_output"))
