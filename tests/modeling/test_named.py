@@ -201,10 +201,35 @@ def test_unknown_names_say_which_there_are():
             act("none")
     with pytest.raises(ValueError, match="there is an adapter 'other' already"):
         add(model)
-    with pytest.raises(ValueError, match="different names, and a weight for each"):
-        model.set_adapter(["default", "other"], [1.0])
+    with pytest.raises(ValueError, match="different names, and at least one"):
+        model.set_adapter(["default", "default"])
     with model.disable_adapter(), pytest.raises(RuntimeError, match="inside disable_adapter"):
         model.set_adapter("other")
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("value", [[float("nan")], [INF], [-INF], [1.0, 2.0], []])
+@pytest.mark.parametrize("call", ["set_adapter", "add_weighted_adapter"])
+def test_weights_are_finite_and_one_for_each_adapter(call, value):
+    assert_weights_refused(call, value, ValueError, "finite weight for each of the 1 adapters")
+
+
+@pytest.mark.parametrize("value", [["0.5"], [True], [None], [1j], 0.5, "1"])
+@pytest.mark.parametrize("call", ["set_adapter", "add_weighted_adapter"])
+def test_weights_are_a_list_of_numbers(call, value):
+    assert_weights_refused(call, value, TypeError, "weights must be a list of numbers")
+
+
+def assert_weights_refused(call, value, error, message):
+    model = wrap(make_base("llama"), kind="nodireft")
+    with pytest.raises(error, match=message):
+        if call == "set_adapter":
+            model.set_adapter("default", value)
+        else:
+            model.add_weighted_adapter(["default"], value, "sum")
+    assert list(model.adapters) == ["default"] and model._active == {"default": 1.0}
 
 
 def test_positions_in_the_batch_are_of_one_adapter():
