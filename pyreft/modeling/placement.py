@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,14 +69,17 @@ class Placement:
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
         return replace(self, masks=masks, rows=here)
 
-    def keep_logits(self, sites: Sequence[Site], kept: int | Tensor | None) -> Placement:
+    def keep_logits(self, sites: Sequence[Site], kept: Any) -> Placement:
         """The placement in a forward pass whose head runs on some columns alone.
 
         Args:
             sites: Where each intervention acts.
-            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or indices.
+            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or what
+                indexes them; None if it is not given.
         """
-        columns = kept if isinstance(kept, Tensor) else slice(-(kept or 0), None)
+        if kept is None:
+            return self
+        columns = slice(-kept, None) if isinstance(kept, int) else kept
         masks = {i: m[:, columns] if sites[i].in_head else m for i, m in self.masks.items()}
         return replace(self, masks=masks)
 

@@ -39,7 +39,7 @@ class Placed:
     weight: float = 1.0
     shared: bool = False
 
-    def keep_logits(self, kept: int | Tensor | None) -> Placed:
+    def keep_logits(self, kept: Any) -> Placed:
         """The same in a forward pass with these `logits_to_keep`."""
         return replace(self, placement=self.placement.keep_logits(self.adapter.sites, kept))
 

@@ -72,7 +72,7 @@ def test_a_padded_batch_with_an_edited_head_is_its_rows_one_by_one(causal, compo
     assert found[:, -NEW:].tolist() == [recomputation.greedy(row) for row in rows]
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 8, 20, torch.tensor([6, 1])])
+@pytest.mark.parametrize("kept", [0, 1, 3, 8, 20, torch.tensor([6, 1]), [6, 1], slice(2, 7)])
 @pytest.mark.parametrize("positions", ["l2", "f2", "all", [0, 6]])
 @pytest.mark.parametrize("component", SIDES)
 @torch.no_grad()
