@@ -89,7 +89,7 @@ def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any, cached: i
     settings = arguments.get("generation_config") or generation_config
     pad = arguments.get("pad_token_id", settings.pad_token_id)
     ends = arguments.get("eos_token_id", settings.eos_token_id)
-    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
     if pad is None or pad in ends or not bool((ids == pad).any()):
         return torch.ones_like(ids)
     return (ids != pad).long()

@@ -160,6 +160,17 @@ def test_embeddings_generate_what_their_tokens_generate(pair):
     assert generate(model, inputs_embeds=alone).tolist() == expected[1:]
 
 
+@pytest.mark.parametrize("ends", [98, [97, 98], torch.tensor(98), torch.tensor([97, 98])])
+def test_padding_is_found_without_a_mask_however_end_tokens_are_given(simple, ends):
+    model, _ = simple
+    rows = [prompt(length, seed=length) for length in (4, 9)]
+    ids = left_padded(rows)["input_ids"]
+    found = generate(model, input_ids=ids, eos_token_id=ends, pad_token_id=0, min_new_tokens=NEW)
+    for row, one in zip(rows, found, strict=True):
+        alone = generate(model, input_ids=row[None], eos_token_id=ends, min_new_tokens=NEW)
+        assert one.tolist() == alone[0].tolist()
+
+
 def test_decoding_by_hand_with_a_cache_is_the_recomputation(pair):
     model, recomputation = pair
     row = prompt(7)
