@@ -26,6 +26,8 @@ PLACES = [(a, c) for a in PARTS for c in NAMES]
 PLACES += [(a, c) for a in TWO_STACKS for c in OF_TWO_STACKS]
 # OPT flattens the tokens of a batch into one dimension around its feed-forward part.
 RUNNABLE = [p for p in PLACES if p[0] != "opt" or not p[1].startswith("mlp")]
+# MPT does not run in float64 in transformers 5.0.
+RUNNABLE = [p for p in RUNNABLE if p[0] != "mpt"]
 
 
 @functools.cache

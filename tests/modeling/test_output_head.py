@@ -16,10 +16,10 @@ ROWS = torch.randint(3, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0
 def wrap(base, component="lm_head.input", **config):
     torch.manual_seed(0)
     width = WIDTH if component.endswith("input") else VOCAB
-    config["arguments"] = {"low_rank_dimension": 4, "embed_dim": width}
+    config["arguments"] = {"low_rank_dimension": 16, "embed_dim": width}
     model = get_reft_model(base, ReftConfig(component=component, **config)).eval()
     model.generation_config.eos_token_id = VOCAB
-    return randomize(model, 1.0)
+    return randomize(model, 3.0)
 
 
 class Recomputation:
