@@ -296,6 +296,41 @@ def test_a_weighted_adapter_does_what_several_active_ones_do(tmp_path):
     torch.testing.assert_close(logits(alone, inputs), expected, rtol=1e-4, atol=1e-4)
 
 
+SPECS = ["f1", "l1", "f3", "l3", "f2+l2", "prompt", "completion", "all", "0", "-1"]
+
+
+@pytest.mark.parametrize("other", [*SPECS, "f3 l3", "f2 l2", "f2 completion"])
+@pytest.mark.parametrize("one", [*SPECS, "f3 l3", "f2 l2"])
+def test_a_weighted_adapter_adds_up_edits_of_short_prompts_as_well_or_is_refused(one, other):
+    """Specs of separate interventions, on one layer, are separated by a space."""
+    model = randomize(get_reft_model(make_base("llama"), at_layer_1(one)).eval(), 0.2)
+    model.add_adapter("other", at_layer_1(other))
+    randomize(model.adapters["other"], 0.2, seed=5)
+    try:
+        model.add_weighted_adapter(["default", "other"], [0.5, -1.0], "sum")
+    except ValueError as error:
+        assert one != other
+        assert "share tokens" in str(error) or "prompts of fewer than" in str(error)
+        return
+    for length in range(1, 9):
+        inputs = {"input_ids": IDS[:, :length]}
+        model.set_adapter(["default", "other"], [0.5, -1.0])
+        expected = logits(model, inputs)
+        model.set_adapter("sum")
+        try:
+            found = logits(model, inputs)
+        except ValueError as error:
+            # Explicit positions of a prompt so short that they are those of the other end as well.
+            assert "must be disjoint" in str(error) and {"0", "-1"} & {one, other}
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def at_layer_1(specs):
+    entry = {"layer": 1, "low_rank_dimension": 2, "intervention": "nodireft"}
+    return ReftConfig(representations=[{**entry, "positions": s} for s in specs.split()])
+
+
 def test_subspaces_that_have_something_in_common_are_not_merged():
     model = wrap(make_base("llama"), layers=[1], positions="l1")
     add(model, layers=[1], positions="l1", kind="loreft")
