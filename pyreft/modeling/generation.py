@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 from pyreft.installed.caches import cached_tokens
 from pyreft.installed.steps import generate_calls_model
-from pyreft.modeling.boundary import as_tensor, find_tokens
-from pyreft.modeling.calls import Batch
+from pyreft.modeling.boundary import find_tokens, require_mask
+from pyreft.modeling.calls import Batch, read_given
 from pyreft.modeling.placement import Placement
 from pyreft.positions import Tokens
 
@@ -41,13 +41,19 @@ def read_prompt(
     Returns:
         What an encoder reads before the first step, and what the steps go on from.
     """
-    if cached := cached_tokens(arguments):
+    cached = cached_tokens(arguments)
+    if cached:
         logger.warning_once(
             f"generate continues from a cache of {cached} tokens: they are kept as they are, and "
             "only positions in the rest of the prompt are edited."
         )
     if not two_stacks:
-        arguments["attention_mask"] = mask = _prompt_mask(arguments, generation_config)
+        arguments["attention_mask"] = mask = _prompt_mask(arguments, generation_config, cached)
+        if cached and mask.shape[1] <= cached:
+            raise ValueError(
+                f"the prompt has {mask.shape[1]} tokens, and the cache holds {cached} before it: "
+                "give the ids of all of them, or an attention_mask of all."
+            )
         tokens = _tokens(arguments.get("input_ids"), mask)
         return Batch(len(mask), {}), Batch(len(mask), {None: tokens})
     encoder: dict[str | None, Tokens] = {}
@@ -57,7 +63,7 @@ def read_prompt(
     else:
         read = _prompt_mask(arguments, generation_config)
         encoder["encoder"] = _tokens(arguments.get("input_ids"), read)
-    decoder = _decoder_prompt(arguments, generation_config, read)
+    decoder = _decoder_prompt(arguments, generation_config, read, cached)
     return Batch(len(read), encoder), Batch(len(read), {"decoder": decoder})
 
 
@@ -68,20 +74,20 @@ def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:
     return find_tokens(shape, mask.device, ids if same else None, mask)
 
 
-def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any) -> Tensor:
+def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any, cached: int = 0) -> Tensor:
     """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
 
     `generate` takes a pad token for padding only if it is not an end token as well: with
     pad == eos, real tokens would be hidden.
     """
-    given = arguments.get("attention_mask")
-    if given is not None:
-        return given
-    embeddings, ids = arguments.get("inputs_embeds"), arguments.get("input_ids")
-    if embeddings is not None:
-        return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-    if ids is None:
+    given = read_given(arguments)
+    if given is None:
         raise ValueError("generate needs a prompt: give input_ids or inputs_embeds.")
+    if given.mask is not None:
+        return require_mask("attention_mask", given.mask, given.shape, cached)
+    if arguments.get("inputs_embeds") is not None:
+        return torch.ones(given.shape, dtype=torch.long, device=given.device)
+    ids = arguments["input_ids"]
     settings = arguments.get("generation_config") or generation_config
     pad = arguments.get("pad_token_id", settings.pad_token_id)
     ends = arguments.get("eos_token_id", settings.eos_token_id)
@@ -91,21 +97,25 @@ def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any) -> Tensor
     return (ids != pad).long()
 
 
-def _decoder_prompt(arguments: dict[str, Any], generation_config: Any, beside: Tensor) -> Tokens:
+def _decoder_prompt(
+    arguments: dict[str, Any], generation_config: Any, beside: Tensor, cached: int
+) -> Tokens:
     """What a decoder starts from: the start token, and the tokens that the caller gives.
 
     `generate` puts the start token before the caller's unless they begin with it. So does this,
     for it then has nothing left to change.
     """
-    ids, mask = arguments.get("decoder_input_ids"), arguments.get("decoder_attention_mask")
+    given = read_given(arguments, "decoder_")
     start, rows = _start_token(arguments, generation_config), beside.shape[0]
     first = None
     if start is not None:
         first = torch.as_tensor(start, device=beside.device).reshape(-1, 1).expand(rows, 1)
-    if ids is None:
+    if given is None or given.ids is None:
         # Without a start token generate itself says what is wrong.
         return _tokens(first, torch.ones(rows, 1, dtype=torch.long, device=beside.device))
-    ids = as_tensor("decoder_input_ids", ids)
+    ids, mask = given.ids, given.mask
+    if mask is not None:
+        mask = require_mask("decoder_attention_mask", mask, given.shape, cached)
     if first is not None and bool((ids[:, :1] != first).all()):
         arguments["decoder_input_ids"] = ids = torch.cat([first, ids], dim=1)
         if mask is not None:

@@ -59,7 +59,7 @@ class EditHooks:
                 self._numbers[place] = number = self._made
                 self._handles[number] = self._hook(component, number)
                 self._made += 1
-            sites.append(Site(self._numbers[place], component.stack))
+            sites.append(Site(self._numbers[place], component.stack, component.in_head))
         return sites
 
     def keep_sites(self, sites: Iterable[Site]) -> None:
@@ -191,6 +191,7 @@ class _Prompt:
         step = self.steps.read(args, kwargs)
         windows = ((one, step_window(one.placement, step)) for one in self._placed)
         placed = [replace(one, placement=window) for one, window in windows if window is not None]
+        placed = [one.keep_logits(kwargs.get("logits_to_keep")) for one in placed]
         return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)
 
 
