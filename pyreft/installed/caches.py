@@ -90,10 +90,6 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
     Raises:
         ValueError: If something there keeps earlier tokens and does not say how many.
     """
-    position = arguments.get("cache_position")
-    if position is not None:
-        # Some static caches count only the tokens of the first row that are not padding.
-        return int(position[0])
     found = {id(v): (name, v) for name, v in arguments.items() if isinstance(v, Cache)}
     if len(found) > 1:
         names = " and ".join(name for name, _ in found.values())
@@ -111,6 +107,10 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
     linear = getattr(cache, "is_linear", None)
     if linear and all(linear):
         raise ValueError(_uncounted(name, cache))
+    position = arguments.get("cache_position")
+    if position is not None and getattr(cache, "is_compileable", False):
+        # Some static caches count only the tokens of the first row that are not padding.
+        return int(position[0])
     return int(cache.get_seq_length())
 
 

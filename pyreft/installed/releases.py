@@ -35,21 +35,36 @@ def describe_release(package: str) -> str:
 
 
 def untested() -> list[str]:
-    """The installed packages of a newer minor release than any that was tested."""
+    """The installed packages of an older or newer minor release than those that were tested."""
     found = ((package, installed_version(package)) for package in TESTED)
-    return [p for p, release in found if release and _minor(release) > _minor(TESTED[p][1])]
+    return [p for p, release in found if release and not _is_tested(p, release)]
 
 
-def warn_if_untested() -> None:
-    """Say once that a package is newer than what the tests pass with."""
+def check_releases() -> None:
+    """Warn of releases that were not tested.
+
+    Raises:
+        ImportError: If transformers is older than the oldest that is supported.
+    """
+    transformers = installed_version("transformers")
+    if transformers and _minor(transformers) < _minor(TESTED["transformers"][0]):
+        raise ImportError(
+            f"pyreft needs transformers {TESTED['transformers'][0]} or later, and {transformers} "
+            "is installed: pip install -U transformers."
+        )
     for package in untested():
         oldest, newest = TESTED[package]
         warnings.warn(
             f"pyreft was tested with {package} {oldest} to {newest}, and {package} "
-            f"{installed_version(package)} is installed. It works where what pyreft relies on "
-            "still holds, and refuses the rest by name: see `pyreft env`.",
+            f"{installed_version(package)} is installed. What pyreft relies on is probed, and what "
+            "does not hold is refused by name: see `pyreft env`.",
             stacklevel=3,
         )
+
+
+def _is_tested(package: str, release: str) -> bool:
+    oldest, newest = TESTED[package]
+    return _minor(oldest) <= _minor(release) <= _minor(newest)
 
 
 def _minor(release: str) -> tuple[int, ...]:
