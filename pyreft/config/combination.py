@@ -112,8 +112,8 @@ def _require_one_rule(adapters: Sequence[Sequence[InterventionConfig]]) -> None:
             if differing != spec:
                 tokens = max(spec.first, differing.first) + max(spec.last, differing.last)
                 raise ValueError(
-                    f"adapters {one} and {other} edit {spec} and {differing} of {place}: of a "
-                    f"prompt of fewer than {tokens} tokens, one adapter would edit other tokens "
+                    f"adapters {one} and {other} edit {spec} and {differing} of {place}: in "
+                    f"prompts of fewer than {tokens} tokens one adapter would edit other tokens "
                     "than both do. Activate both with set_adapter, which takes weights too, or "
                     "train them at the same positions."
                 )

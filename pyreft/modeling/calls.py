@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
+from pyreft.installed.caches import cached_tokens
 from pyreft.modeling.boundary import as_tensor, find_decoder_tokens, find_tokens
 from pyreft.modeling.placement import Placement, Site, place, place_generated
 from pyreft.positions import PositionSpec, Tokens
@@ -233,12 +234,6 @@ def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Se
                 f"{batch} rows; got {one!r}."
             )
     return {index: one for index, one in enumerate(given) if one is not None}
-
-
-def cached_tokens(inputs: Mapping[str, Any]) -> int:
-    """The number of tokens that a cache among the arguments holds."""
-    cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _reads_left_to_right(base: PreTrainedModel) -> bool:

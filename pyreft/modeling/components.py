@@ -33,6 +33,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
+from pyreft.installed.modules import uncompiled
+from pyreft.installed.offloading import device_of_hook
 from pyreft.modeling.linear_maps import features, is_linear, linears, walk
 from pyreft.modeling.stacks import (
     find_layers,
@@ -273,8 +275,7 @@ def _children(module: nn.Module) -> str:
 
 def running_model(model: Any) -> nn.Module:
     """The transformers model itself, inside what torch.compile and PEFT put around it."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None:
-        model = inner
+    model = uncompiled(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -283,7 +284,4 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     parameter = next(module.parameters(), None)
     if parameter is not None and parameter.device.type != "meta":
         return parameter.device
-    hooks = (getattr(m, "_hf_hook", None) for m in module.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    found = next((device for device in devices if device is not None), default)
-    return torch.device(found)
+    return device_of_hook(module.modules()) or default

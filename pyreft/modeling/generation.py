@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from pyreft.installed.caches import cached_tokens
+from pyreft.installed.steps import generate_calls_model
 from pyreft.modeling.boundary import find_tokens, require_mask
-from pyreft.modeling.calls import Batch, cached_tokens, read_given
+from pyreft.modeling.calls import Batch, read_given
 from pyreft.modeling.placement import Placement
 from pyreft.positions import Tokens
 
@@ -132,48 +134,88 @@ def _start_token(arguments: Mapping[str, Any], generation_config: Any) -> Any:
 # ---- its steps -----------------------------------------------------------------------------------
 
 
-def step_window(prompt: Placement, args: tuple, kwargs: Mapping[str, Any]) -> Placement | None:
+class Step(NamedTuple):
+    """The tokens that one forward pass of a generation sees.
+
+    Args:
+        start: How many tokens come before them.
+        length: How many there are in a row.
+        rows: How many rows there are: those of the prompt, once for each beam.
+    """
+
+    start: int
+    length: int
+    rows: int
+
+
+class Steps:
+    """Reads the steps of one generation, and makes sure that they follow each other.
+
+    A step goes on from the tokens that were seen, or sees all of them again and more, as without a
+    cache. One that does neither means that its cache was not found, and would be edited as if it
+    were a prompt.
+
+    Args:
+        prompt: T, the number of columns of the prompt.
+        cached: How many of them a cache held before the first step.
+    """
+
+    def __init__(self, prompt: int, cached: int = 0) -> None:
+        self._prompt, self._seen, self._any = prompt, cached, False
+
+    def read(self, args: tuple, kwargs: Mapping[str, Any]) -> Step:
+        """What a step sees.
+
+        Args:
+            args, kwargs: What the step calls the base model with.
+
+        Raises:
+            ValueError: If the arguments do not tell which tokens the step sees.
+            UnsupportedReleaseError: If they say what does not follow from the steps before.
+        """
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+        given = (kwargs.get(name) for name in names)
+        tokens = next((value for value in given if value is not None), None)
+        if args or tokens is None:
+            raise ValueError(
+                "this way of generating calls the model on texts of its own, whose prompts are not "
+                "known: a ReftModel cannot be used with it."
+            )
+        step = Step(cached_tokens(kwargs), tokens.shape[1], tokens.shape[0])
+        end = step.start + step.length
+        goes_on = min(self._seen, self._prompt) <= step.start <= self._seen
+        again = step.start == 0 and end > self._seen and end >= self._prompt
+        if not (goes_on or again):
+            generate_calls_model.refuse(
+                "generation with an adapter",
+                f"a step that sees the tokens {step.start} to {end - 1} after one that ended with "
+                f"token {self._seen - 1}, of a prompt of {self._prompt} tokens; it was called with "
+                + ", ".join(name for name, value in kwargs.items() if value is not None),
+            )
+        self._seen, self._any = max(self._seen, end), True
+        return step
+
+    def require_all(self) -> None:
+        """Raise UnsupportedReleaseError if steps ran and some of the prompt was in none of them."""
+        if self._any and self._seen < self._prompt:
+            generate_calls_model.refuse(
+                "generation with an adapter",
+                f"steps that saw {self._seen} of the {self._prompt} tokens of the prompt",
+            )
+
+
+def step_window(prompt: Placement, step: Step) -> Placement | None:
     """The part of a placed prompt that a step of generation sees.
 
     Args:
         prompt: The placement on the prompt.
-        args, kwargs: What the step calls the base model with.
+        step: The tokens of the step.
 
     Returns:
         Masks of the step's shape, or None if the step edits nothing.
-
-    Raises:
-        ValueError: If the arguments do not tell which tokens the step sees.
     """
-    names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
-    given = (kwargs.get(name) for name in names)
-    tokens = next((value for value in given if value is not None), None)
-    if args or tokens is None:
-        raise ValueError(
-            "this way of generating calls the model on texts of its own, whose prompts are not "
-            "known: a ReftModel cannot be used with it."
-        )
-    return _window(prompt, _tokens_before(kwargs), tokens.shape[1], tokens.shape[0])
-
-
-def _tokens_before(kwargs: Mapping[str, Any]) -> int:
-    """How many tokens come before those of a step."""
-    for name in ("cache_params", "state", "mems"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"this model keeps what it has read in {name!r}, which does not say how many "
-                "tokens that is: generate with use_cache=False."
-            )
-    # Early 5.x; there a static cache miscounts under left padding.
-    if (position := kwargs.get("cache_position")) is not None:
-        return int(position[0])
-    return cached_tokens(kwargs)
-
-
-def _window(prompt: Placement, start: int, length: int, rows: int) -> Placement | None:
-    """Columns [start, start + length), each row of the prompt repeated for its beams."""
-    prompt_length = next(iter(prompt.masks.values())).shape[1]
-    if start >= prompt_length and not prompt.generated:
+    start, length, rows = step
+    if start >= prompt.length and not prompt.generated:
         return None
     cut: dict[tuple[int, bool], Tensor] = {}
     masks = {}

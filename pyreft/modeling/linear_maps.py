@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from pyreft.installed.tuners import layer_below
+
 
 def linears(module: nn.Module) -> list[nn.Module]:
     """The linear maps in a module, which may be one itself."""
@@ -21,29 +23,21 @@ def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """A module and those below it, with their paths, but for what a linear map consists of."""
     yield path, module
     if not is_linear(module):
-        for name, child in _wrapped(module).named_children():
+        for name, child in layer_below(module).named_children():
             yield from walk(child, f"{path}.{name}")
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map, or PEFT's layer around one."""
-    return isinstance(_wrapped(module), nn.Linear) or _is_conv1d(_wrapped(module))
+    return isinstance(layer_below(module), nn.Linear) or _is_conv1d(layer_below(module))
 
 
 def features(linear: Any) -> tuple[int, int]:
     """(in, out) features of a linear map."""
-    linear = _wrapped(linear)
+    linear = layer_below(linear)
     if _is_conv1d(linear):
         return linear.weight.shape[0], linear.weight.shape[1]
     return linear.in_features, linear.out_features
-
-
-def _wrapped(module: nn.Module) -> nn.Module:
-    """The module that a layer of PEFT's is around (a LoRA, a trained copy); any other is itself."""
-    for name in ("base_layer", "original_module"):
-        if isinstance(inner := getattr(module, name, None), nn.Module):
-            return _wrapped(inner)
-    return module
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -52,6 +52,11 @@ class Placement:
     subspaces: Mapping[int, Sequence] = field(default_factory=dict)
     rows: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """T, the number of columns of the batch."""
+        return next(iter(self.masks.values())).shape[1]
+
     def in_rows(self, rows: Tensor, batch: int) -> Placement:
         """The placement of some rows as one of the whole batch, whose other rows it leaves alone.
 

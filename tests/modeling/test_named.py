@@ -310,7 +310,7 @@ def test_a_weighted_adapter_adds_up_edits_of_short_prompts_as_well_or_is_refused
         model.add_weighted_adapter(["default", "other"], [0.5, -1.0], "sum")
     except ValueError as error:
         assert one != other
-        assert "share tokens" in str(error) or "prompt of fewer than" in str(error)
+        assert "share tokens" in str(error) or "prompts of fewer than" in str(error)
         return
     for length in range(1, 9):
         inputs = {"input_ids": IDS[:, :length]}
