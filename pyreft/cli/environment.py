@@ -21,7 +21,6 @@ _FAST_PATHS = {
     "a shared beginning of prompts runs once": ("cache_has_layers", "generate_takes_cache"),
     "hidden states are edited in place": ("modules_list_hooks", "functions_name_saved_outputs"),
     "windows attend without copies (CPU)": ("attention_can_be_registered",),
-    "frozen matrices are multiplied by oneDNN where it is faster (CPU)": ("onednn_multiplies",),
 }
 
 

@@ -8,7 +8,7 @@ layers <  S      nothing is needed                        nothing: what leaves t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,7 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
         yield "the model is compiled"
     if any(is_placed(module) for module in modules):
         yield "parts of the model are on several devices, or offloaded"
-    if base.training and is_checkpointed(modules):
+    if base.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
         yield "gradient checkpointing is on, which reuse makes unnecessary"
     if (dropout := _active_dropout(base, config)) is not None:
         yield f"{dropout} drops at random while the base model is trained"
@@ -163,11 +163,6 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
     rope = str(getattr(config, "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:
         yield "its positions depend on how long the batch is"
-
-
-def is_checkpointed(modules: Iterable[Any]) -> bool:
-    """Whether parts of a model that trains run again in backward."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
 def _active_dropout(base: Any, config: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ from pyreft.installed.modules import is_compiled
 from pyreft.modeling.components import running_model
 from pyreft.reuse import FrozenReuse
 from pyreft.reuse.plan import counts_tokens
-from pyreft.reuse.products import multiplying
 from pyreft.reuse.reuse import Cut
 from pyreft.reuse.store import in_bytes
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
@@ -74,13 +73,6 @@ class ReusesFrozen(Trainer):
         inputs = self._count_tokens(inputs)
         if not self.reuse_frozen:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with multiplying(self.model.model) if self._why_not(model) is None else nullcontext():
-            return self._needed_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def _needed_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
-    ) -> Any:
-        """The same, where only what is needed is computed."""
         looks = return_outputs and not self._loss_only
         labelled = None if looks or self._takes_labels else self._labelled_loss(model)
         cut = None
