@@ -20,6 +20,7 @@ from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
 from pyreft.training.reusing import ReusesFrozen
+from pyreft.training.threads import warn_if_threads_wait
 
 logger = logging.get_logger(__name__)
 
@@ -133,6 +134,12 @@ class ReftTrainer(
         if has_length(self.train_dataset) and len(self.train_dataset) == 0:
             raise ValueError("the train_dataset is empty.")
         return super().get_train_dataloader()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; says so if threads of a CPU are in each other's way."""
+        if self.args.device.type == "cpu":
+            warn_if_threads_wait()
+        return super().train(*args, **kwargs)
 
     # ---- one step -----------------------------------------------------------------------
 
