@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyreft
+from pyreft.installed import trainer_methods
 
 
 def test_every_public_name_can_be_imported():
@@ -24,8 +25,10 @@ def test_type_checkers_see_the_same_names():
     assert sorted(shown) == pyreft.__all__
 
 
-# Room -> those that it may import. `compat` lends `ReftModel` its methods and formats.
+# Room -> those that it may import, beside `installed`. `compat` lends `ReftModel` its methods and
+# formats.
 BELOW = {
+    "installed": set(),
     "positions": set(),
     "interventions": set(),
     "config": {"positions", "interventions"},
@@ -43,8 +46,46 @@ def test_imports_go_one_way(room):
     files = (Path(pyreft.__file__).parent / room).glob("*.py")
     text = "\n".join(file.read_text() for file in files)
     imported = set(re.findall(r"^\s*(?:from|import) pyreft\.(\w+)", text, re.M))
-    assert imported <= BELOW[room] | {room}
+    assert imported <= BELOW[room] | {room, "installed"}
     assert not re.search(r"^\s*from pyreft[\w.]* import _", text, re.M)
+
+
+def _trees():
+    root = Path(pyreft.__file__).parent
+    for path in root.rglob("*.py"):
+        yield path.relative_to(root), ast.parse(path.read_text())
+
+
+def test_private_attributes_of_others_are_read_in_one_place():
+    """What is relied on beyond documented interfaces is in `installed`, where it is probed."""
+    own, read = set(), {}
+    for path, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, ast.Name):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                if of_self:
+                    own.add(node.attr)
+                elif private and path.parts[0] != "installed":
+                    read.setdefault(node.attr, []).append(f"{path}:{node.lineno}")
+    # Extensions of the Trainer call its methods by `super()`: those are probed by name.
+    probed = {*trainer_methods.FOR_CHECKPOINTS, *trainer_methods.FOR_TRAINING}
+    documented = {"_replace"}  # of a named tuple
+    assert {n: where for n, where in read.items() if n not in own | probed | documented} == {}
+
+
+def test_no_release_of_another_package_is_named_outside_of_one_place():
+    named = re.compile(r"(transformers|torch|accelerate|peft|trl)\s+(from\s+)?\d+\.\d", re.I)
+    for path, tree in _trees():
+        if path.parts[0] == "installed":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not named.search(node.value), f"{path}:{node.lineno}"
 
 
 def test_an_unknown_name_is_an_attribute_error():

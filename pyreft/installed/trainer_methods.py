@@ -9,7 +9,7 @@ from typing import Any
 from pyreft.installed.fact import fact
 
 # Method -> the arguments, beside self, that its extension takes by name.
-_FOR_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
+FOR_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
     "_get_output_dir": ("trial",),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
@@ -17,7 +17,7 @@ _FOR_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
 }
-_FOR_TRAINING: Mapping[str, tuple[str, ...]] = {
+FOR_TRAINING: Mapping[str, tuple[str, ...]] = {
     "_inner_training_loop": (),
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_move_model_to_device": ("model", "device"),
@@ -37,7 +37,7 @@ _FOR_TRAINING: Mapping[str, tuple[str, ...]] = {
 @fact("transformers")
 def trainer_saves_by_methods() -> None:
     """The Trainer calls the methods by which a checkpoint is saved, found and loaded."""
-    _require_methods(_FOR_CHECKPOINTS)
+    _require_methods(FOR_CHECKPOINTS)
 
 
 @fact("transformers")
@@ -45,7 +45,7 @@ def trainer_steps_by_methods() -> None:
     """The Trainer calls the methods by which a batch becomes a loss and a model is placed and
     wrapped.
     """
-    _require_methods(_FOR_TRAINING)
+    _require_methods(FOR_TRAINING)
 
 
 @fact("transformers")
