@@ -4,6 +4,7 @@ import pytest
 import torch
 from encoder_decoder_models import make_generator
 from encoder_decoders import wrap as wrap_two_stacks
+from reft import cache_of, passing
 
 from conftest import make_base
 from pyreft import ReftConfig, get_reft_model
@@ -63,8 +64,8 @@ def test_generate_refuses_a_prompt_and_a_mask_that_do_not_fit(positions, argumen
 def test_generate_takes_a_mask_of_what_the_cache_holds_as_well(given):
     model = wrap()
     expected = model.generate(IDS, max_new_tokens=3, do_sample=False)
-    cache = model.model(IDS[:, :5], use_cache=True).past_key_values
-    arguments = {"past_key_values": cache, "max_new_tokens": 3, "do_sample": False}
+    cache = passing(cache_of(model.model(IDS[:, :5], use_cache=True)), model)
+    arguments = {**cache, "max_new_tokens": 3, "do_sample": False}
     ids = IDS[:, 5:] if given == "the rest" else IDS
     with pytest.raises(ValueError, match=r"got \(1, 9\)"):
         model.generate(input_ids=ids, attention_mask=columns(9), **arguments)
@@ -115,12 +116,9 @@ def test_a_mask_after_a_filled_cache_is_of_all_tokens():
     whole = model(ROWS, attention_mask=mask, position_ids=place).logits[:, 5:]
 
     def rest(mask):
-        cache = model(
-            ROWS[:, :5], attention_mask=before, position_ids=place[:, :5], use_cache=True
-        ).past_key_values
-        return model(
-            ROWS[:, 5:], attention_mask=mask, position_ids=place[:, 5:], past_key_values=cache
-        ).logits
+        first = model(ROWS[:, :5], attention_mask=before, position_ids=place[:, :5], use_cache=True)
+        cache = passing(cache_of(first), model)
+        return model(ROWS[:, 5:], attention_mask=mask, position_ids=place[:, 5:], **cache).logits
 
     before = mask[:, :5]
     torch.testing.assert_close(rest(mask), whole, rtol=0, atol=1e-5)
@@ -135,7 +133,7 @@ def test_positions_told_in_a_call_on_a_filled_cache_count_what_its_mask_admits()
     seen = []
     model.model.model.layers[0].register_forward_hook(lambda *call: seen.append(call[-1].clone()))
     for where in (0, 1):
-        cache = model.model(IDS[:, :5], use_cache=True).past_key_values
+        cache = passing(cache_of(model.model(IDS[:, :5], use_cache=True)), model)
         told = {"intervention_locations": torch.tensor([[[where]]])}
-        model(IDS[:, 5:], attention_mask=mask, past_key_values=cache, **told)
+        model(IDS[:, 5:], attention_mask=mask, **cache, **told)
     assert (seen[1] != seen[3]).any(-1).tolist() == [[False, True, True]]
