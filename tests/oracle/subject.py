@@ -1,0 +1,135 @@
+"""What is tested: a ReftModel made of a case, with the parameters of its reference."""
+
+import copy
+import dataclasses
+
+import torch
+from adapter_cases import NAMES, interventions
+from bases import make, place, with_lora
+from comparing import require
+from formulas import Parameters
+from position_rules import AFTER_LARGE, RefusedError, after_large
+from row_by_row import Edit, Reference, Turn, refuse
+
+import pyreft
+
+pyreft.register_position(AFTER_LARGE, after_large)
+
+
+class Pair:
+    """A model of pyreft's and its reference, of one case.
+
+    Attributes:
+        model: The `ReftModel`.
+        reference: The `Reference`.
+        parameters: The parameters of each adapter's interventions, as `model` has them.
+    """
+
+    def __init__(self, case):
+        self.case = case
+        base = make(case.architecture, case.weights)
+        if case.lora:
+            base = with_lora(base, case.architecture, case.lora, case.seed)
+        self.reference = Reference(copy.deepcopy(base), case.architecture)
+        generator = torch.Generator().manual_seed(case.seed)
+        self.configs = interventions(case)
+        self.parameters = [[self._draw(one, generator) for one in each] for each in self.configs]
+        self.model = self._wrap(copy.deepcopy(base))
+
+    def _draw(self, one, generator):
+        _, _, width, _, _ = place(self.case.architecture, one["layer"], one["component"])
+        shape = (one["kind"], width, one["rank"], one.get("act_fn"), one.get("add_bias", False))
+        return Parameters(*shape, generator)
+
+    def _wrap(self, base):
+        configs = [_config(config) for config in self.case.adapters]
+        model = pyreft.get_reft_model(base, configs[0])
+        for name, config in list(zip(NAMES, configs, strict=False))[1:]:
+            model.add_adapter(name, config)
+        names, weights = zip(*self.case.active, strict=True)
+        model.set_adapter(list(names), list(weights))
+        for name, parameters in zip(NAMES, self.parameters, strict=False):
+            modules = model.adapters[name].interventions.values()
+            for module, one in zip(modules, parameters, strict=True):
+                width = one.tensors["basis"].shape[1]
+                what = f"{type(module).__name__} is {module.embed_dim} wide, its place {width}"
+                require(module.embed_dim == width, what)
+                one.give(module)
+        return model.eval()
+
+    def edits(self, row):
+        """The `Edit`s of a row."""
+        return row_edits(self.case, row, self.parameters)
+
+
+def row_edits(case, row, parameters=None):
+    """The `Edit`s of a row, with parameters or to find positions alone."""
+    found = []
+    for name, weight in case.edits(row):
+        adapter = NAMES.index(name)
+        configs = interventions(case)[adapter]
+        places = [place(case.architecture, c["layer"], c["component"])[:2] for c in configs]
+        for index, config in enumerate(configs):
+            beside = [
+                c["positions"] for c, at in zip(configs, places, strict=True) if at == places[index]
+            ]
+            one = Edit(parameters and parameters[adapter][index], weight, config, tuple(beside))
+            found.append(dataclasses.replace(one, adapter=adapter, **_explicit(case, index, row)))
+    return found
+
+
+def _explicit(case, index, row):
+    """Explicit positions and directions of an intervention in a row."""
+    found = {}
+    if case.locations is not None:
+        rows = case.locations[row]
+        found["positions"] = tuple(rows[index if len(rows) > 1 else 0])
+    if case.subspaces is not None:
+        found["directions"] = tuple(case.subspaces[index][row])
+    return found
+
+
+def refuse_config(case):
+    """Raise RefusedError if two interventions of an adapter meet in every long prompt."""
+    alone = dataclasses.replace(case, names=None, locations=None, subspaces=None)
+    for name in NAMES[: len(case.adapters)]:
+        one = dataclasses.replace(alone, active=((name, 1.0),))
+        refuse(case.architecture, row_edits(one, 0), [Turn(0, 900)], 1000, read=900)
+
+
+def refusal(pair, rows):
+    """Why pyreft must refuse a batch, or None."""
+    try:
+        for row, (ids, n, _, read) in enumerate(rows):
+            length = 0 if read is None else len(read)
+            refuse(pair.case.architecture, pair.edits(row), [Turn(0, n)], len(ids), ids, length)
+    except RefusedError as refused:
+        return str(refused)
+    return None
+
+
+def call(refused, function, **arguments):
+    """What pyreft returns, unless it must refuse the arguments.
+
+    Raises:
+        RefusedError: If it must, and does.
+    """
+    try:
+        outputs = function(**arguments)
+    except ValueError as error:
+        if refused:
+            raise RefusedError(refused) from error
+        raise
+    require(not refused, f"not refused: {refused}")
+    return outputs
+
+
+def _config(config):
+    if "representations" not in config:
+        return pyreft.ReftConfig(**{"dtype": "float64", "rank": 8, **config})
+    listed = []
+    for one in config["representations"]:
+        one = {**one, "intervention": one["kind"], "dtype": "float64"}
+        del one["kind"]
+        listed.append(one)
+    return pyreft.ReftConfig(representations=listed)
