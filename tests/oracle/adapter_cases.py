@@ -22,7 +22,7 @@ SPECS = [
     ),
 ]
 # A shared beginning runs once only if nothing in it is edited.
-LATE_SPECS = ["l1", "l2", "l7", (-1,), (-3, -1), "completion", "l1+completion", "-2"]
+LATE_SPECS = ["l1", "l2", "l7", (-1,), (-3, -1), "completion", "l1+completion", "-2", AFTER_LARGE]
 
 
 def draw_intervention(rng, kinds=KINDS, linear=False):

@@ -1,7 +1,6 @@
 """Tiny base models in float64, and where each has its components, written down by hand."""
 
 import contextlib
-import copy
 import functools
 import inspect
 import sys
@@ -156,7 +155,7 @@ def make(architecture, weights=0):
             assert parameter.isfinite().all(), name
     if model.can_generate():
         model.generation_config.eos_token_id = NO_END
-    model.double()
+    model.double().requires_grad_(False)
     for name, buffer in model.named_buffers():
         if "inv_freq" in name:
             buffer.data = buffer.data.float()
@@ -164,12 +163,12 @@ def make(architecture, weights=0):
 
 
 def with_lora(base, architecture, targets, seed):
-    """PEFT's LoRA on a copy of the model, all of it random."""
+    """Put PEFT's LoRA on a model, all of it random."""
     from peft import LoraConfig, get_peft_model
 
     conv1d = architecture == "gpt2"
     config = LoraConfig(r=2, lora_alpha=3, target_modules=list(targets), fan_in_fan_out=conv1d)
-    model = get_peft_model(copy.deepcopy(base), config).eval()
+    model = get_peft_model(base, config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

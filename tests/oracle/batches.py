@@ -88,8 +88,9 @@ def _two_stacks(case, prompts, completions):
 
 def embedded(model, arguments):
     """The same with embeddings in the place of ids."""
-    ids = arguments.pop("input_ids")
-    return {"inputs_embeds": model.get_input_embeddings()(ids).detach(), **arguments}
+    rest = {name: value for name, value in arguments.items() if name != "input_ids"}
+    embeddings = model.get_input_embeddings()(arguments["input_ids"]).detach()
+    return {"inputs_embeds": embeddings, **rest}
 
 
 def explicit(case):

@@ -17,7 +17,7 @@ from adapter_cases import (
 )
 from bases import CAUSAL, ENCODER_DECODER, LAYERS, LINEAR, PAD, VOCAB
 from generation_cases import draw_generation
-from position_rules import AFTER_LARGE
+from position_rules import AFTER_LARGE, LARGE
 
 TASKS = {
     "forward": 24,
@@ -118,6 +118,8 @@ def _forward(rng, task):
         options["unlabelled_end"] = True
     if architecture in ENCODER_DECODER and ends == "labels" and rng.random() < 0.3:
         options["unlabelled_start"] = True
+    if task == "forward" and rng.random() < 0.15:
+        options["output_hidden_states"] = True
     if task == "gradients" and rng.random() < 0.2:
         options["checkpointing"] = True
     case = Case(
@@ -274,6 +276,9 @@ def texts(case):
     """The ids of each row: prompts and completions, or what encoder and decoder are to predict."""
     rng = random.Random(case.seed)
     shared = token_ids(rng, case.beginning)
+    if AFTER_LARGE in str(case.adapters):
+        # Nothing is edited in what they begin with, and what follows it may be.
+        shared = [3 + token % (LARGE - 3) for token in shared[1:]] + shared[:1]
     prompts = [shared + token_ids(rng, n - case.beginning) for n in case.prompts]
     if case.seed % 4 == 0 and not case.beginning:
         # They repeat, as prompt lookup needs it.

@@ -15,10 +15,10 @@ from subject import call, refusal
 from torch.nn import functional
 
 
-def expected(pair, rows, cache=False):
+def expected(pair, rows, cache=False, **options):
     """The outputs of the reference for each row."""
     return [
-        pair.reference.run(pair.edits(row), [Turn(0, n)], ids, read, cache)
+        pair.reference.run(pair.edits(row), [Turn(0, n)], ids, read, cache, **options)
         for row, (ids, n, _, read) in enumerate(rows)
     ]
 
@@ -52,27 +52,29 @@ def check_forward(pair):
     case = pair.case
     arguments, rows = batch(case)
     refused = refusal(pair, rows)
-    given = dict(arguments)
-    if case.options.get("embeddings"):
-        given = embedded(pair.model, given)
+    given = embedded(pair.model, arguments) if case.options.get("embeddings") else {**arguments}
     cached = case.architecture not in ("bert", "t5", "bart") and case.seed % 2 == 0
     given |= {"use_cache": True} if cached else {}
+    seen = {"output_hidden_states": True} if case.options.get("output_hidden_states") else {}
     with torch.no_grad():
-        outputs = call(refused, pair.model, **given, **explicit(case))
-        wanted = expected(pair, rows, cached)
+        outputs = call(refused, pair.model, **given, **seen, **explicit(case))
+        wanted = expected(pair, rows, cached, **seen)
         compare_rows(pair, arguments, rows, outputs, wanted)
         if case.ends == "labels":
             compare("loss", outputs.loss, loss(wanted, rows, case.architecture))
-    return outputs, wanted
 
 
 def compare_rows(pair, arguments, rows, outputs, wanted, tolerance=None):
     tolerance = {} if tolerance is None else {"tolerance": tolerance}
     for row, ((ids, *_), one) in enumerate(zip(rows, wanted, strict=True)):
+        here = columns(pair, arguments, row, ids)
+        for name in ("hidden_states", "decoder_hidden_states"):
+            layers = [getattr(these, name, None) or () for these in (outputs, one)]
+            for index, (mine, other) in enumerate(zip(*layers, strict=True)):
+                compare(f"{name} {index} of row {row}", mine[row, here], other[0])
         if pair.case.architecture == "bert":
             compare(f"logits of row {row}", outputs.logits[row], one.logits[0], **tolerance)
             continue
-        here = columns(pair, arguments, row, ids)
         compare(f"logits of row {row}", outputs.logits[row, here], one.logits[0], **tolerance)
         if getattr(one, cache_name(pair.model), None) is None or pair.case.two_stacks:
             continue
@@ -101,9 +103,7 @@ def check_gradients(pair):
     case = pair.case
     arguments, rows = batch(case)
     refused = refusal(pair, rows)
-    given = dict(arguments)
-    if case.options.get("embeddings"):
-        given = embedded(pair.model, given)
+    given = embedded(pair.model, arguments) if case.options.get("embeddings") else {**arguments}
     if case.options.get("checkpointing"):
         pair.model.train()
         pair.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -35,6 +35,10 @@ def draw_generation(rng, architecture, prompts, shared):
         options["length_penalty"] = rng.choice([1.0, 0.0, 2.0, -1.0])
         if rng.random() < 0.3:
             options["early_stopping"] = True
+        if rng.random() < 0.3:
+            options |= _draw_processors(rng, prompts, two_stacks)
+        if rng.random() < 0.2:
+            options |= {"do_sample": True, "temperature": rng.choice([0.5, 3.0])}
     if way == "ends" or rng.random() < 0.2:
         options["eos_token_id"] = sorted(rng.sample(range(3, VOCAB), 8))
     if rng.random() < 0.15 and way not in ("assisted", "lookup", "beams") and not two_stacks:

@@ -30,7 +30,7 @@ CHECKS = {
     "export": check_export,
     "combine": check_combine,
 }
-SAME, REFUSED, DIFFERS = "same", "refused", "differs"
+SAME, REFUSED, DIFFERS, BARE = "same", "refused", "differs", "bare"
 
 
 class Result(NamedTuple):
@@ -39,8 +39,8 @@ class Result(NamedTuple):
     Args:
         seed: Of the case; the others are drawn from it.
         case: The case.
-        outcome: SAME, REFUSED (as it must be) or DIFFERS.
-        reason: Of the latter two.
+        outcome: SAME, REFUSED (as it must be), DIFFERS, or BARE: the bare model differs as well.
+        reason: Of all but SAME.
     """
 
     seed: int
@@ -49,7 +49,7 @@ class Result(NamedTuple):
     reason: str = ""
 
     def __str__(self):
-        return f"seed {self.seed}: {self.reason}\n    {self.case}"
+        return f"seed {self.seed}, {self.outcome}: {self.reason}\n    {self.case}"
 
 
 def run_seed(seed):
@@ -73,16 +73,37 @@ def _run(case):
         CHECKS[case.task](pair)
     except RefusedError as refused:
         return REFUSED, str(refused)
-    except DifferenceError as difference:
-        return DIFFERS, str(difference)
     # Whatever is raised is a difference, and other cases are still to be run.
     except Exception as error:
         if must_refuse and isinstance(error, ValueError):
             return REFUSED, must_refuse
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{Path(where.filename).name}:{where.lineno}"
-        return DIFFERS, f"{type(error).__name__} at {at}: {str(error)[:300]}"
+        return BARE if _bare_differs(case) else DIFFERS, _describe(error)
     return SAME, ""
+
+
+def _bare_differs(case):
+    """Whether transformers by itself does in this case what differs from each row by itself."""
+    if case.task not in ("generate", "shared", "cached"):
+        return False
+    try:
+        pair = Pair(case)
+    except Exception:
+        return False
+    pair.bare = True
+    try:
+        with pair.model.disable_adapter():
+            CHECKS[case.task](pair)
+    except Exception:
+        return True
+    return False
+
+
+def _describe(error):
+    if isinstance(error, DifferenceError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    at = f"{Path(where.filename).name}:{where.lineno}"
+    return f"{type(error).__name__} at {at}: {str(error)[:300]}"
 
 
 def category(result):
@@ -98,11 +119,13 @@ def summary(results, shown=10):
         counts[category(result)][result.outcome] += 1
         counts["all"][result.outcome] += 1
         counts[f"on {result.case.architecture}"][result.outcome] += 1
-    lines = [f"{'':22}{SAME:>9}{REFUSED:>9}{DIFFERS:>9}"]
+    outcomes = (SAME, REFUSED, BARE, DIFFERS)
+    lines = ["".join(f"{outcome:>9}" for outcome in outcomes) + "   (bare: in transformers too)"]
     for name in sorted(counts):
-        one = counts[name]
-        lines.append(f"{name:22}{one[SAME]:9}{one[REFUSED]:9}{one[DIFFERS]:9}")
+        numbers = "".join(f"{counts[name][outcome]:9}" for outcome in outcomes)
+        lines.append(f"{numbers}   {name}")
     differ = [result for result in results if result.outcome == DIFFERS]
+    differ += [result for result in results if result.outcome == BARE][:2]
     return "\n".join([*lines, *map(str, differ[:shown])])
 
 

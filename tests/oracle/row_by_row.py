@@ -153,14 +153,14 @@ class Reference:
             if side == "input":
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
-                handles.append(module.register_forward_hook(after))
+                handles.append(module.register_forward_hook(after, prepend=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def run(self, edits, turns, ids, read=None, cache=False):
+    def run(self, edits, turns, ids, read=None, cache=False, **options):
         """Whole rows of one text's beginning, without padding -> the outputs of the model.
 
         Args:
@@ -168,6 +168,7 @@ class Reference:
             ids: (t,), or (B, t) of several continuations; of the decoder, if there is one.
             read: (t,), what an encoder reads.
             cache: Whether to return one.
+            **options: For the base model.
         """
         ids = torch.atleast_2d(ids)
         texts = {"input_ids": ids}
@@ -177,7 +178,7 @@ class Reference:
             texts["use_cache"] = cache
         with self.editing(edits, turns, ids[0]):
             # Not called, so that `answering` does not answer.
-            return bare(self.base).forward(**texts)
+            return bare(self.base).forward(**texts, **options)
 
     @contextlib.contextmanager
     def answering(self, edits, rows, mask):

@@ -8,7 +8,7 @@ from adapter_cases import NAMES, interventions
 from bases import make, place, with_lora
 from comparing import require
 from formulas import Parameters
-from position_rules import AFTER_LARGE, RefusedError, after_large
+from position_rules import AFTER_LARGE, RefusedError, after_large, split
 from row_by_row import Edit, Reference, Turn, refuse
 
 import pyreft
@@ -23,18 +23,23 @@ class Pair:
         model: The `ReftModel`.
         reference: The `Reference`.
         parameters: The parameters of each adapter's interventions, as `model` has them.
+        bare: Whether nothing is edited in the reference, as in a model whose adapter is disabled.
     """
 
     def __init__(self, case):
         self.case = case
-        base = make(case.architecture, case.weights)
+        base = copy.deepcopy(make(case.architecture, case.weights))
+        # The reference changes nothing, so that it takes the one that all cases share.
+        beside = make(case.architecture, case.weights)
         if case.lora:
             base = with_lora(base, case.architecture, case.lora, case.seed)
-        self.reference = Reference(copy.deepcopy(base), case.architecture)
+            beside = copy.deepcopy(base)
+        self.reference = Reference(beside, case.architecture)
         generator = torch.Generator().manual_seed(case.seed)
         self.configs = interventions(case)
         self.parameters = [[self._draw(one, generator) for one in each] for each in self.configs]
-        self.model = self._wrap(copy.deepcopy(base))
+        self.model = self._wrap(base)
+        self.bare = False
 
     def _draw(self, one, generator):
         _, _, width, _, _ = place(self.case.architecture, one["layer"], one["component"])
@@ -59,7 +64,7 @@ class Pair:
 
     def edits(self, row):
         """The `Edit`s of a row."""
-        return row_edits(self.case, row, self.parameters)
+        return [] if self.bare else row_edits(self.case, row, self.parameters)
 
 
 def row_edits(case, row, parameters=None):
@@ -90,11 +95,18 @@ def _explicit(case, index, row):
 
 
 def refuse_config(case):
-    """Raise RefusedError if two interventions of an adapter meet in every long prompt."""
+    """Raise RefusedError if two interventions of an adapter meet in every long prompt, or one is
+    of what an encoder does not read, a completion."""
     alone = dataclasses.replace(case, names=None, locations=None, subspaces=None)
     for name in NAMES[: len(case.adapters)]:
         one = dataclasses.replace(alone, active=((name, 1.0),))
-        refuse(case.architecture, row_edits(one, 0), [Turn(0, 900)], 1000, read=900)
+        edits = row_edits(one, 0)
+        refuse(case.architecture, edits, [Turn(0, 900)], 1000, read=900)
+        for edit in edits:
+            *_, stack = place(case.architecture, edit.config["layer"], edit.config["component"])
+            words = set(split(edit.config["positions"]))
+            if stack == "encoder" and "completion" in words and "prompt" not in words:
+                raise RefusedError("an encoder reads no completion")
 
 
 def refusal(pair, rows):
