@@ -173,7 +173,10 @@ def check_export(pair):
         warnings.simplefilter("ignore")
         pair.model.export_lora(f"{directory}/lora")
         base = copy.deepcopy(make(pair.case.architecture, pair.case.weights))
-        lora = PeftModel.from_pretrained(base, f"{directory}/lora").double()
+        lora = PeftModel.from_pretrained(base, f"{directory}/lora")
+        for name, parameter in lora.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.double()
     compare_rows(pair, arguments, rows, _no_grad(lora, **arguments), wanted, ROUNDED)
 
 

@@ -116,13 +116,15 @@ class Reference:
         return place(self.architecture, config["layer"], config["component"])
 
     @contextlib.contextmanager
-    def editing(self, edits, turns, ids=None):
+    def editing(self, edits, turns, ids=None, in_place=False):
         """Edit in forward passes on one text inside the block.
 
         Args:
             edits: The `Edit`s.
             turns: The `Turn`s of the text, or of the decoder's.
             ids: (t,), of the text.
+            in_place: Whether to overwrite outputs, so that transformers' record of hidden states,
+                which early 5.x makes before any hook, has the edited ones.
         """
         sites, handles = {}, []
         for edit in edits:
@@ -146,9 +148,10 @@ class Reference:
                 return args, {**kwargs, "hidden_states": hidden}
 
             def after(module, args, output, here=here, stack=stack):
-                if isinstance(output, torch.Tensor):
-                    return change(output, here, stack)
-                return (change(output[0], here, stack), *output[1:])
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                changed = change(hidden, here, stack)
+                changed = hidden.copy_(changed) if in_place else changed
+                return changed if output is hidden else (changed, *output[1:])
 
             if side == "input":
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -176,7 +179,7 @@ class Reference:
             texts = {"input_ids": read[None].expand(len(ids), -1), "decoder_input_ids": ids}
         if bare(self.base).can_generate():
             texts["use_cache"] = cache
-        with self.editing(edits, turns, ids[0]):
+        with self.editing(edits, turns, ids[0], in_place="output_hidden_states" in options):
             # Not called, so that `answering` does not answer.
             return bare(self.base).forward(**texts, **options)
 
