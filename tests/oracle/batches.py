@@ -1,9 +1,31 @@
 """Batches of a case: padded, and row by row without padding."""
 
+import random
+
 import torch
-from bases import PAD
-from cases import texts
+from bases import PAD, VOCAB
+from position_rules import AFTER_LARGE, LARGE
 from row_by_row import shifted
+
+
+def token_ids(rng, length, low=3):
+    return [rng.randrange(low, VOCAB) for _ in range(length)]
+
+
+def texts(case):
+    """The ids of each row: prompts and completions, or what encoder and decoder are to predict."""
+    rng = random.Random(case.seed)
+    shared = token_ids(rng, case.beginning)
+    if AFTER_LARGE in str(case.adapters):
+        # Nothing is edited in what they begin with, and what follows it may be.
+        shared = [3 + token % (LARGE - 3) for token in shared[1:]] + shared[:1]
+    prompts = [shared + token_ids(rng, n - case.beginning) for n in case.prompts]
+    if case.seed % 4 == 0 and not case.beginning:
+        # They repeat, as prompt lookup needs it.
+        prompts = [(row[: len(row) // 2 + 1] * 2)[: len(row)] for row in prompts]
+    completions = [token_ids(rng, n) for n in case.completions]
+    assert all(PAD not in row for row in prompts)
+    return prompts, completions
 
 
 def padded(rows, side, extra=0, fill=PAD):

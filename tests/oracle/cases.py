@@ -15,9 +15,9 @@ from adapter_cases import (
     draw_several,
     interventions,
 )
-from bases import CAUSAL, ENCODER_DECODER, LAYERS, LINEAR, PAD, VOCAB
+from bases import CAUSAL, ENCODER_DECODER, LAYERS, LINEAR
 from generation_cases import draw_generation
-from position_rules import AFTER_LARGE, LARGE
+from position_rules import AFTER_LARGE
 
 TASKS = {
     "forward": 24,
@@ -29,6 +29,9 @@ TASKS = {
     "export": 2,
     "combine": 4,
 }
+
+
+HISTORY = ["warm", "switched", "saved"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Case:
         padding, extra: The side, and how many columns pad every row.
         ends: What tells where prompts end: "labels", "completion_mask" or None.
         options: Of `forward` (how the batch is given), or of `generate`.
+        history: What happened to the model before: "warm" (it ran with other parameters),
+            "switched" (adapters came and went), "saved" (it was loaded from a file).
         then: How it goes on from the cache that is returned: "forward", "generate" or None.
         locations, subspaces: Explicit positions and directions, for one adapter.
     """
@@ -67,6 +72,7 @@ class Case:
     extra: int = 0
     ends: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: tuple[str, ...] = ()
     then: str | None = None
     locations: Any = None
     subspaces: Any = None
@@ -90,7 +96,12 @@ def draw(seed):
     """The case of a seed."""
     rng = random.Random(seed)
     task = rng.choices(list(TASKS), list(TASKS.values()))[0]
-    return dataclasses.replace(_DRAW[task](rng, task), seed=seed, weights=rng.randrange(3))
+    case = dataclasses.replace(_DRAW[task](rng, task), seed=seed, weights=rng.randrange(3))
+    history = [one for one in HISTORY if rng.random() < 0.12]
+    if case.lora and "saved" in history:
+        # PEFT's LoRA is not of an adapter's file where several share it.
+        history.remove("saved")
+    return dataclasses.replace(case, history=tuple(history))
 
 
 def _lengths(rng, rows, low, high):
@@ -168,10 +179,14 @@ def _generate(rng, task):
     if shared:
         beginning = rng.choice([33, 36, 40])
         prompts = tuple(beginning + rng.randint(1, 9) for _ in prompts)
+        if rng.random() < 0.1:
+            # All prompts are the same text.
+            prompts = (beginning,) * rows
     options, then = draw_generation(rng, architecture, prompts, shared)
     if options.pop("alone", False):
         rows, prompts = 1, prompts[:1]
-    adapters = draw_several(rng, rows, architecture, specs=LATE_SPECS if shared else SPECS)
+    late = LATE_SPECS if rng.random() < 0.85 else SPECS
+    adapters = draw_several(rng, rows, architecture, specs=late if shared else SPECS)
     if AFTER_LARGE in str(adapters):
         options.pop("embeddings", None)
     case = Case(
@@ -184,7 +199,7 @@ def _generate(rng, task):
         beginning=beginning,
         lora=draw_lora(rng, architecture),
         padding="right" if architecture in ENCODER_DECODER else "left",
-        extra=rng.choice([0, 0, 0, 2]) if not shared else 0,
+        extra=rng.choice([0, 0, 0, 2]),
         options=options,
         then=then,
     )
@@ -266,23 +281,3 @@ def _combine(rng, task):
 
 _DRAW = {"forward": _forward, "gradients": _forward, "generate": _generate, "shared": _generate}
 _DRAW |= {"cached": _cached, "merge": _merge, "export": _merge, "combine": _combine}
-
-
-def token_ids(rng, length, low=3):
-    return [rng.randrange(low, VOCAB) for _ in range(length)]
-
-
-def texts(case):
-    """The ids of each row: prompts and completions, or what encoder and decoder are to predict."""
-    rng = random.Random(case.seed)
-    shared = token_ids(rng, case.beginning)
-    if AFTER_LARGE in str(case.adapters):
-        # Nothing is edited in what they begin with, and what follows it may be.
-        shared = [3 + token % (LARGE - 3) for token in shared[1:]] + shared[:1]
-    prompts = [shared + token_ids(rng, n - case.beginning) for n in case.prompts]
-    if case.seed % 4 == 0 and not case.beginning:
-        # They repeat, as prompt lookup needs it.
-        prompts = [(row[: len(row) // 2 + 1] * 2)[: len(row)] for row in prompts]
-    completions = [token_ids(rng, n) for n in case.completions]
-    assert all(PAD not in row for row in prompts)
-    return prompts, completions

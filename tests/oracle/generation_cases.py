@@ -52,6 +52,10 @@ def draw_generation(rng, architecture, prompts, shared):
         options["embeddings"] = True
         options["max_new_tokens"] = options.get("max_new_tokens", 4)
         options.pop("max_length", None)
+    if two_stacks and rng.random() < 0.3:
+        options["decoder_prompt"] = rng.randint(1, 4)
+    if way != "assisted" and rng.random() < 0.15:
+        options["object"] = True
     return options, then
 
 

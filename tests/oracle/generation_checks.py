@@ -3,15 +3,16 @@
 import copy
 
 import torch
-from bases import NO_END, START, cache_name, make
-from batches import embedded, explicit, padded, token_positions
-from cases import texts
+from bases import NO_END, PAD, START, VOCAB, cache_name, make
+from batches import embedded, explicit, padded, texts, token_positions
 from comparing import compare, require
 from forward_checks import compare_cache
 from row_by_row import Turn
 from subject import call, refusal
+from transformers import GenerationConfig
 
-_OWN = ("way", "embeddings", "alone")
+_OWN = ("way", "embeddings", "alone", "decoder_prompt", "object")
+_TOKENS = {"pad_token_id": PAD, "eos_token_id": NO_END, "decoder_start_token_id": START}
 # What changes how tokens are computed, and not which.
 _WAYS = ("use_cache", "cache_implementation", "disable_compile", "prefill_chunk_size")
 _WAYS += ("prompt_lookup_num_tokens", "assistant_model")
@@ -26,8 +27,15 @@ def prompts(case):
         del arguments["attention_mask"]
     seen = [torch.tensor(row) for row in rows]
     if case.two_stacks:
-        start = torch.tensor([START])
-        return arguments, [(start, 1, None, row) for row in seen], mask
+        generator = torch.Generator().manual_seed(case.seed)
+        given = case.options.get("decoder_prompt", 0)
+        starts = torch.randint(3, VOCAB, (len(rows), 1 + given), generator=generator)
+        starts[:, 0] = START
+        if given:
+            # With the start token, or without it, which generate then puts before.
+            arguments["decoder_input_ids"] = starts[:, case.seed % 2 :]
+        prompts = zip(starts, seen, strict=True)
+        return arguments, [(start, 1 + given, None, row) for start, row in prompts], mask
     return arguments, [(row, len(row), None, None) for row in seen], mask
 
 
@@ -45,22 +53,25 @@ def check_generation(pair):
         options["assistant_model"] = copy.deepcopy(make(case.architecture, case.weights + 1))
     given = embedded(pair.model, arguments) if case.options.get("embeddings") else arguments
     options = {"do_sample": False, **options}
+    if case.options.get("object"):
+        given = {**given, "generation_config": GenerationConfig(**_TOKENS | options)}
     torch.manual_seed(case.seed)
-    outputs = call(refused, pair.model.generate, **given, **options, **explicit(case))
+    told = {} if "generation_config" in given else options
+    outputs = call(refused, pair.model.generate, **given, **told, **explicit(case))
     edits = [pair.edits(row) for row in range(len(rows))]
     for name in _WAYS:
         options.pop(name, None)
     torch.manual_seed(case.seed)
     with pair.reference.answering(edits, rows, mask) as base:
         wanted = base.generate(**arguments, **options, use_cache=False)
-    compare_generated(case, mask, outputs, wanted, plain)
+    begin = rows[0][1] if case.two_stacks else mask.shape[1]
+    compare_generated(case, begin, outputs, wanted, plain)
     if case.then:
         check_next_turn(pair, rows, mask, outputs)
 
 
-def compare_generated(case, mask, outputs, wanted, options):
-    """All that `generate` returns, up to where each row ends."""
-    begin = 1 if case.two_stacks else mask.shape[1]
+def compare_generated(case, begin, outputs, wanted, options):
+    """All that `generate` returns after `begin` tokens, up to where each row ends."""
     found = outputs.sequences[:, 0 if case.options.get("embeddings") else begin :]
     expected = wanted.sequences[:, begin:]
     for row, (mine, other) in enumerate(zip(found, expected, strict=True)):
@@ -99,7 +110,7 @@ def check_next_turn(pair, rows, mask, outputs):
     case, generated = pair.case, outputs.sequences[:, mask.shape[1] :]
     new = generated.shape[1]
     generator = torch.Generator().manual_seed(case.seed + 1)
-    more = torch.randint(3, 61, (len(rows), 1 + case.seed % 4), generator=generator)
+    more = torch.randint(3, VOCAB, (len(rows), 1 + case.seed % 4), generator=generator)
     cache = getattr(outputs, cache_name(pair.model))
     whole = [torch.cat([ids, tokens]) for (ids, *_), tokens in zip(rows, generated, strict=True)]
     cached = mask.shape[1] + new - 1
@@ -171,7 +182,7 @@ def check_cached(pair):
         whole = [ids for ids, *_ in rows]
         turns = [[Turn(0, n), Turn(n, None)] for _, n, *_ in rows]
         generator = torch.Generator().manual_seed(case.seed + 1)
-        more = torch.randint(3, 61, (len(rows), case.completions[0]), generator=generator)
+        more = torch.randint(3, VOCAB, (len(rows), case.completions[0]), generator=generator)
         ids = torch.cat([arguments["input_ids"], more], 1)
         cache = getattr(outputs, cache_name(pair.model))
         go_on(pair, turns, whole, ids, mask, more, cache)

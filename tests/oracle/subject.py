@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import tempfile
 
 import torch
 from adapter_cases import NAMES, interventions
@@ -39,6 +40,8 @@ class Pair:
         self.configs = interventions(case)
         self.parameters = [[self._draw(one, generator) for one in each] for each in self.configs]
         self.model = self._wrap(base)
+        if "saved" in case.history:
+            self.model = self._reload(self.model)
         self.bare = False
 
     def _draw(self, one, generator):
@@ -51,8 +54,14 @@ class Pair:
         model = pyreft.get_reft_model(base, configs[0])
         for name, config in list(zip(NAMES, configs, strict=False))[1:]:
             model.add_adapter(name, config)
-        names, weights = zip(*self.case.active, strict=True)
-        model.set_adapter(list(names), list(weights))
+        if "switched" in self.case.history:
+            model.add_adapter("gone", pyreft.ReftConfig(positions="f1", rank=2))
+            model.set_adapter("gone")
+        self._activate(model)
+        if "switched" in self.case.history:
+            model.delete_adapter("gone")
+        if "warm" in self.case.history:
+            _run(model.eval())
         for name, parameters in zip(NAMES, self.parameters, strict=False):
             modules = model.adapters[name].interventions.values()
             for module, one in zip(modules, parameters, strict=True):
@@ -62,9 +71,36 @@ class Pair:
                 one.give(module)
         return model.eval()
 
+    def _activate(self, model):
+        names, weights = zip(*self.case.active, strict=True)
+        model.set_adapter(list(names), list(weights))
+
+    def _reload(self, model):
+        """The same from a file, on the base model that it is taken off."""
+        with tempfile.TemporaryDirectory() as directory:
+            model.set_adapter("default")
+            model.save_pretrained(directory)
+            model = pyreft.ReftModel.from_pretrained(model.unwrap(), directory)
+            for name in NAMES[1 : len(self.parameters)]:
+                model.load_adapter(directory, name, subfolder=name)
+        self._activate(model)
+        return model.eval()
+
     def edits(self, row):
         """The `Edit`s of a row."""
         return [] if self.bare else row_edits(self.case, row, self.parameters)
+
+
+@torch.no_grad()
+def _run(model):
+    """One pass on some batch; whatever is kept of it must not be used for another."""
+    ids = torch.arange(3, 43).view(2, 20)
+    if model.config.is_encoder_decoder:
+        model(input_ids=ids, decoder_input_ids=ids)
+    elif model.can_generate():
+        model.generate(input_ids=ids, max_new_tokens=2)
+    else:
+        model(input_ids=ids)
 
 
 def row_edits(case, row, parameters=None):
