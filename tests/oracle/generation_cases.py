@@ -26,7 +26,9 @@ def draw_generation(rng, architecture, prompts, shared):
     if way == "uncached" or (way in ("processors", "sampling", "beams") and rng.random() < 0.2):
         options["use_cache"] = False
     if way in ("processors", "sampling") and rng.random() < (1 if way == "processors" else 0.6):
-        options |= _draw_processors(rng, prompts, two_stacks)
+        options |= _draw_processors(
+            rng, 1 if two_stacks else max(prompts), options["max_new_tokens"]
+        )
     if way == "sampling":
         options |= _draw_sampling(rng)
     if way == "beams":
@@ -36,7 +38,9 @@ def draw_generation(rng, architecture, prompts, shared):
         if rng.random() < 0.3:
             options["early_stopping"] = True
         if rng.random() < 0.3:
-            options |= _draw_processors(rng, prompts, two_stacks)
+            options |= _draw_processors(
+                rng, 1 if two_stacks else max(prompts), options["max_new_tokens"]
+            )
         if rng.random() < 0.2:
             options |= {"do_sample": True, "temperature": rng.choice([0.5, 3.0])}
     if way == "ends" or rng.random() < 0.2:
@@ -59,16 +63,16 @@ def draw_generation(rng, architecture, prompts, shared):
     return options, then
 
 
-def _draw_processors(rng, prompts, two_stacks):
-    width = 1 if two_stacks else max(prompts)
+def _draw_processors(rng, width, new):
+    # Of `width` tokens before, and `new` that are generated.
     some_ids = rng.sample(range(3, VOCAB), 6)
     drawn = {
         "repetition_penalty": rng.choice([1.3, 3.0, 0.5]),
         "encoder_repetition_penalty": rng.choice([1.5, 3.0]),
         "no_repeat_ngram_size": rng.choice([1, 2, 3]),
         "encoder_no_repeat_ngram_size": rng.choice([1, 2]),
-        "min_length": width + rng.randint(1, 5),
-        "min_new_tokens": rng.randint(1, 5),
+        "min_length": width + rng.randint(1, new),
+        "min_new_tokens": rng.randint(1, new),
         "exponential_decay_length_penalty": (1, 1.5),
         "bad_words_ids": [[some_ids[0]], some_ids[1:3]],
         "sequence_bias": [[[some_ids[3]], 3.0], [some_ids[4:6], -4.0]],
