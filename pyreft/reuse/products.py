@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from pyreft.installed.products import onednn_linear, onednn_multiplies
 from pyreft.reuse.layers import replaced
 from pyreft.reuse.plan import is_checkpointed
 
@@ -34,7 +35,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -72,16 +73,10 @@ def _conv1d(module: Conv1D, x: Tensor) -> Tensor:
 _FORWARDS: dict[type, Callable[..., Any]] = {nn.Linear: _linear, Conv1D: _conv1d}
 
 
-# Whether torch has oneDNN's product, and a CPU that it is made for.
-_THERE = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-
-
 def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if not (_THERE and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):
+    if not (onednn_multiplies.holds and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled(
+        "cpu"
+    ):
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return False

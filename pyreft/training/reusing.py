@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import is_compiled_module
 from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
+from pyreft.installed.modules import is_compiled
 from pyreft.modeling.components import running_model
 from pyreft.reuse import FrozenReuse
 from pyreft.reuse.plan import counts_tokens
@@ -129,7 +129,7 @@ class ReusesFrozen(Trainer):
             self._labelled = LabelledLoss(base, model)
             reason = self._labelled.reason
             done = f"runs on every token: {reason}" if reason else "runs on labelled tokens alone"
-            logger.info(f"The output head {done}.")
+            (logger.warning if self._labelled.lost else logger.info)(f"The output head {done}.")
         return self._labelled if self._labelled.possible else None
 
     def _count_tokens(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class ReusesFrozen(Trainer):
         """What of the trainer's makes reuse impossible, if anything."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "the base model is sharded"
-        if self.args.torch_compile or is_compiled_module(model):
+        if self.args.torch_compile or is_compiled(model):
             return "the model is compiled"
         if getattr(self.accelerator, "parallelism_config", None) is not None:
             return "one text is computed by several processes"

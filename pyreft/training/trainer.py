@@ -11,6 +11,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
+from pyreft.installed.trainer_methods import trainer_steps_by_methods
 from pyreft.modeling import ReftModel
 from pyreft.modeling.lora import frozen_lora
 from pyreft.training.checkpoints import AdapterCheckpoints
@@ -55,6 +56,7 @@ class ReftTrainer(
             is an input of the model.
         OSError: While training, if a checkpoint cannot be saved; older ones stay.
         FloatingPointError: While training, if the loss is NaN or infinite.
+        UnsupportedReleaseError: If the installed Trainer works in a way that is not known.
     """
 
     # Columns, where the Trainer declares None.
@@ -70,6 +72,7 @@ class ReftTrainer(
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        trainer_steps_by_methods.require(type(self).__name__)
         if model is not None and not isinstance(model, ReftModel):
             raise TypeError(
                 f"{type(self).__name__} trains a ReftModel, got {type(model).__name__}: wrap the "

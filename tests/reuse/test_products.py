@@ -8,10 +8,13 @@ from reused import BASES, make_model, make_trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyreft.reuse.products import _THERE, multiply, multiplying
+from pyreft.installed.products import onednn_multiplies
+from pyreft.reuse.products import multiply, multiplying
 from pyreft.training.chunks import PlainChunkedLoss
 
-fast = pytest.mark.skipif(not _THERE, reason="this CPU or torch has no product of oneDNN's")
+fast = pytest.mark.skipif(
+    not onednn_multiplies.holds, reason="this CPU or torch has no product of oneDNN's"
+)
 
 
 class Products(TorchDispatchMode):
