@@ -133,6 +133,9 @@ def _forward(rng, task):
         options["output_hidden_states"] = True
     if task == "gradients" and rng.random() < 0.2:
         options["checkpointing"] = True
+    # BART counts positions from the first column, BERT classifies what is there, and a loss has
+    # padding before the first token predict that token, if it has a label.
+    to_either_side = architecture not in ("bart", "bert") and min(prompts) > 0
     case = Case(
         seed=0,
         task=task,
@@ -141,8 +144,7 @@ def _forward(rng, task):
         prompts=prompts,
         completions=completions,
         lora=draw_lora(rng, architecture),
-        # BART counts positions from the first column, and BERT classifies what is there.
-        padding="right" if architecture in ("bart", "bert") else rng.choice(["left", "right"]),
+        padding=rng.choice(["left", "right"]) if to_either_side else "right",
         extra=rng.choice([0, 0, 0, 2]),
         ends=ends,
         options=options,
@@ -253,8 +255,7 @@ def _merge(rng, task):
 
 
 def _combine(rng, task):
-    """Adapters whose weighted sum is one adapter: their edits only add, at positions that are the
-    same or of different ends."""
+    """Adapters whose weighted sum is one adapter, if they have the same positions or places."""
     architecture = rng.choice([*CAUSAL, "bert"])
     component, heads = draw_place(rng, architecture)
     adapters = []
@@ -264,8 +265,9 @@ def _combine(rng, task):
         config["positions"] = rng.choice(["f2", "f7", "f1"] if index == 0 else ["l1", "l2", "l7"])
         config["layers"] = rng.choice(["all", [0], [1]])
         adapters.append(config | ({"heads": heads} if heads else {}))
-    if rng.random() < 0.4:
-        adapters[1]["positions"] = adapters[0]["positions"]
+    if rng.random() < 0.6:
+        same = rng.choice(["f7", "l7", "f2+l1", "f7+l7", "all", "prompt", (0, -1)])
+        adapters = [config | {"positions": same} for config in adapters]
     rows = rng.choice([1, 2, 3])
     return Case(
         seed=0,

@@ -183,7 +183,14 @@ def check_export(pair):
 def check_combine(pair):
     """One adapter does what several do with their weights."""
     names, weights = zip(*pair.case.active, strict=True)
-    pair.model.add_weighted_adapter(list(names), list(weights), "sum")
+    ends = {(c["layer"], c["component"]): set() for each in pair.configs for c in each}
+    for each in pair.configs:
+        for config in each:
+            ends[config["layer"], config["component"]].add(str(config["positions"]))
+    # On short prompts the ends of two adapters meet, and those of one do not.
+    refused = "ends of different adapters" if max(map(len, ends.values())) > 1 else None
+    arguments = {"weights": list(weights), "adapter_name": "sum"}
+    call(refused, pair.model.add_weighted_adapter, adapters=list(names), **arguments)
     pair.model.set_adapter("sum")
     check_forward(pair)
 
