@@ -1,8 +1,11 @@
 """Tiny models of three architectures, with random weights, and a tokenizer made on the spot."""
 
 import os
+import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Of the random cases in tests/oracle: others in each run, the same in all of its processes.
+os.environ.setdefault("PYREFT_ORACLE_SEED", str(random.SystemRandom().randrange(10**9)))
 
 import pytest
 import torch
@@ -26,6 +29,10 @@ KINDS = ["loreft", "noreft", "direft", "nodireft", "consreft", "lobireft"]
 # The kinds that edit along orthonormal directions, and those that learn a constant.
 ORTHONORMAL = ["loreft", "direft", "consreft", "lobireft"]
 CONSTANT = ["consreft", "lobireft"]
+
+
+def pytest_report_header():
+    return f"PYREFT_ORACLE_SEED={os.environ['PYREFT_ORACLE_SEED']}"
 
 
 def make_llama(**changes):
