@@ -38,9 +38,14 @@ def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
     yield from module._forward_pre_hooks.values()
 
 
-def output_hooks(module: nn.Module) -> int:
-    """The number of hooks on a module that see its output."""
-    return len(module._forward_hooks)
+def output_hooks_of_others(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """The hooks on a module that see its output, but for pyreft's."""
+    return (hook for hook in module._forward_hooks.values() if not is_own(hook))
+
+
+def is_own(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is pyreft's."""
+    return str(hook.__module__).startswith("pyreft.")
 
 
 @fact("torch")

@@ -5,7 +5,7 @@ hidden (B, T, D) --gather--> (G, P, D) --interventions--> (G, P, D) --scatter-->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from pyreft.installed.modules import (
     functions_name_saved_outputs,
     is_view,
     modules_list_hooks,
-    output_hooks,
+    output_hooks_of_others,
     saves_output,
 )
 from pyreft.modeling.slots import Slots
@@ -126,7 +126,7 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
         return False
     if is_view(hidden) or not hidden.is_contiguous():
         return False
-    if output_hooks(module) > 1 or any(output_hooks(m) for m in _below(module)):
+    if any(any(output_hooks_of_others(m)) for m in module.modules()):
         return False
     if hidden.requires_grad and hidden.grad_fn is None:
         return False
@@ -134,7 +134,3 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
     if any(isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs):
         return False
     return not saves_output(hidden.grad_fn)
-
-
-def _below(module: nn.Module) -> Iterator[nn.Module]:
-    return (m for m in module.modules() if m is not module)

@@ -21,6 +21,7 @@ from pyreft.installed.modules import (
     dropout_rate,
     hooks_of,
     is_compiled,
+    is_own,
     modules_list_hooks,
     modules_say_if_compiled,
     tensors_count_writes,
@@ -189,7 +190,7 @@ def _hooked(base: Any) -> str | None:
     for name, module in base.named_modules():
         for hook in hooks_of(module):
             # Ours edit what they are told to.
-            if not (str(hook.__module__).startswith("pyreft.") or captures_outputs(hook)):
+            if not (is_own(hook) or captures_outputs(hook)):
                 return name or "the model"
     return None
 

@@ -29,7 +29,7 @@ from pyreft.installed.modules import (
     is_compiled,
     modules_list_hooks,
     modules_say_if_compiled,
-    output_hooks,
+    output_hooks_of_others,
 )
 from pyreft.installed.tuners import is_peft_model
 from pyreft.modeling.boundary import shift_labels
@@ -98,7 +98,7 @@ class LabelledLoss:
 
     def _watched(self) -> bool:
         """Whether hooks of others see the logits, or gather a head that lies in shards."""
-        return any(forward_hooks_of(self._head)) or output_hooks(self._base) > 0
+        return any(forward_hooks_of(self._head)) or any(output_hooks_of_others(self._base))
 
     @property
     def possible(self) -> bool:
