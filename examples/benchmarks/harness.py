@@ -34,9 +34,16 @@ ENVIRONMENTS = {
         ["--no-deps", "pyreft==0.1.0", "pyvene==0.1.8"],
     ],
     "adapters": [["torch==2.13.0"], ["adapters==1.3.0", "accelerate"]],
+    "other": [["torch==2.13.0"], ["-e", str(HERE.parents[1])], ["transformers==5.23.0"]],
 }
-ENVIRONMENT_OF = {"upstream": "upstream", "adapter-hub": "adapters"}
+ENVIRONMENT_OF = {
+    "upstream": "upstream",
+    "adapter-hub": "adapters",
+    "pyreft, other release": "other",
+}
 METHODS = ["pyreft", "pyreft, no reuse", "bare", "upstream", "lora", "adapter-hub"]
+# pyreft on another transformers: two_releases.py alone runs it.
+OTHER_RELEASE = "pyreft, other release"
 
 
 def parse(description: str, methods: list[str], *more: tuple[str, dict]) -> argparse.Namespace:
@@ -49,7 +56,9 @@ def parse(description: str, methods: list[str], *more: tuple[str, dict]) -> argp
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="for the JSON")
     parser.add_argument("--markdown", type=Path, help="put the table into this document as well")
     if methods:
-        parser.add_argument("--methods", nargs="*", default=methods, choices=METHODS)
+        parser.add_argument(
+            "--methods", nargs="*", default=methods, choices=[*METHODS, OTHER_RELEASE]
+        )
         text = "folder of the peers' environments, made if they are not there"
         parser.add_argument("--peers-dir", type=Path, default=Path("out/peers"), help=text)
     for name, settings in more:
@@ -93,7 +102,7 @@ class Worker:
         if isinstance(setting["model"], str):
             setting["model"] = _for_older_ones(setting["model"], Path(self._folder.name))
         environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
-        if method in ENVIRONMENT_OF:
+        if method in ENVIRONMENT_OF and not method.startswith("pyreft"):
             environment.pop("PYTHONPATH", None)
         with open(self._errors, "w") as errors:
             self._process = subprocess.Popen(
@@ -114,7 +123,9 @@ class Worker:
         return self._read()["loss"]
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Tell it "step", "saved" (a step that counts what is kept for backward), or "peak"."""
+        """Tell it "step", "saved" (a step that counts what is kept for backward), "generate" or
+        "peak".
+        """
         assert self._process.stdin
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()

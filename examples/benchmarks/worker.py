@@ -3,9 +3,9 @@
     python worker.py '{"method": "pyreft", "model": "...", "layers": [15], ...}'
 
 Started by harness.py, with the Python of the environment that has the method: it imports nothing
-but what is there. Lines of JSON come in ("step", "saved", "peak") and go out, one for each. A
-Trainer waits for them in a callback at the beginning of each step, so that what is timed is what
-it does: forward, backward, clipping and the optimizer, without the data loader.
+but what is there. Commands come in ("step", "saved", "peak", "generate") and lines of JSON go out,
+one for each. A Trainer waits for them in a callback at the beginning of each step, so that what is
+timed is what it does: forward, backward, clipping and the optimizer, without the data loader.
 """
 
 import json
@@ -39,6 +39,8 @@ class Told:
 
     def __init__(self, model: torch.nn.Module, device: str) -> None:
         self.model, self.device = model, device
+        # With its adapter, where a trainer has one.
+        self.edited = model
 
     def _now(self) -> float:
         if self.device == "cuda":
@@ -46,7 +48,10 @@ class Told:
         return time.perf_counter()
 
     def begin(self) -> None:
-        while (command := sys.stdin.readline().strip()) == "peak":
+        while (command := sys.stdin.readline().strip()) in ("peak", "generate"):
+            if command == "generate":
+                answer(seconds=self._generate())
+                continue
             # KiB, on Linux.
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             answer(peak=torch.cuda.max_memory_allocated() if self.device == "cuda" else peak)
@@ -66,6 +71,23 @@ class Told:
             self.hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
             self.hooks.__enter__()
         self.start = self._now()
+
+    def _generate(self) -> float:
+        """Seconds of 32 tokens after each of 8 prompts of 96, which differ from the first on."""
+        ids = torch.arange(8 * 96, device=self.device).view(8, 96)
+        ids = 3 + ids % (self.model.config.vocab_size - 3)
+        self.edited.eval()
+        start = self._now()
+        self.edited.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=32,
+            min_new_tokens=32,
+        )
+        seconds = self._now() - start
+        self.edited.train()
+        return seconds
 
     def end(self) -> None:
         seconds = self._now() - self.start
@@ -136,7 +158,7 @@ def pyreft(setting: dict, base, rows: list[dict], arguments: dict) -> Trainer:
     config = pyreft.ReftConfig(layers=setting["layers"], positions=positions, rank=setting["rank"])
     return pyreft.ReftTrainer(
         model=pyreft.get_reft_model(base, config),
-        reuse_frozen=setting["method"] == "pyreft",
+        reuse_frozen=setting["method"] != "pyreft, no reuse",
         args=TrainingArguments(**arguments),
         train_dataset=rows,
         data_collator=collate,
@@ -218,6 +240,7 @@ def run_bare(setting: dict, base, rows: list[dict], told: Told) -> None:
 METHODS = {
     "pyreft": pyreft,
     "pyreft, no reuse": pyreft,
+    "pyreft, other release": pyreft,
     "upstream": upstream,
     "lora": lora,
     "adapter-hub": adapter_hub,
@@ -250,6 +273,7 @@ def main() -> None:
         "dataloader_pin_memory": setting["device"] == "cuda",
     }
     trainer = METHODS[setting["method"]](setting, base, rows, arguments)
+    told.edited = trainer.model
     trainer.add_callback(Waits(told))
     answer(loss=loss)
     trainer.train()
