@@ -7,6 +7,8 @@ Names are imported when they are first used, so that `import pyreft` costs littl
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyreft.installed.releases import check_releases as _check_releases
+
 # For type checkers, which do not run what is below.
 if TYPE_CHECKING:
     from pyreft.compat.locations import (
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         make_last_position_supervised_data_module as make_last_position_supervised_data_module,
         make_multiple_position_supervised_data_module as make_multiple_position_supervised_data_module,
     )
+    from pyreft.installed import UnsupportedReleaseError as UnsupportedReleaseError
     from pyreft.interventions import (
         ConsreftIntervention as ConsreftIntervention,
         DireftIntervention as DireftIntervention,
@@ -92,6 +95,7 @@ _HOMES = {
         "make_last_position_supervised_data_module",
         "make_multiple_position_supervised_data_module",
     ),
+    "pyreft.installed": ("UnsupportedReleaseError",),
     "pyreft.interventions": (
         "ConsreftIntervention",
         "DireftIntervention",
@@ -130,3 +134,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+_check_releases()

@@ -62,8 +62,7 @@ def logits_by_hand(weighted):
     [
         ([(0, "f2+l1"), (2, "f2+l1")], [(0, "f2+l1"), (2, "f2+l1")]),
         ([(0, "f2+l1")], [(1, "f2+l1")]),
-        ([(1, "f2")], [(1, "l1")]),
-        ([(0, "f2"), (0, "l1"), (2, "l1")], [(0, "f2"), (1, "l1"), (2, "l1")]),
+        ([(0, "f2"), (0, "l1"), (2, "l1")], [(0, "f2"), (0, "l1"), (1, "l1"), (2, "l1")]),
     ],
 )
 @pytest.mark.parametrize("kind", ["nodireft", "noreft", "lobireft"])
@@ -123,6 +122,12 @@ def test_a_combination_is_saved_and_loaded_as_any_adapter(tmp_path):
         ([(0, "l1")], [(0, None)], "adapter 1 leaves the positions"),
         ([(0, None)], [(0, "l1")], "adapter 0 leaves the positions"),
         ([(0, None), (0, None)], [(0, None)], "adapter 0 has several interventions"),
+        (
+            [(1, "f3")],
+            [(1, "l3")],
+            r"0 and 1 edit f3 and l3 of block_output of layer 1.*set_adapter",
+        ),
+        ([(0, "f2"), (0, "l1")], [(0, "f2")], "0 and 1 edit f2\\+l1 and f2 .* of fewer than 3 tok"),
     ],
 )
 def test_positions_that_meet_in_part_are_refused(one, other, message):
@@ -133,6 +138,12 @@ def test_positions_that_meet_in_part_are_refused(one, other, message):
 def test_positions_of_the_batch_are_the_same_where_each_adapter_has_one_there():
     (made,) = combine([(adapter((0, None)), 1), (adapter((0, None), seed=1), 1)])
     assert made.positions is None and made.low_rank_dimension == 4
+
+
+def test_a_position_function_and_its_name_are_the_same_positions():
+    function = pyreft.register_position("test_second", lambda tokens: tokens.index == 1)
+    (made,) = combine([(adapter((0, function)), 1), (adapter((0, "test_second"), seed=1), 1)])
+    assert made.low_rank_dimension == 4
 
 
 def test_heads_that_are_shared_in_part_are_refused():

@@ -176,9 +176,39 @@ def test_a_function_sees_the_token_ids():
     assert chosen(lambda t: (t.input_ids == 7) & t.prompt, tokens) == [[1], [0, 1]]
 
 
+def test_a_function_and_its_registered_name_are_one_spec():
+    one, named = PositionSpec.parse(even), PositionSpec.parse("test_even")
+    assert one == named and hash(one) == hash(named) and len({one, named}) == 1
+    assert str(one) == "test_even" and one.overlaps(named)
+    assert one != PositionSpec.parse("test_even+l1") and one != "test_even"
+
+
+def test_a_function_may_be_registered_after_it_was_used_and_under_two_names():
+    def odd(tokens):
+        return tokens.prompt & (tokens.index % 2 == 1)
+
+    spec = PositionSpec.parse(odd)
+    for name in ("test_odd_once", "test_odd_again"):
+        register_position(name, odd)
+        assert PositionSpec.parse(name) == spec != PositionSpec.parse("test_even")
+    assert str(spec) == "test_odd_once"
+
+
+def test_the_order_of_functions_does_not_matter():
+    register_position("test_any", lambda tokens: tokens.prompt)
+    spec = PositionSpec.parse("test_any+test_even")
+    assert spec == PositionSpec.parse("test_even+test_any+test_even")
+
+
+def test_a_name_that_is_registered_anew_is_the_new_function():
+    for function in (even, lambda tokens: tokens.prompt):
+        register_position("test_changed", function)
+        assert PositionSpec.parse("test_changed") == PositionSpec.parse(function)
+
+
 def test_a_function_without_a_name_has_no_string():
     with pytest.raises(ValueError, match="register_position"):
-        str(PositionSpec.parse(even))
+        str(PositionSpec.parse(lambda tokens: tokens.prompt))
 
 
 @pytest.mark.parametrize(

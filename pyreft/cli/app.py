@@ -137,6 +137,17 @@ def inspect(
 
 
 @app.command()
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show releases, what is relied on of them, processors and fast paths, for a bug report."""
+    from pyreft.cli.environment import describe_environment, format_environment
+
+    found = describe_environment()
+    typer.echo(json.dumps(found, indent=2) if as_json else format_environment(found))
+
+
+@app.command()
 def convert(
     adapter: Source,
     directory: Target,

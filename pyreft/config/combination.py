@@ -10,6 +10,7 @@ from torch import nn
 from pyreft.config.disjoint import share_no_head
 from pyreft.config.intervention import InterventionConfig
 from pyreft.interventions import constructor_arguments, join, kind_of, scale
+from pyreft.positions import PositionSpec
 
 # One intervention of an adapter: the adapter's index, the intervention, the adapter's weight.
 Part = tuple[int, InterventionConfig, float]
@@ -32,7 +33,8 @@ def combine(
         Interventions with modules of their own, for `ReftConfig(representations=...)`.
 
     Raises:
-        ValueError: If positions meet without being the same, or edits cannot be scaled or joined.
+        ValueError: If positions meet without being the same, on short prompts as well, or edits
+            cannot be scaled or joined.
     """
     groups: list[list[Part]] = []
     for index, (configs, weight) in enumerate(adapters):
@@ -44,6 +46,7 @@ def combine(
             if not group:
                 groups.append(group)
             group.append(part)
+    _require_one_rule([configs for configs, _ in adapters])
     made: dict[tuple[tuple[int, float], ...], nn.Module] = {}
     return [_combined(group, made) for group in groups]
 
@@ -87,6 +90,33 @@ def _is_of(part: Part, group: Sequence[Part]) -> bool:
                 f"{config.positions!r}, which share tokens and are not the same."
             )
     return same
+
+
+def _require_one_rule(adapters: Sequence[Sequence[InterventionConfig]]) -> None:
+    """Refuse f<n> and l<n> that one adapter would apply to short prompts otherwise than several.
+
+    What a prompt is too short for is all that an adapter has of them at a place, see
+    `PositionSpec.select`.
+    """
+    places: dict[str, dict[int, PositionSpec]] = {}
+    for index, configs in enumerate(adapters):
+        for config in configs:
+            if (spec := config.positions) and (spec.first or spec.last):
+                at = places.setdefault(config.place, {})
+                beside = at.get(index, PositionSpec())
+                ends = max(spec.first, beside.first), max(spec.last, beside.last)
+                at[index] = PositionSpec(*ends)
+    for place, at in places.items():
+        (one, spec), *others = at.items()
+        for other, differing in others:
+            if differing != spec:
+                tokens = max(spec.first, differing.first) + max(spec.last, differing.last)
+                raise ValueError(
+                    f"adapters {one} and {other} edit {spec} and {differing} of {place}: in "
+                    f"prompts of fewer than {tokens} tokens one adapter would edit other tokens "
+                    "than both do. Activate both with set_adapter, which takes weights too, or "
+                    "train them at the same positions."
+                )
 
 
 def _combined(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Integral
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -80,6 +81,23 @@ def read_heads(heads: Any) -> tuple[int, ...] | None:
     if not given or len(set(indices)) < len(given):
         raise ValueError(f"heads must be a list of different indices from 0, got {heads!r}.")
     return tuple(given)
+
+
+def read_weights(weights: Any, count: int) -> list[float]:
+    """The weights of so many adapters, as floats.
+
+    Raises:
+        TypeError: If they are no list of numbers.
+        ValueError: If there are more or fewer, or one is not finite.
+    """
+    listed: list[Any] = list(weights) if isinstance(weights, Iterable) else [None]
+    if any(not isinstance(weight, Real) or isinstance(weight, bool) for weight in listed):
+        raise TypeError(f"weights must be a list of numbers, got {weights!r}.")
+    if len(listed) != count or not all(math.isfinite(weight) for weight in listed):
+        raise ValueError(
+            f"there must be a finite weight for each of the {count} adapters, got {weights!r}."
+        )
+    return [float(weight) for weight in listed]
 
 
 def read_names(names: Any) -> list[str] | None:

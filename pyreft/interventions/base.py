@@ -194,11 +194,11 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:
     """(R,) for one list of indices, (B, 1, R) for one list per example."""
     rank = coefficients.shape[-1]
-    shared = all(isinstance(index, int) for index in subspaces)
+    shared = not subspaces or not all(isinstance(one, (list, tuple)) for one in subspaces)
     rows: Sequence[Any] = [subspaces] if shared else subspaces
     mask = torch.zeros(len(rows), rank, dtype=torch.bool)
     for row, indices in enumerate(rows):
-        if any(not isinstance(index, int) or not 0 <= index < rank for index in indices):
+        if any(type(index) is not int or not 0 <= index < rank for index in indices):
             raise ValueError(
                 f"subspaces must be indices from 0 to {rank - 1}, got {list(indices)}."
             )

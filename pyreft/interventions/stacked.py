@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyreft.installed.modules import forward_hooks_of
 from pyreft.interventions.forms import Form, read_stacked
 from pyreft.interventions.kinds import KINDS, FreeBasis, OrthonormalBasis
 from pyreft.interventions.projection import OrthonormalProjection
@@ -109,7 +110,7 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     learned = [p for p in parts[1:] if next(p.parameters(recurse=False), None) is not None]
     if any(type(part) not in _PARTS for part in learned):
         return None
-    if any(p._forward_hooks or p._forward_pre_hooks or "forward" in vars(p) for p in parts):
+    if any("forward" in vars(p) or any(forward_hooks_of(p)) for p in parts):
         return None
     types = {parameter.dtype for parameter in intervention.parameters()}
     if not types <= {torch.float32, torch.float64} or len(types) > 1:

@@ -100,7 +100,8 @@ def place_in_call(
     """
     told = intervention_locations is not None
     batch = read_batch(base, _configs(acting), has_two_stacks(base), inputs, completion_mask, told)
-    return place_in_batch(acting, batch, intervention_locations, subspaces, adapter_names)
+    placed = place_in_batch(acting, batch, intervention_locations, subspaces, adapter_names)
+    return [one.keep_logits(inputs.get("logits_to_keep")) for one in placed]
 
 
 def place_in_batch(

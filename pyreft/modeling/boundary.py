@@ -50,16 +50,21 @@ def find_tokens(
         packed: Whether rows are known to hold several texts.
         explicit: Whether the prompt's end does not matter, since the caller says all positions or
             all are edited. Then a row of several texts is one prompt, and so is all of a batch
-            whose mask is not (B, T).
+            whose mask is not 2-D.
 
     Raises:
-        ValueError: If a row has no label at all; or, unless positions are explicit, if the mask is
-            not (B, T) or a row holds several texts or answers.
+        ValueError: If a row has no label at all, or a 2-D mask is not (B, T); or, unless positions
+            are explicit, if the mask is not 2-D or a row holds several texts or answers.
         TypeError: If labels or a mask are no tensors.
     """
     text = torch.ones(shape, dtype=torch.bool, device=device)
     if isinstance(attention_mask, Tensor) and attention_mask.shape == shape:
         text = attention_mask.to(device=device, dtype=torch.bool)
+    elif isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        raise ValueError(
+            f"the attention mask must have the shape (batch, tokens) = {shape}, got "
+            f"{tuple(attention_mask.shape)}."
+        )
     elif attention_mask is not None and not explicit:
         raise ValueError(
             f"positions are found in an attention mask of shape (batch, tokens) = {shape}, got "
@@ -149,6 +154,19 @@ def as_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {reprlib.repr(value)}.")
     return value
+
+
+def require_mask(name: str, mask: object, shape: tuple[int, int], cached: int) -> Tensor:
+    """The mask, which must be of a prompt (B, T), and may be of a cache's tokens before it too."""
+    rows, count = shape
+    found = tuple(as_tensor(name, mask).shape)
+    if found not in (shape, (rows, cached + count)):
+        wider = f"; with the {cached} tokens in the cache it may be {cached} wider"
+        raise ValueError(
+            f"{name} must have the shape of the prompt, (batch, tokens) = {shape}, got "
+            f"{found}{wider if cached else ''}."
+        )
+    return as_tensor(name, mask)
 
 
 def _refuse_endless(ends: Tensor, source: str) -> None:

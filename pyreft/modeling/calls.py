@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
+from pyreft.installed.caches import cached_tokens
 from pyreft.modeling.boundary import as_tensor, find_decoder_tokens, find_tokens
 from pyreft.modeling.placement import Placement, Site, place, place_generated
 from pyreft.positions import PositionSpec, Tokens
@@ -96,25 +97,27 @@ def read_batch(
         The batch, or None if there is no token in it.
     """
     explicit = told or all(config.positions == _ALL for config in configs)
-    generated = cached_tokens(inputs) > 0 and not told
+    cached = cached_tokens(inputs)
+    generated = cached > 0 and not told
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
         tokens["encoder"] = _encoder_tokens(inputs, explicit)
     if two_stacks and not generated:
-        tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit)
+        tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit, cached)
     elif not generated:
-        tokens[None] = _tokens(base, inputs, completion_mask, explicit)
+        tokens[None] = _tokens(base, inputs, completion_mask, explicit, cached)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
-    later = _read(inputs, "decoder_" if two_stacks else "") if generated else None
+    prefix = "decoder_" if two_stacks else ""
+    later = read_given(inputs, prefix, cached) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows:
         return None
-    text = None if later is None else _text(later)
+    text = None if later is None else find_tokens(*later, explicit=True).text
     return Batch(rows[0], seen, text, "decoder" if two_stacks else None)
 
 
-class _Given(NamedTuple):
-    """What a stack of layers is given to read."""
+class Given(NamedTuple):
+    """What a stack of layers is given to read, (B, T)."""
 
     shape: tuple[int, int]
     device: torch.device
@@ -122,26 +125,43 @@ class _Given(NamedTuple):
     mask: Tensor | None
 
 
-def _read(inputs: Mapping[str, Any], prefix: str = "") -> _Given | None:
-    """The tokens among the arguments of a call, None if there are none."""
+def read_given(inputs: Mapping[str, Any], prefix: str = "", cached: int = 0) -> Given | None:
+    """The tokens among the arguments of a call, None if there are none.
+
+    Args:
+        inputs: The arguments.
+        prefix: "decoder_" for those of a decoder.
+        cached: The number of tokens before them, in a cache; a mask may begin with those.
+
+    Raises:
+        ValueError: If they have another shape.
+        TypeError: If they are no tensors.
+    """
     ids, embeddings = inputs.get(f"{prefix}input_ids"), inputs.get(f"{prefix}inputs_embeds")
     if ids is None and embeddings is None:
         return None
-    name, value = ("inputs_embeds", embeddings) if ids is None else ("input_ids", ids)
+    name, value = ("input_ids", ids) if embeddings is None else ("inputs_embeds", embeddings)
     given = as_tensor(prefix + name, value)
-    if given.dim() != (3 if ids is None else 2):
+    if given.dim() != (2 if embeddings is None else 3):
         raise ValueError(
             f"{prefix}input_ids must have the shape (batch, tokens), and {prefix}inputs_embeds "
             f"(batch, tokens, width); got {tuple(given.shape)}."
         )
+    rows, count = given.shape[:2]
     mask = inputs.get(f"{prefix}attention_mask")
-    return _Given((given.shape[0], given.shape[1]), given.device, ids, mask)
+    if isinstance(mask, Tensor) and mask.shape == (rows, cached + count):
+        mask = mask[:, cached:]
+    return Given((rows, count), given.device, ids, mask)
 
 
 def _tokens(
-    base: PreTrainedModel, inputs: Mapping[str, Any], completion_mask: Tensor | None, explicit: bool
+    base: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    completion_mask: Tensor | None,
+    explicit: bool,
+    cached: int,
 ) -> Tokens | None:
-    given = _read(inputs)
+    given = read_given(inputs, cached=cached)
     if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_if_trained_blindly(base)
     return given and find_tokens(
@@ -156,14 +176,18 @@ def _tokens(
 
 def _encoder_tokens(inputs: Mapping[str, Any], explicit: bool) -> Tokens | None:
     """An encoder reads prompts; it does not run where its outputs are given."""
-    given = _read(inputs) if inputs.get("encoder_outputs") is None else None
+    given = read_given(inputs) if inputs.get("encoder_outputs") is None else None
     return given and find_tokens(*given, explicit=explicit)
 
 
 def _decoder_tokens(
-    base: PreTrainedModel, inputs: Mapping[str, Any], completion_mask: Tensor | None, explicit: bool
+    base: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    completion_mask: Tensor | None,
+    explicit: bool,
+    cached: int,
 ) -> Tokens | None:
-    labels, given = inputs.get("labels"), _read(inputs, "decoder_")
+    labels, given = inputs.get("labels"), read_given(inputs, "decoder_", cached)
     if labels is not None and not _reads_left_to_right(base):
         labels = None
     if labels is not None and as_tensor("labels", labels).dim() != 2:
@@ -172,8 +196,8 @@ def _decoder_tokens(
         )
     if given is None and labels is not None:
         shape = (labels.shape[0], labels.shape[1])
-        given = _Given(shape, labels.device, None, inputs.get("decoder_attention_mask"))
-    elif given is None and (read := _read(inputs)) is not None:
+        given = Given(shape, labels.device, None, inputs.get("decoder_attention_mask"))
+    elif given is None and (read := read_given(inputs)) is not None:
         # BART and classifiers give the decoder what the encoder reads, shifted by one.
         given = read._replace(ids=None)
     if given is None:
@@ -182,13 +206,6 @@ def _decoder_tokens(
     if completion_mask is not None:
         predicts, source = as_tensor("completion_mask", completion_mask).bool(), "completion_mask"
     return find_decoder_tokens(*given, predicts=predicts, source=source, explicit=explicit)
-
-
-def _text(given: _Given) -> Tensor:
-    """(B, T) bool, true where tokens after a filled cache are not padding."""
-    if given.mask is not None and given.mask.dim() == 2:
-        return given.mask[:, -given.shape[1] :].to(device=given.device, dtype=torch.bool)
-    return torch.ones(given.shape, dtype=torch.bool, device=given.device)
 
 
 def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
@@ -217,12 +234,6 @@ def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Se
                 f"{batch} rows; got {one!r}."
             )
     return {index: one for index, one in enumerate(given) if one is not None}
-
-
-def cached_tokens(inputs: Mapping[str, Any]) -> int:
-    """The number of tokens that a cache among the arguments holds."""
-    cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _reads_left_to_right(base: PreTrainedModel) -> bool:

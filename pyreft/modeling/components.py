@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -32,7 +33,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
-from pyreft.modeling.stacks import find_layers, has_two_stacks, stack_of, text_config
+from pyreft.installed.modules import uncompiled
+from pyreft.installed.offloading import device_of_hook
+from pyreft.modeling.linear_maps import features, is_linear, linears, walk
+from pyreft.modeling.stacks import (
+    find_layers,
+    find_stack,
+    has_two_stacks,
+    outer_lists,
+    stack_of,
+    text_config,
+)
 
 NAMES = (
     "block_input",
@@ -61,6 +72,7 @@ class Component:
         width: D, the width of the hidden state there, or None if only running it will tell.
         num_heads: Number of heads that the width divides into, for a per-head component.
         stack: "encoder" or "decoder", in a model with both: it runs on the tokens of that.
+        in_head: Whether it is in the output head, which runs on the tokens of `logits_to_keep`.
     """
 
     module: nn.Module
@@ -68,6 +80,7 @@ class Component:
     width: int | None = None
     num_heads: int | None = None
     stack: str | None = None
+    in_head: bool = False
 
 
 def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
@@ -107,7 +120,47 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
             f'the component path {path!r} must end with ".input" or ".output" of a module, as in '
             '"model.layers[3].mlp.output".'
         )
-    module: nn.Module = model
+    module = _find_module(model, module_path, path)
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
+            f"name one of them, {_children(module)}."
+        )
+    width = features(module)[side == "output"] if is_linear(module) else None
+    stack = stack_of(model, module, path)
+    if any(m is module for one in _maps_of_encoder(model, stack) for m in one.modules()):
+        raise ValueError(
+            f"{path!r} makes keys or values of what an encoder read: it runs on the tokens of the "
+            "encoder while the decoder runs, and positions in the decoder do not count those. Edit "
+            'what leaves the encoder (its last "block_output"), or what its attention gathers, '
+            '"decoder_cross_attention_value_output".'
+        )
+    head = model.get_output_embeddings()
+    in_head = head is not None and any(m is module for m in head.modules())
+    return Component(module, side, width, stack=stack, in_head=in_head)
+
+
+def _maps_of_encoder(model: PreTrainedModel, stack: str | None) -> Iterator[nn.Module]:
+    """The linear maps in a decoder that run on what an encoder read: of keys and values.
+
+    The last attention of a layer attends to the encoder, T5Gemma 2's only one to both.
+    """
+    if stack != "decoder" and not getattr(text_config(model, stack), "add_cross_attention", False):
+        return
+    root = model if stack is None else find_stack(model, stack)
+    for layer in (layer for found in outer_lists(root) for layer in found):
+        for attention in [part for name, part in _parts(layer) if _is_attention(name, part)][-1:]:
+            for name, one in walk(attention):
+                if is_linear(one) and _makes_qkv(name) and not name.split(".")[-1].startswith("q"):
+                    yield one
+
+
+def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
+    if (inner := running_model(model)) is not model:
+        # A path is the same with PEFT's wrapper around the model; one may also begin there.
+        with suppress(ValueError):
+            return _find_module(inner, module_path, path)
+    module = model
     for step in module_path.split("."):
         # An attribute, since a model's `base_model` is another name of one of its children.
         child = getattr(module, step, None)
@@ -117,13 +170,7 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
                 f"{type(module).__name__} has no {step!r}, but {_children(module) or 'nothing'}."
             )
         module = child
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        raise ValueError(
-            f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
-            f"name one of them, {_children(module)}."
-        )
-    width = _features(module)[side == "output"] if _is_linear(module) else None
-    return Component(module, side, width, stack=stack_of(model, module, path))
+    return module
 
 
 def _find_in_layer(
@@ -139,17 +186,17 @@ def _find_in_layer(
     if name.endswith("attention_value_output"):
         projection = _output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
-        return Component(projection, "input", _features(projection)[0], heads)
+        return Component(projection, "input", features(projection)[0], heads)
     up_part, down_part, down = _feed_forward(layer)
     if name == "mlp_input":
         return Component(up_part, "input", config.hidden_size)
     if name == "mlp_output":
         return Component(down_part, "output", config.hidden_size)
-    for path, module in down_part.named_modules():
+    for path, module in walk(down_part):
         # One activation module may serve all layers; then it is no place in this one.
         if "act" in path.split(".")[-1] and _uses(model, module) == 1:
-            return Component(module, "output", _features(down)[0])
-    return Component(down, "input", _features(down)[0])
+            return Component(module, "output", features(down)[0])
+    return Component(down, "input", features(down)[0])
 
 
 def _uses(model: nn.Module, module: nn.Module) -> int:
@@ -172,7 +219,7 @@ def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList]:
 
 def _is_attention(name: str, module: nn.Module) -> bool:
     named = re.search("attn|attention", name, re.IGNORECASE) is not None
-    return named and len(_linears(module)) > 1
+    return named and len(linears(module)) > 1
 
 
 def _attention(layer: nn.Module, cross: bool = False) -> nn.Module:
@@ -191,14 +238,14 @@ def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     parts = [
         part
         for name, part in _parts(layer)
-        if not re.search("attn|attention|norm", name, re.IGNORECASE) and _linears(part)
+        if not re.search("attn|attention|norm", name, re.IGNORECASE) and linears(part)
     ]
     if not parts or any(_is_list(part) for part in parts):
         raise ValueError(
             f"{type(layer).__name__} has no single feed-forward part among "
             f"{_names(layer)}: name the component by a path."
         )
-    return parts[0], parts[-1], _linears(parts[-1])[-1]
+    return parts[0], parts[-1], linears(parts[-1])[-1]
 
 
 def _names(layer: nn.Module) -> str:
@@ -207,37 +254,17 @@ def _names(layer: nn.Module) -> str:
 
 def _output_projection(attention: nn.Module) -> nn.Module:
     """The last linear map of attention that makes neither queries, keys nor values."""
-    linears = [m for n, m in attention.named_modules() if _is_linear(m) and not _makes_qkv(n)]
-    if not linears:
+    maps = [m for n, m in walk(attention) if is_linear(m) and not _makes_qkv(n)]
+    if not maps:
         raise ValueError(
             f"{type(attention).__name__} has no output projection among {_children(attention)}: "
             "name the component by a path."
         )
-    return linears[-1]
+    return maps[-1]
 
 
 def _makes_qkv(name: str) -> bool:
     return re.match("w?[qkv]|c_attn|in_proj", name.split(".")[-1], re.IGNORECASE) is not None
-
-
-def _linears(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if _is_linear(m)]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear map, its weight the other way round."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _features(linear: Any) -> tuple[int, int]:
-    """(in, out) features of a linear map."""
-    if _is_conv1d(linear):
-        return linear.weight.shape[0], linear.weight.shape[1]
-    return linear.in_features, linear.out_features
 
 
 def _children(module: nn.Module) -> str:
@@ -248,8 +275,7 @@ def _children(module: nn.Module) -> str:
 
 def running_model(model: Any) -> nn.Module:
     """The transformers model itself, inside what torch.compile and PEFT put around it."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None:
-        model = inner
+    model = uncompiled(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -258,7 +284,4 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     parameter = next(module.parameters(), None)
     if parameter is not None and parameter.device.type != "meta":
         return parameter.device
-    hooks = (getattr(m, "_hf_hook", None) for m in module.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    found = next((device for device in devices if device is not None), default)
-    return torch.device(found)
+    return device_of_hook(module.modules()) or default

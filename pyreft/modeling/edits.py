@@ -12,6 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyreft.installed.modules import (
+    functions_name_saved_outputs,
+    is_view,
+    modules_list_hooks,
+    output_hooks,
+    saves_output,
+)
 from pyreft.modeling.slots import Slots
 
 
@@ -115,19 +122,18 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
     """
     if torch.compiler.is_compiling() or isinstance(hidden, nn.Parameter):
         return False
-    if hidden._is_view() or not hidden.is_contiguous():
+    if not (modules_list_hooks.holds and functions_name_saved_outputs.holds):
         return False
-    if len(module._forward_hooks) > 1 or any(m._forward_hooks for m in _below(module)):
+    if is_view(hidden) or not hidden.is_contiguous():
+        return False
+    if output_hooks(module) > 1 or any(output_hooks(m) for m in _below(module)):
         return False
     if hidden.requires_grad and hidden.grad_fn is None:
         return False
     storage = hidden.untyped_storage().data_ptr()
     if any(isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs):
         return False
-    node = hidden.grad_fn
-    # Functions written in Python may keep anything; built-in ones say what they keep.
-    in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return not (in_python or hasattr(node, "_saved_result") or hasattr(node, "_saved_output"))
+    return not saves_output(hidden.grad_fn)
 
 
 def _below(module: nn.Module) -> Iterator[nn.Module]:

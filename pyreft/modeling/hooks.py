@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pyreft.installed.modules import backward_has_an_id, current_backward
 from pyreft.interventions import StackedInterventions
 from pyreft.modeling.components import Component, running_model
 from pyreft.modeling.edits import SiteEdits, edit_input, edit_output
-from pyreft.modeling.generation import step_window
+from pyreft.modeling.generation import Steps, step_window
 from pyreft.modeling.placement import Site
 from pyreft.modeling.plan import Edits, Placed, plan_pass
 
@@ -38,6 +39,8 @@ class EditHooks:
         self._latest: Edits | None = None
         # The edits of the pass whose parts are being computed again in backward.
         self._recomputed: Edits | None = None
+        # Probed here, since it cannot be inside of a backward pass.
+        self._can_recompute = backward_has_an_id.holds
         # Thread -> the prompt that it is generating from.
         self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
@@ -56,7 +59,7 @@ class EditHooks:
                 self._numbers[place] = number = self._made
                 self._handles[number] = self._hook(component, number)
                 self._made += 1
-            sites.append(Site(self._numbers[place], component.stack))
+            sites.append(Site(self._numbers[place], component.stack, component.in_head))
         return sites
 
     def keep_sites(self, sites: Iterable[Site]) -> None:
@@ -79,8 +82,10 @@ class EditHooks:
         compiling = torch.compiler.is_compiling()
         edits = self._latest if compiling else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
+            if not self._can_recompute:
+                backward_has_an_id.require("gradient checkpointing of an edited model")
             # Read in backward alone, so that one that failed leaves nothing behind.
-            edits = self._recomputed if torch._C._current_graph_task_id() != -1 else None
+            edits = self._recomputed if current_backward() != -1 else None
         return None if edits is None else edits.get(site)
 
     @property
@@ -124,20 +129,28 @@ class EditHooks:
                 del self._edits[threading.get_ident()]
 
     @contextmanager
-    def generating(self, prompt: Sequence[Placed], before: Sequence[Placed] = ()) -> Iterator[None]:
+    def generating(
+        self, prompt: Sequence[Placed], before: Sequence[Placed] = (), cached: int = 0
+    ) -> Iterator[None]:
         """Generate inside the block: each forward pass edits what it sees of the prompt.
 
         Args:
             prompt: Where to edit in the steps.
             before: Where to edit until the first of them, in an encoder.
+            cached: How many tokens of the prompt a cache holds before the first step.
+
+        Raises:
+            UnsupportedReleaseError: If the steps do not follow each other.
         """
-        thread = threading.get_ident()
+        thread, placed = threading.get_ident(), _Prompt(prompt, cached) if prompt else None
         with self.editing(before):
-            self._prompts[thread] = _Prompt(prompt) if prompt else None
+            self._prompts[thread] = placed
             try:
                 yield
             finally:
                 del self._prompts[thread]
+        if placed is not None:
+            placed.steps.require_all()
 
     def keep_for_recomputation(self, outputs: Any) -> None:
         """Edit again when gradient checkpointing runs parts of this forward pass in backward.
@@ -168,14 +181,17 @@ class EditHooks:
 class _Prompt:
     """What a text is generated from; the weights of its interventions do not change meanwhile."""
 
-    def __init__(self, placed: Sequence[Placed]) -> None:
+    def __init__(self, placed: Sequence[Placed], cached: int) -> None:
         self._placed = placed
+        self.steps = Steps(placed[0].placement.length, cached)
         self._stacks: dict[tuple, StackedInterventions] = {}
 
     def plan_step(self, args: tuple, kwargs: Mapping[str, Any]) -> Edits | None:
         """The edits of the part of the prompt that a step sees."""
-        windows = ((one, step_window(one.placement, args, kwargs)) for one in self._placed)
+        step = self.steps.read(args, kwargs)
+        windows = ((one, step_window(one.placement, step)) for one in self._placed)
         placed = [replace(one, placement=window) for one, window in windows if window is not None]
+        placed = [one.keep_logits(kwargs.get("logits_to_keep")) for one in placed]
         return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyreft.installed.tuners import is_peft_model
 from pyreft.modeling.trained import remember_learning
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import LORA_FILES, OF_LORA
@@ -43,11 +44,6 @@ _OF_THE_RUN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "ini
 _OF_THE_RUN |= {"peft_version", "revision", "runtime_config", "ensure_weight_tying"}
 # Ways to begin that leave the base model as it is.
 _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
-
-
-def is_peft_model(model: Any) -> bool:
-    """Whether PEFT wraps the model."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def peft_tensors(model: Any) -> dict[str, Tensor]:

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pyreft.config import InterventionConfig
+from pyreft.installed.tuners import is_peft_model
 from pyreft.interventions.forms import Form, read_form
 from pyreft.modeling.components import Component, running_model
 from pyreft.modeling.linears import find_linear, last_linears
-from pyreft.modeling.lora import is_peft_model
 from pyreft.modeling.trained import trained_by_hand
 from pyreft.sharing.whole import new_directory
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
 from pyreft.config import ReftConfig
+from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.modeling.acting import find_acting, place_in_batch, place_in_call
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.generation import read_prompt
@@ -22,7 +23,7 @@ from pyreft.modeling.named import NamedAdapters, require_name
 from pyreft.modeling.plan import Placed
 from pyreft.modeling.pushing import PushedAdapter
 from pyreft.modeling.replicas import Replicas
-from pyreft.modeling.shared_prefix import share_beginning, with_prompts
+from pyreft.modeling.shared_prefix import share_beginning
 from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
 
@@ -261,10 +262,9 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
         with self._hooks.editing([]):
             shared = share_beginning(self.model, kwargs, prompt, steps)
         if shared is not None:
-            steps = place_in_batch(acting, shared.prompt, *told)
-        with self._hooks.generating(steps, before):
-            outputs = self.model.generate(**(shared.arguments if shared else kwargs))
-        return with_prompts(outputs, kwargs["input_ids"]) if shared else outputs
+            kwargs[generate_cache_argument()] = shared
+        with self._hooks.generating(steps, before, cached_tokens(kwargs)):
+            return self.model.generate(**kwargs)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import nn
 from pyreft.compat.formats import FILE_PATTERNS, read_any
 from pyreft.config import ReftConfig
 from pyreft.config.combination import combine
+from pyreft.config.fields import read_weights
 from pyreft.modeling.acting import BASE
 from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
 from pyreft.modeling.attached import AttachedAdapter
@@ -105,18 +106,19 @@ class NamedAdapters:
             adapter_name: What to call it: letters, digits, "_" and "-".
 
         Raises:
-            ValueError: If edits cannot be scaled or joined, with the reason; nothing is changed.
+            ValueError: If edits cannot be scaled or joined, with the reason, or a weight is not
+                finite; nothing is changed.
+            TypeError: If a weight is no number.
         """
         names = list(adapters)
         self._require_known(names)
-        if not names or len(names) != len(weights):
-            raise ValueError(f"there must be a weight for each adapter: got {names}, {weights}.")
+        given = read_weights(weights, len(names))
         if trained := [name for name in names if self.adapters[name].trained.names]:
             raise ValueError(
                 f"the adapter {trained[0]!r} has trained a head, and heads cannot be added up."
             )
         parts = [self.adapters[name].config.representations for name in names]
-        combined = combine(list(zip(parts, map(float, weights), strict=True)))
+        combined = combine(list(zip(parts, given, strict=True)))
         self.add_adapter(adapter_name, ReftConfig(representations=combined))
 
     def load_adapter(
@@ -189,17 +191,18 @@ class NamedAdapters:
             weights: How much of the edits of each is made; all of it by default.
 
         Raises:
-            ValueError: If a name is not there, or two have heads of their own for one part of the
-                base model; nothing is changed.
+            ValueError: If a name is not there, a weight is not finite, or two have heads of their
+                own for one part of the base model; nothing is changed.
+            TypeError: If a weight is no number.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         self._require_known(names)
-        given = [1.0] * len(names) if weights is None else [float(weight) for weight in weights]
-        if not names or len(set(names)) < len(names) or len(given) != len(names):
+        if not names or len(set(names)) < len(names):
             raise ValueError(
-                f"set_adapter takes different names, and a weight for each: got {names}, {given}; "
-                "for none there is disable_adapter()."
+                f"set_adapter takes different names, and at least one, got {names}; for none there "
+                "is disable_adapter()."
             )
+        given = read_weights([1.0] * len(names) if weights is None else weights, len(names))
         self._require_on()
         trained = [name for n in names for name in self.adapters[n].trained.tensors()]
         if shared := {name for name in trained if trained.count(name) > 1}:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from pyreft.modeling.boundary import as_tensor
 from pyreft.modeling.slots import Slots
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class Site(NamedTuple):
     """Where an intervention acts.
@@ -25,10 +27,12 @@ class Site(NamedTuple):
     Args:
         number: The same for all that edit the same hidden state.
         stack: "encoder" or "decoder", in a model with both.
+        in_head: Whether it is in the output head.
     """
 
     number: int
     stack: str | None = None
+    in_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Placement:
     subspaces: Mapping[int, Sequence] = field(default_factory=dict)
     rows: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """T, the number of columns of the batch."""
+        return next(iter(self.masks.values())).shape[1]
+
     def in_rows(self, rows: Tensor, batch: int) -> Placement:
         """The placement of some rows as one of the whole batch, whose other rows it leaves alone.
 
@@ -64,6 +73,20 @@ class Placement:
                 spread[id(mask)] = whole.index_copy(0, rows, mask)
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
         return replace(self, masks=masks, rows=here)
+
+    def keep_logits(self, sites: Sequence[Site], kept: Any) -> Placement:
+        """The placement in a forward pass whose head runs on some columns alone.
+
+        Args:
+            sites: Where each intervention acts.
+            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or what
+                indexes them; None if it is not given.
+        """
+        if kept is None:
+            return self
+        columns = slice(-kept, None) if isinstance(kept, int) else kept
+        masks = {i: m[:, columns] if sites[i].in_head else m for i, m in self.masks.items()}
+        return replace(self, masks=masks)
 
     def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
         """The slots of every intervention that edits anything, or of all that have a mask."""
@@ -181,7 +204,7 @@ def _spec_masks(
 def _explicit_masks(
     sites: Sequence[Site], tokens: Mapping[str | None, Tokens], explicit: Tensor
 ) -> dict[int, Tensor]:
-    if as_tensor("intervention_locations", explicit).dtype.is_floating_point:
+    if as_tensor("intervention_locations", explicit).dtype not in _INTEGERS:
         raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
     batch = len(next(iter(tokens.values())).prompt)
     if explicit.dim() != 3 or explicit.shape[0] != batch:

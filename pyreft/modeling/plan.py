@@ -7,7 +7,7 @@ of many adapters in one batch. The G groups are rows of the batch, once for each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class Placed:
     placement: Placement
     weight: float = 1.0
     shared: bool = False
+
+    def keep_logits(self, kept: Any) -> Placed:
+        """The same in a forward pass with these `logits_to_keep`."""
+        return replace(self, placement=self.placement.keep_logits(self.adapter.sites, kept))
 
 
 @dataclass(frozen=True)

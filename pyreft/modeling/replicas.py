@@ -9,11 +9,12 @@ FSDP averages the gradients of what it shards, and of nothing else. DDP averages
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from pyreft.installed.modules import after_backward, current_backward
 
 
 class Replicas:
@@ -50,11 +51,10 @@ class Replicas:
             return
 
         def average_at_end(grad: Tensor) -> None:
-            backward = torch._C._current_graph_task_id()
+            backward = current_backward()
             if backward != self._backward:
                 self._backward = backward
-                engine: Any = torch.autograd.Variable._execution_engine
-                engine.queue_callback(lambda: average_gradients(replicated(model)))
+                after_backward(lambda: average_gradients(replicated(model)))
 
         for tensor in outputs:
             if tensor.requires_grad:

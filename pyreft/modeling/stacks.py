@@ -6,6 +6,7 @@ T5, BART              "encoder", "decoder"       encoder.block, decoder.block
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -67,9 +68,9 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleLi
         # The text model first: a vision tower may have as many layers.
         roots = [model.get_decoder() if hasattr(model, "get_decoder") else None, model]
     for root in roots:
-        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
-            if isinstance(module, nn.ModuleList) and len(module) == expected and not _in_list(name):
-                return module
+        for found in outer_lists(root) if isinstance(root, nn.Module) else ():
+            if len(found) == expected:
+                return found
     where = f"the {stack} of {type(model).__name__}" if stack else type(model).__name__
     raise ValueError(
         f"{where} has no list of {expected} layers: name the component by a path, such as "
@@ -83,6 +84,9 @@ def count_layers(model: PreTrainedModel) -> list[int]:
     return [len(find_layers(model, stack)) for stack in stacks]
 
 
-def _in_list(name: str) -> bool:
-    """Whether a module lies inside another list, as the experts of a layer do."""
-    return any(part.isdigit() for part in name.split("."))
+def outer_lists(root: nn.Module) -> Iterator[nn.ModuleList]:
+    """The lists of modules in a model that lie in no other list, as the experts of a layer do."""
+    for name, module in root.named_modules():
+        inside = any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.ModuleList) and not inside:
+            yield module

@@ -6,15 +6,11 @@ import inspect
 from typing import Any, NoReturn
 
 from torch import nn
-from transformers.models.auto import modeling_auto
+
+from pyreft.installed.names import make_known
 
 # Pipelines and the Trainer tell what a model can do by its class's name.
-for _names in (
-    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-):
-    _names["reft"] = "ReftModel"
+make_known("reft", "ReftModel")
 
 # Found on the base model, where they would do something else than their name says here.
 _NOT_OF_BASE = (

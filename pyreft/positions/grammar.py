@@ -69,7 +69,7 @@ def read_string(spec: str) -> dict[str, Any]:
         "last": last,
         "regions": frozenset(regions),
         "indices": in_order(indices),
-        "functions": tuple(functions),
+        "functions": tuple(sorted(set(functions))),
     }
 
 
@@ -109,6 +109,13 @@ def register_position(name: str, function: PositionFunction) -> PositionFunction
     return function
 
 
-def registered_function(name: str) -> PositionFunction:
-    """The function that `register_position` gave the name."""
-    return _functions[name]
+def find_function(function: str | PositionFunction) -> PositionFunction:
+    """A function, given that or the name that `register_position` gave it."""
+    return _functions[function] if isinstance(function, str) else function
+
+
+def find_name(function: str | PositionFunction) -> str | None:
+    """The name of a function, given that or the name; None if it has none."""
+    if isinstance(function, str):
+        return function
+    return next((name for name, one in _functions.items() if one == function), None)

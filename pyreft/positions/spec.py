@@ -7,7 +7,7 @@ edited            x x . . x | . . .
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
 import torch
@@ -17,10 +17,11 @@ from pyreft.positions.grammar import (
     GRAMMAR,
     REGIONS,
     PositionFunction,
+    find_function,
+    find_name,
     in_order,
     read_index,
     read_string,
-    registered_function,
 )
 from pyreft.positions.tokens import Tokens
 
@@ -41,7 +42,8 @@ class PositionSpec:
     last: int = 0
     regions: frozenset[str] = frozenset()
     indices: tuple[int, ...] = ()
-    functions: tuple[str | PositionFunction, ...] = ()
+    # A function may get its name later, and a name another function.
+    functions: tuple[str | PositionFunction, ...] = field(default=(), hash=False)
 
     @classmethod
     def parse(
@@ -70,22 +72,30 @@ class PositionSpec:
             return cls(indices=in_order(read_index(i) for i in indices))
         raise TypeError(f"cannot read {spec!r} as positions; {GRAMMAR}.")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; a function and its registered name do."""
+        return isinstance(other, PositionSpec) and self._meaning() == other._meaning()
+
+    def _meaning(self) -> tuple:
+        functions = [find_function(function) for function in self.functions]
+        return self.first, self.last, self.regions, self.indices, functions
+
     def __str__(self) -> str:
         """The spec in the grammar; raises ValueError for a function that has no name."""
         parts = [f"f{self.first}"] * bool(self.first) + [f"l{self.last}"] * bool(self.last)
         parts += ["all"] if self.edits_all else sorted(self.regions)
         parts += [str(index) for index in self.indices]
         for function in self.functions:
-            if not isinstance(function, str):
+            if (name := find_name(function)) is None:
                 raise ValueError(
                     f"the position function {function!r} has no name, so it cannot be saved; "
                     'register it with pyreft.register_position("name", function) and use the name.'
                 )
-            parts.append(function)
+            parts.append(name)
         return "+".join(parts)
 
     def __repr__(self) -> str:
-        named = all(isinstance(function, str) for function in self.functions)
+        named = all(find_name(function) for function in self.functions)
         return f"PositionSpec({str(self) if named else self.functions!r})"
 
     def parts(self) -> list[PositionSpec]:
@@ -113,6 +123,9 @@ class PositionSpec:
 
     def overlaps(self, other: PositionSpec) -> bool:
         """Whether both specs certainly choose a common token in some prompt that is long enough."""
+        theirs = [find_function(function) for function in other.functions]
+        if any(find_function(function) in theirs for function in self.functions):
+            return True
         if self.edits_completion and other.edits_completion:
             return True
         if "prompt" in self.regions or "prompt" in other.regions:
@@ -199,7 +212,7 @@ def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
 
 def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Tensor:
     name = repr(function)
-    chosen = (registered_function(function) if isinstance(function, str) else function)(tokens)
+    chosen = find_function(function)(tokens)
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
     if chosen.shape != tokens.prompt.shape:

@@ -17,9 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from pyreft.installed.attention_functions import (
+    attending_by,
+    attention_can_be_registered,
+    attention_of,
+    register_attention,
+    sdpa,
+    takes_registered,
+)
 
 _NAME = "pyreft_window"
 
@@ -65,7 +71,7 @@ def window_attention(
     masked = attention_mask is not None and attention_mask.shape[1] == 1
     if attention_mask is None or not (_HERE.inside and small and exact and plain and masked):
         arguments = (module, query, key, value, attention_mask, dropout, scaling)
-        return sdpa_attention_forward(*arguments, **kwargs)
+        return sdpa()(*arguments, **kwargs)
     mask = attention_mask[:, :, None]
     if mask.dtype == torch.bool:
         hidden = torch.finfo(query.dtype).min
@@ -111,20 +117,21 @@ class _Attend(torch.autograd.Function):
         return of_query.view(batch, heads, window, -1), of_key, of_value, None, None
 
 
-AttentionInterface.register(_NAME, window_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+if attention_can_be_registered.holds:
+    register_attention(_NAME, window_attention)
 
 
 @contextmanager
 def attending(base: Any) -> Iterator[None]:
     """Attend so inside the block, if the model attends by "sdpa", where it would on a CPU."""
-    config, told = base.config, base.config._attn_implementation
+    here = base.device.type == "cpu" and attention_can_be_registered.holds
     # Other models ask for the name, and compute something else.
-    if told != "sdpa" or not base._supports_attention_backend or base.device.type != "cpu":
+    if not here or attention_of(base.config) != "sdpa" or not takes_registered(base):
         yield
         return
-    config._attn_implementation, _HERE.inside = _NAME, True
+    _HERE.inside = True
     try:
-        yield
+        with attending_by(base.config, _NAME):
+            yield
     finally:
-        config._attn_implementation, _HERE.inside = told, False
+        _HERE.inside = False

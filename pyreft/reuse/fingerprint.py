@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyreft.installed.attention_functions import attention_of
+from pyreft.installed.modules import version_of
+
 # Of a tensor, how many values are read where all would take too long.
 _SAMPLES = 64
 
@@ -17,7 +20,7 @@ def versions(base: nn.Module) -> Hashable:
 
     Fast enough to ask for in every step.
     """
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in _frozen(base))
+    return tuple((t.data_ptr(), version_of(t)) for t in _frozen(base))
 
 
 @torch.no_grad()
@@ -31,7 +34,7 @@ def contents(base: Any) -> Hashable:
         flat = tensor.detach().reshape(-1)
         read.append(flat[:: max(1, len(flat) // _SAMPLES)].double().sum().cpu())
     values = torch.stack(read).numpy().tobytes() if read else b""
-    return values, base.config._attn_implementation, repr(base.config.to_dict())
+    return values, attention_of(base.config), repr(base.config.to_dict())
 
 
 def _frozen(base: nn.Module) -> Iterator[Tensor]:

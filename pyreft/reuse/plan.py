@@ -8,20 +8,40 @@ layers <  S      nothing is needed                        nothing: what leaves t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from pyreft.installed.attention_functions import attention_of, captures_outputs, keeps_state
+from pyreft.installed.caches import CACHE_NAMES, cache_argument, cache_has_layers
+from pyreft.installed.modules import (
+    dropout_rate,
+    hooks_of,
+    is_compiled,
+    modules_list_hooks,
+    modules_say_if_compiled,
+    tensors_count_writes,
+)
+from pyreft.installed.offloading import is_placed
 from pyreft.modeling import ReftModel
 from pyreft.modeling.components import Component, running_model
 from pyreft.modeling.stacks import find_layers, text_config
 
 
 class NotReusableError(Exception):
-    """Nothing can be reused; the message says why, in words that follow "because"."""
+    """Nothing can be reused; the message says why, in words that follow "because".
+
+    Args:
+        reason: The message.
+        lost: Whether it could be, in a model of this kind that is trained and run otherwise.
+    """
+
+    def __init__(self, reason: str, lost: bool = True) -> None:
+        super().__init__(reason)
+        self.lost = lost
 
 
 @dataclass(frozen=True)
@@ -33,12 +53,14 @@ class Plan:
         layers: All of its layers.
         skipped: S, the number of first layers that do not run again.
         no_tokens: Why all tokens are computed, or None if only those from the first edited one on.
+        lost: Whether that is a loss, and not in the nature of the model.
     """
 
     base: PreTrainedModel
     layers: tuple[nn.Module, ...]
     skipped: int
     no_tokens: str | None
+    lost: bool = False
 
 
 def plan_reuse(model: ReftModel) -> Plan:
@@ -59,14 +81,16 @@ def plan_reuse(model: ReftModel) -> Plan:
     adapters = [model.adapters[name] for name in model.active_adapters]
     components = [component for adapter in adapters for component in adapter.components]
     skipped = min(_unchanged(component, layers, inside) for component in components)
-    no_tokens = next(_why_no_tokens(base), None)
+    lost = None if next(_why_never_tokens(base), None) else next(_why_not_tokens(base), None)
+    no_tokens = lost or next(_why_never_tokens(base), None)
     trained = _first_trained(base, layers)
     if trained is not None:
         skipped = min(skipped, trained)
         no_tokens = no_tokens or f"layer {trained} of the base model is trained"
     if not skipped and no_tokens:
-        raise NotReusableError(f"the first layer is edited or trained, and {no_tokens}")
-    return Plan(base, layers, skipped, no_tokens)
+        reason = f"the first layer is edited or trained, and {no_tokens}"
+        raise NotReusableError(reason, lost is not None)
+    return Plan(base, layers, skipped, no_tokens, lost is not None)
 
 
 def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict[int, int]) -> int:
@@ -99,23 +123,34 @@ def _first_trained(base: Any, layers: tuple[nn.Module, ...]) -> int | None:
 
 def _require_plain(outer: Any, base: Any) -> None:
     """Raise NotReusableError for a model whose forward pass is not what its layers say."""
-    reason = next(_why_not(outer, base), None)
+    never = next(_why_never(base), None)
+    reason = next(_why_not(outer, base), None) if never is None else never
     if reason is not None:
-        raise NotReusableError(reason)
+        raise NotReusableError(reason, lost=never is None)
 
 
-def _why_not(outer: Any, base: Any) -> Iterator[str]:
+def _why_never(base: Any) -> Iterator[str]:
+    """What is in the nature of a model."""
     config = text_config(base)
     if getattr(base.config, "is_encoder_decoder", False):
         yield "the model has an encoder and a decoder"
     if config is not base.config:
         yield "the model has several parts, of which the language model is one"
+    if getattr(config, "num_kv_shared_layers", 0):
+        yield "its layers share keys and values"
+
+
+def _why_not(outer: Any, base: Any) -> Iterator[str]:
+    config = text_config(base)
+    for needed in (modules_list_hooks, modules_say_if_compiled, tensors_count_writes):
+        if not needed.holds:
+            yield f"it relies on this: {needed.explain()}"
     modules = [outer, *base.modules()]
-    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in modules):
+    if any(is_compiled(module) for module in modules):
         yield "the model is compiled"
-    if any(hasattr(m, "_hf_hook") for m in modules):
+    if any(is_placed(module) for module in modules):
         yield "parts of the model are on several devices, or offloaded"
-    if base.training and is_checkpointed(modules):
+    if base.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
         yield "gradient checkpointing is on, which reuse makes unnecessary"
     if (dropout := _active_dropout(base, config)) is not None:
         yield f"{dropout} drops at random while the base model is trained"
@@ -128,13 +163,6 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
     rope = str(getattr(config, "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:
         yield "its positions depend on how long the batch is"
-    if getattr(config, "num_kv_shared_layers", 0):
-        yield "its layers share keys and values"
-
-
-def is_checkpointed(modules: Iterable[Any]) -> bool:
-    """Whether parts of a model that trains run again in backward."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
 def _active_dropout(base: Any, config: Any) -> str | None:
@@ -142,7 +170,7 @@ def _active_dropout(base: Any, config: Any) -> str | None:
     if not base.training:
         return None
     for name, module in base.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        if module.training and dropout_rate(module) > 0:
             return name
     # Models that drop without a module read its rate from here. Those of heads have modules.
     for name, rate in config.to_dict().items():
@@ -159,30 +187,28 @@ def _is_rate(value: Any) -> bool:
 def _hooked(base: Any) -> str | None:
     """The name of a module with a hook of somebody else's."""
     for name, module in base.named_modules():
-        for hooks in (
-            *(module._forward_hooks, module._forward_pre_hooks),
-            *(module._backward_hooks, module._backward_pre_hooks),
-        ):
-            # Ours edit what they are told to. Those of transformers that capture outputs stay once
-            # they were used, and are told to see nothing.
-            known = ("pyreft.", "transformers.utils.output_capturing")
-            if any(not str(hook.__module__).startswith(known) for hook in hooks.values()):
+        for hook in hooks_of(module):
+            # Ours edit what they are told to.
+            if not (str(hook.__module__).startswith("pyreft.") or captures_outputs(hook)):
                 return name or "the model"
     return None
 
 
 def counts_tokens(base: Any) -> bool:
     """Whether a model goes on from a cache, at positions that it is told."""
+    return cache_argument(base) is not None and _reads_on(base)
+
+
+def _reads_on(base: Any) -> bool:
+    """Whether a model is one of those that go on from a cache, whatever they call it."""
     takes = inspect.signature(base.forward).parameters.keys()
     scores = type(base).__name__.endswith("ForSequenceClassification")
-    return {"past_key_values", "position_ids"} <= takes and (base.can_generate() or scores)
+    return "position_ids" in takes and (base.can_generate() or scores)
 
 
-def _why_no_tokens(base: Any) -> Iterator[str]:
-    """Why later tokens may not depend on earlier ones by their keys and values alone."""
+def _why_never_tokens(base: Any) -> Iterator[str]:
+    """Why, in the nature of a model, later tokens depend on more than earlier keys and values."""
     config = text_config(base)
-    if not counts_tokens(base):
-        yield f"{type(base).__name__} does not go on from a cache at positions that it is told"
     bidirectional = getattr(config, "use_bidirectional_attention", False)
     modules = base.base_model.modules()
     if bidirectional or not all(getattr(m, "is_causal", True) for m in modules):
@@ -190,7 +216,21 @@ def _why_no_tokens(base: Any) -> Iterator[str]:
     if getattr(config, "is_causal", True) is False:
         yield "its tokens see later ones"
     kinds = set(getattr(config, "layer_types", None) or ())
-    if base._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
+    if keeps_state(base) or not kinds <= {"full_attention", "sliding_attention"}:
         yield "it keeps a state that is no keys and values of tokens"
-    if config._attn_implementation not in ("eager", "sdpa"):
-        yield f"its attention is {config._attn_implementation}, not sdpa or eager"
+    if not _reads_on(base):
+        yield f"{type(base).__name__} does not go on from a cache at positions that it is told"
+
+
+def _why_not_tokens(base: Any) -> Iterator[str]:
+    """Why a model that goes on from a cache cannot be given one."""
+    if cache_argument(base) is None:
+        yield (
+            f"forward of {type(base).__name__} takes no cache by a name that is known, or takes "
+            f"several: it should take one of {' and '.join(CACHE_NAMES)}"
+        )
+    if not cache_has_layers.holds:
+        yield f"it relies on this: {cache_has_layers.explain()}"
+    attention = attention_of(text_config(base))
+    if attention not in ("eager", "sdpa"):
+        yield f"its attention is {attention}, not sdpa or eager"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from pyreft.installed.caches import cache_argument
 from pyreft.modeling import ReftModel
 from pyreft.modeling.components import running_model
 from pyreft.reuse.attention import attending
@@ -111,7 +112,7 @@ class FrozenReuse:
                 raise NotReusableError(reason)
             self._plan = plan_reuse(self.model)
         except NotReusableError as error:
-            self.decline(str(error))
+            self.decline(str(error), error.lost)
             return
         self._contents = contents(base)
         self._store = store_of(base)
@@ -119,10 +120,15 @@ class FrozenReuse:
             self._memory = share_of_memory(self._store.size)
         self._store.limit(self._memory, self._disk)
 
-    def decline(self, reason: str) -> None:
-        """Reuse nothing until `begin`."""
+    def decline(self, reason: str, lost: bool = True) -> None:
+        """Reuse nothing until `begin`.
+
+        Args:
+            reason: Why.
+            lost: Whether the model would have it otherwise: then the log warns.
+        """
         self._plan, self.reason = None, reason
-        self._say(f"No frozen computation is reused, because {reason}.")
+        self._say(f"No frozen computation is reused, because {reason}.", lost)
 
     def distrust(self, reason: str) -> None:
         """Reuse nothing any more: it was wrong."""
@@ -146,7 +152,7 @@ class FrozenReuse:
         try:
             window = cut(told, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:
-            self._say(f"A batch is computed whole, because {error}.")
+            self._say(f"A batch is computed whole, because {error}.", lost=True)
             return None
         if _saved(plan, window) < _WORTHWHILE:
             self._say("A batch is computed whole, because hardly anything of it is frozen.")
@@ -168,7 +174,7 @@ class FrozenReuse:
         ids = inputs["input_ids"]
         prefix = collate_prefix(plan, states, window.length, ids.device)
         if prefix is not None:
-            inputs["past_key_values"] = prefix
+            inputs[str(cache_argument(plan.base))] = prefix
         hidden = collate_hidden(states, ids.shape[1], ids.device)
         with ExitStack() as stack:
             stack.enter_context(self.model.placed(window.placed))
@@ -234,15 +240,16 @@ class FrozenReuse:
         )
         self._say(
             f"Frozen computation is reused: {plan.skipped} of {len(plan.layers)} layers run once "
-            f"for an example, and not in every step; {tokens}."
+            f"for an example, and not in every step; {tokens}.",
+            plan.lost,
         )
 
-    def _say(self, text: str) -> None:
-        """Once, up to the numbers of a first batch."""
+    def _say(self, text: str, lost: bool = False) -> None:
+        """Once, up to the numbers of a first batch; what is lost as a warning."""
         kind = text.partition(":")[0]
         if kind not in self._said:
             self._said.add(kind)
-            logger.info(text)
+            (logger.warning if lost else logger.info)(text)
 
 
 def _size(shape: tuple[int, int]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyreft.installed.caches import cache_argument
 from pyreft.reuse.layers import LayerOutput, replaced
 from pyreft.reuse.plan import NotReusableError, Plan
 from pyreft.reuse.prefix import FrozenPrefix, KeysValues, Recorded, RecordingCache
@@ -73,7 +74,7 @@ def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) 
     count = len(plan.layers)
     cache = RecordingCache(count, last=count - 1)
     with skipping(plan, output, hidden), suppress(Recorded):
-        _run(plan, ids, past_key_values=cache)
+        _run(plan, ids, **{str(cache_argument(plan.base.base_model)): cache})
     running = range(plan.skipped, count)
     known = [tensor for layer in running for tensor in cache.known.get(layer, ())]
     shapes = {(t.shape[0], t.shape[2]) for t in known}

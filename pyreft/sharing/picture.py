@@ -26,6 +26,7 @@ from pyreft.config import InterventionConfig
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import stack_named
 from pyreft.positions import PositionSpec
+from pyreft.positions.grammar import find_name
 
 # Whatever a file says, a picture stays one.
 MAX_LAYERS, MAX_ROWS = 160, 40
@@ -128,7 +129,8 @@ def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: boo
     chosen: dict[str, list[_Edit]] = {}
     for edit in edits:
         functions = () if edit.positions is None else edit.positions.functions
-        by = ["each batch"] if edit.positions is None else [str(name) for name in functions]
+        names = [find_name(function) or repr(function) for function in functions]
+        by = ["each batch"] if edit.positions is None else names
         for name in by:
             chosen.setdefault(printable(name), []).append(edit)
     if chosen and all(set(row.cells) == {UNTOUCHED} for row in rows):

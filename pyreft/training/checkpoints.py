@@ -28,6 +28,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from pyreft.installed.trainer_methods import trainer_saves_by_methods
 from pyreft.training.facts import training_facts
 from pyreft.training.pushing import PushedCheckpoints
 
@@ -58,6 +59,10 @@ class AdapterCheckpoints(PushedCheckpoints):
     _card_metadata: Mapping[str, Any] = MappingProxyType({})
     # How many entries the log had when the best checkpoint was loaded.
     _best_since: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        trainer_saves_by_methods.require(f"{type(self).__name__}, whose checkpoints are adapters,")
+        super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; the model then knows for its card how it was trained."""
@@ -138,7 +143,7 @@ class AdapterCheckpoints(PushedCheckpoints):
     ) -> tuple[int, int]:
         """The Trainer's, but a stream that has begun again goes on from where it was.
 
-        Older transformers do not ask: there, a stream is resumed inside its first pass only.
+        Not every release asks: without, a stream is resumed inside its first pass only.
         """
         found = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial

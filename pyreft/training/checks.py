@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyreft.modeling.lora import is_peft_model
+from pyreft.installed.tuners import is_peft_model
 
 _SEQUENCE = "ForSequenceClassification"
 _CLASSIFIERS = (_SEQUENCE, "ForTokenClassification")

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-from pyreft.reuse.products import multiply
-
 # Gradients of a sum over tokens are kept; in float16 small ones would be lost.
 _FLOAT16_SCALE = 2.0**10
 
@@ -122,7 +120,7 @@ def _by_tiles(
     sums, right = torch.zeros_like(highest), torch.zeros_like(highest)
     for start in range(0, len(weight), words):
         tile = weight[start : start + words]
-        logits = multiply(hidden, tile)  # (n, v)
+        logits = nn.functional.linear(hidden, tile)  # (n, v)
         index = targets - start
         found = logits.gather(1, index.clamp(0, len(tile) - 1))
         right = torch.where((index >= 0) & (index < len(tile)), found, right)
@@ -132,7 +130,7 @@ def _by_tiles(
         sums = sums * scale + likely.sum(1, keepdim=True)
         if grad is not None:
             # The average of the words, each by its probability.
-            grad.mul_(scale).add_(multiply(likely, tile.T))
+            grad.mul_(scale).add_(likely @ tile)
     if grad is not None:
         grad.div_(sums).sub_(weight[targets[:, 0]])
     return (sums.log() + highest - right).sum()

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_torch_version
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
+from pyreft.installed.offloading import fsdp_can_ignore_parameters
 from pyreft.modeling import ReftModel
 
 logger = logging.get_logger(__name__)
@@ -109,13 +109,9 @@ def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
 
     Raises:
         ValueError: If the plugin asks for what does not go with this.
-        ImportError: If torch is older than 2.7, whose FSDP2 shards all parameters.
+        UnsupportedReleaseError: If FSDP2 of the installed torch shards all parameters.
     """
-    if not is_torch_version(">=", "2.7.0"):
-        raise ImportError(
-            "FSDP2 can leave trained parameters whole from torch 2.7 on, this is "
-            f"{torch.__version__}: update torch, or start the script without fsdp."
-        )
+    fsdp_can_ignore_parameters.require("FSDP2 with interventions that every process has whole")
     plugin = accelerator.state.fsdp_plugin
     if getattr(plugin, "fsdp_version", 1) != 2:
         raise ValueError(

@@ -9,20 +9,30 @@ pass; only its head sees other tokens, and its loss function other logits, while
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
-from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
 
+from pyreft.installed.losses import (
+    causal_loss,
+    causal_loss_is_replaceable,
+    names_loss,
+    replaced_loss,
+)
+from pyreft.installed.modules import (
+    forward_hooks_of,
+    is_compiled,
+    modules_list_hooks,
+    modules_say_if_compiled,
+    output_hooks,
+)
+from pyreft.installed.tuners import is_peft_model
 from pyreft.modeling.boundary import shift_labels
-from pyreft.modeling.lora import is_peft_model
 from pyreft.training.chunks import ChunkedLoss, PlainChunkedLoss
 
 logger = logging.get_logger(__name__)
@@ -32,6 +42,7 @@ logger = logging.get_logger(__name__)
 CHUNK_BYTES = 2**26
 # The tokens and words of a tile of logits on a CPU, where 2 MiB stay in its caches.
 CPU_TILE = 512, 1024
+_NEEDED = (causal_loss_is_replaceable, modules_list_hooks, modules_say_if_compiled)
 
 
 class UnknownLogitsError(Exception):
@@ -53,6 +64,7 @@ class LabelledLoss:
     Attributes:
         base: The base model.
         reason: Why its loss cannot be computed so, or None.
+        lost: Whether it could be, in a model of this kind that is run otherwise.
     """
 
     def __init__(self, base: Any, model: nn.Module) -> None:
@@ -62,26 +74,31 @@ class LabelledLoss:
         self._finish: Callable[[Tensor], Tensor] | None = _finish(self._base.config)
         self._untouched = not any(_changes(self._base.config))
         self._compared = False
-        self.reason = self._why_not(model)
+        unknown = next((needed.explain() for needed in _NEEDED if not needed.holds), None)
+        never = None if unknown else self._why_never()
+        self.reason = never or unknown or self._why_not(model)
+        self.lost = never is None and self.reason is not None
 
-    def _why_not(self, model: nn.Module) -> str | None:
-        if any(is_compiled_module(m) or m._compiled_call_impl for m in model.modules()):
-            return "the model is compiled"
+    def _why_never(self) -> str | None:
+        """What is in the nature of the model."""
         name = type(self._base).__name__
         if self._head is None:
             return f"{name} has no output head of tokens"
-        # What the code of a model names, without what decorates it.
-        names = inspect.unwrap(type(self._base).forward).__code__.co_names
-        if "loss_function" not in names or self._base.loss_function is not ForCausalLMLoss:
+        if not names_loss(type(self._base)) or self._base.loss_function is not causal_loss():
             return f"the loss of {name} is not transformers' loss of causal language models"
         if getattr(self._base.config, "z_loss_coefficient", 0):
             return f"the loss of {name} is one of all logits (z_loss_coefficient)"
+        return None
+
+    def _why_not(self, model: nn.Module) -> str | None:
+        if any(is_compiled(module) for module in model.modules()):
+            return "the model is compiled"
+        name = type(self._base).__name__
         return f"{name} or its head has hooks that see all logits" if self._watched() else None
 
     def _watched(self) -> bool:
         """Whether hooks of others see the logits, or gather a head that lies in shards."""
-        head, base = self._head, self._base
-        return bool(head._forward_pre_hooks or head._forward_hooks or base._forward_hooks)
+        return any(forward_hooks_of(self._head)) or output_hooks(self._base) > 0
 
     @property
     def possible(self) -> bool:
@@ -104,18 +121,14 @@ class LabelledLoss:
             yield
             return
         one = _Pass(self, shifted)
-        saved = vars(self._base).get("_loss_function")
         handles = [
             self._base.register_forward_pre_hook(one.begin, with_kwargs=True),
             self._head.register_forward_pre_hook(one.take),
         ]
-        self._base.loss_function = one.loss
         try:
-            yield
+            with replaced_loss(self._base, one.loss):
+                yield
         finally:
-            self._base.loss_function = saved
-            if saved is None:
-                del self._base._loss_function
             for handle in handles:
                 handle.remove()
 
@@ -212,7 +225,7 @@ class _Pass:
         if hidden is None:
             if self._shifted:
                 kwargs["shift_labels"] = labels
-            return ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, **kwargs)
+            return causal_loss()(logits, labels, vocab_size, num_items_in_batch, **kwargs)
         targets, self._targets = self._targets, None
         assert targets is not None
         return self._of._loss(hidden, logits, targets, num_items_in_batch)

@@ -67,7 +67,7 @@ class PushedCheckpoints(Trainer):
         **kwargs: Any,
     ) -> Any:
         """The Trainer's; a card that was edited on the Hub is left as it is."""
-        # Only then, since older transformers do not take it.
+        # Only if it is given: not every release takes it.
         new: dict[str, Any] = {} if private is None else {"private": private}
         if self.is_world_process_zero():
             if self.hub_model_id is None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import is_compiled_module
 from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
+from pyreft.installed.modules import is_compiled
 from pyreft.modeling.components import running_model
 from pyreft.reuse import FrozenReuse
 from pyreft.reuse.plan import counts_tokens
-from pyreft.reuse.products import multiplying
 from pyreft.reuse.reuse import Cut
 from pyreft.reuse.store import in_bytes
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
@@ -74,13 +73,6 @@ class ReusesFrozen(Trainer):
         inputs = self._count_tokens(inputs)
         if not self.reuse_frozen:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with multiplying(self.model.model) if self._why_not(model) is None else nullcontext():
-            return self._needed_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def _needed_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any
-    ) -> Any:
-        """The same, where only what is needed is computed."""
         looks = return_outputs and not self._loss_only
         labelled = None if looks or self._takes_labels else self._labelled_loss(model)
         cut = None
@@ -129,7 +121,7 @@ class ReusesFrozen(Trainer):
             self._labelled = LabelledLoss(base, model)
             reason = self._labelled.reason
             done = f"runs on every token: {reason}" if reason else "runs on labelled tokens alone"
-            logger.info(f"The output head {done}.")
+            (logger.warning if self._labelled.lost else logger.info)(f"The output head {done}.")
         return self._labelled if self._labelled.possible else None
 
     def _count_tokens(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +155,7 @@ class ReusesFrozen(Trainer):
         """What of the trainer's makes reuse impossible, if anything."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "the base model is sharded"
-        if self.args.torch_compile or is_compiled_module(model):
+        if self.args.torch_compile or is_compiled(model):
             return "the model is compiled"
         if getattr(self.accelerator, "parallelism_config", None) is not None:
             return "one text is computed by several processes"

@@ -11,6 +11,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
+from pyreft.installed.trainer_methods import trainer_steps_by_methods
 from pyreft.modeling import ReftModel
 from pyreft.modeling.lora import frozen_lora
 from pyreft.training.checkpoints import AdapterCheckpoints
@@ -19,6 +20,7 @@ from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
 from pyreft.training.reusing import ReusesFrozen
+from pyreft.training.threads import warn_if_threads_wait
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +57,7 @@ class ReftTrainer(
             is an input of the model.
         OSError: While training, if a checkpoint cannot be saved; older ones stay.
         FloatingPointError: While training, if the loss is NaN or infinite.
+        UnsupportedReleaseError: If the installed Trainer works in a way that is not known.
     """
 
     # Columns, where the Trainer declares None.
@@ -70,6 +73,7 @@ class ReftTrainer(
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        trainer_steps_by_methods.require(type(self).__name__)
         if model is not None and not isinstance(model, ReftModel):
             raise TypeError(
                 f"{type(self).__name__} trains a ReftModel, got {type(model).__name__}: wrap the "
@@ -130,6 +134,12 @@ class ReftTrainer(
         if has_length(self.train_dataset) and len(self.train_dataset) == 0:
             raise ValueError("the train_dataset is empty.")
         return super().get_train_dataloader()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; says so if threads of a CPU are in each other's way."""
+        if self.args.device.type == "cpu":
+            warn_if_threads_wait()
+        return super().train(*args, **kwargs)
 
     # ---- one step -----------------------------------------------------------------------
 

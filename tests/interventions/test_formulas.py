@@ -164,7 +164,7 @@ def test_each_example_has_directions_of_its_own(kind):
     assert torch.equal(edited[2], base[2])
 
 
-@pytest.mark.parametrize("chosen", [[R], [-1], [[0], [R]]])
+@pytest.mark.parametrize("chosen", [[R], [-1], [[0], [R]], [True], [[0], [True]], [0.0]])
 def test_a_direction_that_is_not_there_is_refused(kind, chosen):
     with pytest.raises(ValueError, match=f"0 to {R - 1}"):
         make(kind)(hidden(2, 3), subspaces=chosen)

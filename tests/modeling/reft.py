@@ -1,9 +1,11 @@
 """A model with an adapter that edits strongly, batches for it, and its gradients."""
 
 import torch
+from transformers import Cache
 
 from conftest import VOCAB, randomize
 from pyreft import ReftConfig, get_reft_model
+from pyreft.installed.caches import cache_argument
 
 # A row of six tokens of prompt and four of completion.
 IDS = torch.arange(3, 13)[None]
@@ -16,6 +18,16 @@ def wrap(base, **config):
     torch.manual_seed(0)
     config = ReftConfig(**{"rank": 4, "positions": "f2+l1"} | config)
     return randomize(get_reft_model(base, config), 0.2)
+
+
+def passing(cache, model):
+    """The arguments that pass a cache to a model, by the name that the installed release has."""
+    return {cache_argument(getattr(model, "model", model)): cache}
+
+
+def cache_of(outputs):
+    """The cache that a forward pass or `generate` returned."""
+    return next(value for value in outputs.values() if isinstance(value, Cache))
 
 
 def batch(base, seed=0):

@@ -74,7 +74,9 @@ def test_an_index_in_the_completion_is_outside_the_prompt():
         (torch.tensor([[0]]), r"shape \(batch, interventions, positions\).*got \(1, 1\)"),
         (torch.tensor([[[0]], [[0]]]), r"batch = 1, got \(2, 1, 1\)"),
         (torch.tensor([[[0], [1]]]), "for 2 interventions, the model has 1"),
-        (torch.tensor([[[0.5]]]), "integer|float"),
+        (torch.tensor([[[0.5]]]), "integers, got torch.float32"),
+        (torch.tensor([[[True]]]), "integers, got torch.bool"),
+        (torch.tensor([[[1j]]]), "integers, got torch.complex64"),
         ([[["0"]]], "intervention_locations"),
         ("l1", "intervention_locations.*l1"),
         (3, "intervention_locations.*3"),
@@ -127,6 +129,9 @@ def test_upstreams_batch_holds_tensors(model, base):
         ([[[0], [1]]], "for each of the 1 rows"),
         (torch.tensor([0]), r"shape \(batch, interventions, directions\)"),
         ([0.5], "subspaces.*0.5"),
+        ([True], r"indices from 0 to 1, got \[True\]"),
+        (True, r"indices from 0 to 1, got \[True\]"),
+        (torch.tensor([[[True]]]), r"indices from 0 to 1, got \[True\]"),
         ("first", "subspaces.*first"),
         ([[["a"]]], "subspaces.*a"),
     ],
@@ -134,6 +139,8 @@ def test_upstreams_batch_holds_tensors(model, base):
 def test_subspaces_that_are_not_there_are_refused(model, subspaces, message):
     with pytest.raises(REFUSED, match=message):
         model(IDS, subspaces=subspaces)
+    with pytest.raises(REFUSED, match=message):
+        model.generate(IDS, subspaces=subspaces, max_new_tokens=2)
 
 
 # ---- where the prompt ends -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from reft import cache_of, passing
 from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import VOCAB, make_base, randomize
@@ -71,8 +72,8 @@ def test_threads_do_not_see_each_others_edits():
 def test_subspaces_hold_after_a_filled_cache():
     model = wrap(positions="all")
     whole = logits(model, input_ids=IDS, subspaces=[0])
-    cache = model(input_ids=IDS[:, :5], use_cache=True, subspaces=[0]).past_key_values
-    rest = logits(model, input_ids=IDS[:, 5:], past_key_values=cache, subspaces=[0])
+    cache = cache_of(model(input_ids=IDS[:, :5], use_cache=True, subspaces=[0]))
+    rest = logits(model, input_ids=IDS[:, 5:], **passing(cache, model), subspaces=[0])
     torch.testing.assert_close(rest, whole[:, 5:], rtol=0, atol=1e-5)
 
 

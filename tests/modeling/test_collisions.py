@@ -5,7 +5,14 @@ import torch
 from reft import IDS, LABELS
 
 from conftest import make_base
-from pyreft import ReftConfig, get_reft_model
+from pyreft import ReftConfig, get_reft_model, register_position
+
+
+def first_token(tokens):
+    return tokens.prompt & (tokens.index == 0)
+
+
+register_position("test_first_token", first_token)
 
 
 def wrap_two(*positions, **changes):
@@ -29,6 +36,7 @@ def wrap_two(*positions, **changes):
         (("9", "-1"), {}),
         (("l1", lambda tokens: tokens.prompt), {}),
         (("l1", "l1"), {"layer": None, "component": "model.layers[0].output"}),
+        ((first_token, "test_first_token"), {}),
     ],
 )
 def test_two_interventions_on_one_token_are_refused(positions, changes):

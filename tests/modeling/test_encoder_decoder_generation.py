@@ -6,6 +6,7 @@ import pytest
 import torch
 from encoder_decoder_models import PAD, START, make_generator
 from encoder_decoders import BLOCKS, Recomputation, ids, padded, wrap
+from reft import cache_of, passing
 
 from conftest import randomize
 from pyreft import ReftConfig, get_reft_model
@@ -214,10 +215,10 @@ def test_decoding_by_hand_with_a_cache_is_the_recomputation(pair):
         for _ in range(NEW):
             encoded = {} if outputs is None else {"encoder_outputs": (outputs[1],)}
             made = model(
-                **inputs, **encoded, decoder_input_ids=step, past_key_values=cache, use_cache=True
+                **inputs, **encoded, decoder_input_ids=step, **passing(cache, model), use_cache=True
             )
             outputs = (None, made.encoder_last_hidden_state)
-            cache, step = made.past_key_values, made.logits[:, -1].argmax(-1, keepdim=True)
+            cache, step = cache_of(made), made.logits[:, -1].argmax(-1, keepdim=True)
             found.append(step.item())
     assert found == recomputation.greedy(rows[0], NEW).tolist()
 

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from recomputation import NEW, POSITIONS, Recomputation, bare, generate, left_padded, prompt, wrap
+from reft import cache_of, passing
 from transformers import GenerationConfig
 
 from conftest import LAYERS
@@ -160,14 +161,25 @@ def test_embeddings_generate_what_their_tokens_generate(pair):
     assert generate(model, inputs_embeds=alone).tolist() == expected[1:]
 
 
+@pytest.mark.parametrize("ends", [98, [97, 98], torch.tensor(98), torch.tensor([97, 98])])
+def test_padding_is_found_without_a_mask_however_end_tokens_are_given(simple, ends):
+    model, _ = simple
+    rows = [prompt(length, seed=length) for length in (4, 9)]
+    ids = left_padded(rows)["input_ids"]
+    found = generate(model, input_ids=ids, eos_token_id=ends, pad_token_id=0, min_new_tokens=NEW)
+    for row, one in zip(rows, found, strict=True):
+        alone = generate(model, input_ids=row[None], eos_token_id=ends, min_new_tokens=NEW)
+        assert one.tolist() == alone[0].tolist()
+
+
 def test_decoding_by_hand_with_a_cache_is_the_recomputation(pair):
     model, recomputation = pair
     row = prompt(7)
     step, cache, found = row[None], None, []
     with torch.no_grad():
         for _ in range(NEW):
-            outputs = model(input_ids=step, past_key_values=cache, use_cache=True)
-            cache, step = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
+            outputs = model(input_ids=step, **passing(cache, model), use_cache=True)
+            cache, step = cache_of(outputs), outputs.logits[:, -1].argmax(-1, keepdim=True)
             found.append(step.item())
     assert found == recomputation.greedy(row)[0].tolist()
 
@@ -180,8 +192,8 @@ def test_decoding_a_padded_batch_by_hand_is_the_recomputation(pair):
     with torch.no_grad():
         for _ in range(NEW):
             where = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
-            outputs = model(step, mask, position_ids=where, past_key_values=cache, use_cache=True)
-            cache, step = outputs.past_key_values, outputs.logits[:, -1].argmax(-1, keepdim=True)
+            outputs = model(step, mask, position_ids=where, **passing(cache, model), use_cache=True)
+            cache, step = cache_of(outputs), outputs.logits[:, -1].argmax(-1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(step)], dim=1)
             found.append(step)
     expected = [recomputation.greedy(row)[0].tolist() for row in rows]
@@ -252,7 +264,7 @@ def test_a_second_turn_may_go_on_from_the_cache_of_the_first(causal):
         input_ids=prompt(5)[None], max_new_tokens=3, do_sample=False, return_dict_in_generate=True
     )
     turn = torch.cat([first.sequences[0], prompt(4, seed=9)])
-    found = generate(model, input_ids=turn[None], past_key_values=first.past_key_values)
+    found = generate(model, input_ids=turn[None], **passing(cache_of(first), model))
     assert found[0].tolist() == recomputation.greedy(turn)[0].tolist()
 
 

@@ -201,10 +201,35 @@ def test_unknown_names_say_which_there_are():
             act("none")
     with pytest.raises(ValueError, match="there is an adapter 'other' already"):
         add(model)
-    with pytest.raises(ValueError, match="different names, and a weight for each"):
-        model.set_adapter(["default", "other"], [1.0])
+    with pytest.raises(ValueError, match="different names, and at least one"):
+        model.set_adapter(["default", "default"])
     with model.disable_adapter(), pytest.raises(RuntimeError, match="inside disable_adapter"):
         model.set_adapter("other")
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("value", [[float("nan")], [INF], [-INF], [1.0, 2.0], []])
+@pytest.mark.parametrize("call", ["set_adapter", "add_weighted_adapter"])
+def test_weights_are_finite_and_one_for_each_adapter(call, value):
+    assert_weights_refused(call, value, ValueError, "finite weight for each of the 1 adapters")
+
+
+@pytest.mark.parametrize("value", [["0.5"], [True], [None], [1j], 0.5, "1"])
+@pytest.mark.parametrize("call", ["set_adapter", "add_weighted_adapter"])
+def test_weights_are_a_list_of_numbers(call, value):
+    assert_weights_refused(call, value, TypeError, "weights must be a list of numbers")
+
+
+def assert_weights_refused(call, value, error, message):
+    model = wrap(make_base("llama"), kind="nodireft")
+    with pytest.raises(error, match=message):
+        if call == "set_adapter":
+            model.set_adapter("default", value)
+        else:
+            model.add_weighted_adapter(["default"], value, "sum")
+    assert list(model.adapters) == ["default"] and model._active == {"default": 1.0}
 
 
 def test_positions_in_the_batch_are_of_one_adapter():
@@ -269,6 +294,41 @@ def test_a_weighted_adapter_does_what_several_active_ones_do(tmp_path):
     model.save_pretrained(tmp_path, selected_adapters=["sum"])
     alone = ReftModel.from_pretrained(make_base("llama"), tmp_path / "sum")
     torch.testing.assert_close(logits(alone, inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+SPECS = ["f1", "l1", "f3", "l3", "f2+l2", "prompt", "completion", "all", "0", "-1"]
+
+
+@pytest.mark.parametrize("other", [*SPECS, "f3 l3", "f2 l2", "f2 completion"])
+@pytest.mark.parametrize("one", [*SPECS, "f3 l3", "f2 l2"])
+def test_a_weighted_adapter_adds_up_edits_of_short_prompts_as_well_or_is_refused(one, other):
+    """Specs of separate interventions, on one layer, are separated by a space."""
+    model = randomize(get_reft_model(make_base("llama"), at_layer_1(one)).eval(), 0.2)
+    model.add_adapter("other", at_layer_1(other))
+    randomize(model.adapters["other"], 0.2, seed=5)
+    try:
+        model.add_weighted_adapter(["default", "other"], [0.5, -1.0], "sum")
+    except ValueError as error:
+        assert one != other
+        assert "share tokens" in str(error) or "prompts of fewer than" in str(error)
+        return
+    for length in range(1, 9):
+        inputs = {"input_ids": IDS[:, :length]}
+        model.set_adapter(["default", "other"], [0.5, -1.0])
+        expected = logits(model, inputs)
+        model.set_adapter("sum")
+        try:
+            found = logits(model, inputs)
+        except ValueError as error:
+            # Explicit positions of a prompt so short that they are those of the other end as well.
+            assert "must be disjoint" in str(error) and {"0", "-1"} & {one, other}
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def at_layer_1(specs):
+    entry = {"layer": 1, "low_rank_dimension": 2, "intervention": "nodireft"}
+    return ReftConfig(representations=[{**entry, "positions": s} for s in specs.split()])
 
 
 def test_subspaces_that_have_something_in_common_are_not_merged():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from architectures import MAKERS
-from reft import wrap
+from reft import cache_of, passing, wrap
 
 from conftest import VOCAB, make_base
+from pyreft.modeling import shared_prefix
 
 SHARED, RESTS = 40, [5, 9, 2]
 
@@ -61,9 +62,11 @@ def test_what_is_generated_is_what_each_prompt_gives_by_itself(causal, ragged, o
     seen = widths(model)
     found = model.generate(**inputs, **settings)
     copies = options.get("num_return_sequences", 1) * len(RESTS)
-    # The shared part once, then the rest of all rows.
-    assert seen[0] == (1, SHARED)
-    assert seen[1] == (len(RESTS) * options.get("num_beams", 1), 9)
+    # The shared part once, then the rest of all rows. Columns do not move: where others end their
+    # shared part later, since they are padded, the longest prompt is read on until there.
+    once = SHARED + (min(9 - n for n in RESTS if n < 9) if ragged else 0)
+    assert seen[0] == (1, once)
+    assert seen[1] == (len(RESTS) * options.get("num_beams", 1), SHARED + 9 - once)
     assert torch.equal(found[:, :49], inputs["input_ids"].repeat_interleave(copies // 3, dim=0))
     for row in range(len(RESTS)):
         alone = inputs["input_ids"][row : row + 1, inputs["attention_mask"][row] == 1]
@@ -96,7 +99,7 @@ def test_a_mixed_batch_shares_what_no_adapter_edits(widths):
     names = ["default", "other", "__base__"]
     settings = {"max_new_tokens": 4, "do_sample": False}
     found = model.generate(**inputs, **settings, adapter_names=names)
-    assert seen[0] == (1, SHARED)
+    assert seen[0] == (1, SHARED + 4)
     expected = model.generate(**inputs, **settings, adapter_names=names, no_repeat_ngram_size=60)
     assert torch.equal(found, expected)
 
@@ -117,6 +120,107 @@ def test_prompts_run_as_they_are_where_sharing_could_change_anything(config, opt
     seen = widths(model)
     model.generate(**prompts(), max_new_tokens=2, **options)
     assert seen[0] == (3, 49)
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Runs a function with prompts as they are."""
+
+    def run(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(shared_prefix, "_SHORTEST", 10**6)
+            return function()
+
+    return run
+
+
+PENALTIES = [
+    {"repetition_penalty": 1.7},
+    {"encoder_repetition_penalty": 0.4},
+    {"repetition_penalty": 1.4, "num_beams": 2, "num_return_sequences": 2},
+    {"min_new_tokens": 3, "suppress_tokens": [5, 6]},
+]
+
+
+@pytest.mark.parametrize("options", PENALTIES, ids=str)
+def test_processors_of_logits_see_the_prompts_as_they_are(causal, options, apart, widths):
+    model, inputs = make(causal), prompts()
+    settings = {"max_new_tokens": 5, "do_sample": False, "output_scores": True}
+
+    def scores():
+        found = model.generate(**inputs, **settings, **options)
+        return found if isinstance(found, torch.Tensor) else found.sequences
+
+    seen = widths(model)
+    found = scores()
+    assert seen[0][0] == 1
+    assert torch.equal(found, apart(scores))
+
+
+def test_sampling_with_a_seed_gives_the_same_texts(causal, apart, widths):
+    model, inputs = make(causal), prompts()
+
+    def sampled():
+        torch.manual_seed(3)
+        return model.generate(
+            **inputs, max_new_tokens=6, do_sample=True, temperature=0.7, top_k=20, top_p=0.9
+        )
+
+    seen = widths(model)
+    found = sampled()
+    assert seen[0][0] == 1
+    assert torch.equal(found, apart(sampled))
+
+
+@pytest.mark.parametrize("names", [None, ["default", "__base__", "default"], ["__base__"] * 3])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_the_cache_that_is_returned_goes_on_as_without(names, ragged, apart, widths):
+    model, inputs = make("llama"), prompts(ragged)
+    settings = {"do_sample": False, "return_dict_in_generate": True, "adapter_names": names}
+    turn = torch.randint(3, VOCAB, (3, 4), generator=torch.Generator().manual_seed(5))
+
+    def two_turns():
+        first = model.generate(**inputs, **settings, max_new_tokens=3)
+        ids = torch.cat([first.sequences, turn], dim=1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 7), value=1)
+        second = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=4,
+            **settings,
+            **passing(cache_of(first), model),
+        )
+        return first.sequences, second.sequences, cache_of(first)
+
+    seen = widths(model)
+    *found, cache = two_turns()
+    # Where there is padding, a cache that is returned would have nothing in its columns.
+    assert (seen[0][0] == 1) == (not ragged)
+    *expected, whole = apart(two_turns)
+    assert all(map(torch.equal, found, expected))
+    for layer, other in zip(cache.layers, whole.layers, strict=True):
+        torch.testing.assert_close(layer.keys, other.keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.values, other.values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_position_function_is_asked_once_and_sees_the_columns_as_they_are(apart, widths):
+    asked = []
+
+    def third_from_last(tokens):
+        asked.append(tokens.input_ids.clone())
+        return tokens.prompt & (tokens.index == tokens.prompt_length - 3)
+
+    model, inputs = make("llama", positions=third_from_last), prompts()
+
+    def generated():
+        return model.generate(**inputs, max_new_tokens=5, do_sample=False)
+
+    seen = widths(model)
+    found = generated()
+    assert seen[0] == (1, SHARED + 4)
+    (ids,) = asked
+    assert torch.equal(ids, inputs["input_ids"])
+    assert torch.equal(found, apart(generated))
 
 
 def test_sliding_windows_and_positions_by_columns_run_as_they_are(widths):

@@ -63,7 +63,7 @@ def fallen_back(monkeypatch):
         calls.append(args)
         return sdpa_attention_forward(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    monkeypatch.setattr(attention, "sdpa", lambda: counted)
     return calls
 
 

@@ -99,7 +99,8 @@ def assert_same(found, expected, tolerance=1e-6):
     torch.testing.assert_close(found[0], expected[0], rtol=tolerance, atol=tolerance)
     assert found[1].keys() == expected[1].keys()
     for name, one in found[1].items():
-        scale = max(expected[1][name].abs().max().item(), 1e-2)
+        # Of the order in which a processor sums, 2e-6 of the largest value at some.
+        scale = 2 * max(expected[1][name].abs().max().item(), 1e-2)
         torch.testing.assert_close(
             one, expected[1][name], rtol=10 * tolerance, atol=tolerance * scale
         )

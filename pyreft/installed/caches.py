@@ -1,0 +1,121 @@
+"""The cache of a transformers model: by what name it is passed, and how many tokens it holds.
+
+A cache is found among the arguments of a call by its type, whatever its name is there. A name is
+needed only to pass one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationMixin
+
+from pyreft.installed.fact import fact, require_found
+
+# What `forward` and `generate` call a cache of keys and values, the present name first.
+CACHE_NAMES = ("cache", "past_key_values")
+# What models call a state that is no keys and values.
+_STATES = ("cache_params", "state", "mems", "past_buckets_states")
+
+
+@fact("transformers")
+def cache_counts_tokens() -> None:
+    """A cache counts the tokens that it holds."""
+    cache = DynamicCache()
+    require_found(int(cache.get_seq_length()), 0, "get_seq_length() of an empty cache")
+    keys = torch.zeros(1, 1, 3, 2, device="cpu")
+    cache.update(keys, keys, 0)
+    require_found(int(cache.get_seq_length()), 3, "get_seq_length() of a cache of 3 tokens")
+
+
+@fact("transformers")
+def cache_has_layers() -> None:
+    """A cache is made of layers, whose update, get_seq_length and get_mask_sizes give what
+    attention reads of earlier tokens.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    layer = DynamicLayer()
+    require_found(len(Cache(layers=[layer]).layers), 1, "the number of layers of a cache of one")
+    keys = torch.zeros(1, 1, 3, 2, device="cpu")
+    require_found(layer.update(keys, keys)[0].shape, keys.shape, "the shape of updated keys")
+    require_found(int(layer.get_seq_length()), 3, "get_seq_length() of a layer of 3 tokens")
+    if not callable(layer.get_mask_sizes):
+        raise TypeError("get_mask_sizes of a layer is no method")
+
+
+def cache_argument(model: nn.Module) -> str | None:
+    """The name by which `forward` of a model takes a cache of keys and values.
+
+    None if it takes none, or two.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    names = [name for name in CACHE_NAMES if name in parameters]
+    return names[0] if len(names) == 1 else None
+
+
+@fact("transformers")
+def generate_takes_cache() -> None:
+    """Generate takes a cache by the name by which it passes one to a model."""
+    require_found(
+        len(_of_generate()), 1, f"the number of these names, {CACHE_NAMES}, that it takes"
+    )
+
+
+def generate_cache_argument() -> str:
+    """The name by which `generate` takes a cache, whatever the model."""
+    generate_takes_cache.require("generating from a cache of a shared beginning")
+    return _of_generate()[0]
+
+
+def _of_generate() -> list[str]:
+    parameters = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return [name for name in CACHE_NAMES if name in parameters]
+
+
+def is_plain_cache(cache: Cache) -> bool:
+    """Whether all layers of a cache keep the keys and values of every token, in their order."""
+    from transformers.cache_utils import DynamicLayer
+
+    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def cached_tokens(arguments: Mapping[str, Any]) -> int:
+    """The number of tokens that a cache among the arguments of a call holds, 0 without one.
+
+    Raises:
+        ValueError: If something there keeps earlier tokens and does not say how many.
+    """
+    found = {id(v): (name, v) for name, v in arguments.items() if isinstance(v, Cache)}
+    if len(found) > 1:
+        names = " and ".join(name for name, _ in found.values())
+        raise ValueError(f"this call has two caches, {names}: pass one.")
+    for name in (*CACHE_NAMES, *_STATES):
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, Cache):
+            # A cache of the user's own may count as transformers' do.
+            if name in _STATES or not hasattr(value, "get_seq_length"):
+                raise ValueError(_uncounted(name, value))
+            found[id(value)] = name, value
+    if not found:
+        return 0
+    ((name, cache),) = found.values()
+    linear = getattr(cache, "is_linear", None)
+    if linear and all(linear):
+        raise ValueError(_uncounted(name, cache))
+    position = arguments.get("cache_position")
+    if position is not None and getattr(cache, "is_compileable", False):
+        # Some static caches count only the tokens of the first row that are not padding.
+        return int(position[0])
+    return int(cache.get_seq_length())
+
+
+def _uncounted(name: str, value: object) -> str:
+    return (
+        f"this model keeps what it has read in {name!r} ({type(value).__name__}), which does not "
+        "say how many tokens that is: generate with use_cache=False, or pass a transformers Cache."
+    )

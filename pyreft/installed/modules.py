@@ -1,0 +1,145 @@
+"""torch's modules, tensors and backward passes, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyreft.installed.fact import fact, require_found
+
+
+@fact("torch")
+def modules_list_hooks() -> None:
+    """A module lists its hooks in _forward_hooks, _forward_pre_hooks, _backward_hooks and
+    _backward_pre_hooks.
+    """
+    module = nn.Identity()
+    module.register_forward_hook(lambda *args: None)
+    module.register_forward_pre_hook(lambda *args: None)
+    module.register_full_backward_hook(lambda *args: None)
+    module.register_full_backward_pre_hook(lambda *args: None)
+    require_found(len(list(hooks_of(module))), 4, "the number of hooks listed, of 4")
+    require_found(len(list(forward_hooks_of(module))), 2, "the number of forward hooks, of 2")
+
+
+def hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """All hooks on a module."""
+    yield from forward_hooks_of(module)
+    yield from module._backward_hooks.values()
+    yield from module._backward_pre_hooks.values()
+
+
+def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """The hooks on a module that a forward pass calls."""
+    yield from module._forward_hooks.values()
+    yield from module._forward_pre_hooks.values()
+
+
+def output_hooks(module: nn.Module) -> int:
+    """The number of hooks on a module that see its output."""
+    return len(module._forward_hooks)
+
+
+@fact("torch")
+def modules_say_if_compiled() -> None:
+    """A compiled module has _compiled_call_impl or is wrapped with an _orig_mod."""
+    require_found(is_compiled(nn.Identity()), False, "a module that is not compiled")
+    # Read, not run: the compiler takes seconds to import.
+    names = nn.Module.compile.__code__.co_names
+    require_found("_compiled_call_impl" in names, True, "whether compile() sets it")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module run compiled code."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+def uncompiled(module: Any) -> Any:
+    """The module inside what `torch.compile` returned."""
+    while (inner := getattr(module, "_orig_mod", None)) is not None:
+        module = inner
+    return module
+
+
+@fact("torch")
+def backward_has_an_id() -> None:
+    """A backward pass has an id, which is -1 outside of one, and calls queued callbacks at its
+    end.
+    """
+    seen: list[int] = []
+    x = torch.zeros(1, device="cpu", requires_grad=True)
+    y = x * 2
+
+    def look(grad: Tensor) -> None:
+        seen.append(current_backward())
+        after_backward(lambda: seen.append(-2))
+
+    y.register_hook(look)
+    y.backward()
+    require_found(current_backward(), -1, "the id outside of a backward pass")
+    if len(seen) != 2 or seen[0] < 0 or seen[1] != -2:
+        raise ValueError(f"in a backward pass the id, and what was queued, were {seen}")
+
+
+def current_backward() -> int:
+    """The id of the backward pass that runs in this thread, -1 if there is none."""
+    return torch._C._current_graph_task_id()
+
+
+def after_backward(callback: Callable[[], None]) -> None:
+    """Call something at the end of the backward pass that is running."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)
+
+
+@fact("torch")
+def tensors_count_writes() -> None:
+    """A tensor counts what is written to it in _version."""
+    tensor = torch.zeros(1, device="cpu")
+    before = version_of(tensor)
+    tensor.add_(1)
+    require_found(version_of(tensor), before + 1, "the version after one write")
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; always 0 in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@fact("torch")
+def functions_name_saved_outputs() -> None:
+    """A function of autograd names an output that it saves _saved_result or _saved_output, and a
+    view says that it is one.
+    """
+    x = torch.zeros(2, 2, device="cpu", requires_grad=True)
+    saved = [saves_output(y.grad_fn) for y in (x.exp(), x.tanh(), x.sigmoid(), x.softmax(-1))]
+    require_found(saved, [True] * 4, "whether exp, tanh, sigmoid and softmax save theirs")
+    require_found(saves_output((x + x).grad_fn), False, "whether a sum saves its own")
+    require_found(is_view(x[0]), True, "whether a row is a view")
+
+
+def saves_output(node: Any) -> bool:
+    """Whether a node of autograd may need the output that it made, for backward."""
+    # Functions written in Python may keep anything.
+    in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return in_python or hasattr(node, "_saved_result") or hasattr(node, "_saved_output")
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor shares the memory of another that autograd knows."""
+    return tensor._is_view()
+
+
+@fact("torch")
+def dropouts_have_a_base() -> None:
+    """Dropout modules have a base class, with their rate in p."""
+    require_found(dropout_rate(nn.Dropout(0.5)), 0.5, "the rate of Dropout(0.5)")
+    require_found(dropout_rate(nn.Identity()), 0.0, "the rate of another module")
+
+
+def dropout_rate(module: nn.Module) -> float:
+    """How often a module drops a value in training, 0.0 if it is no dropout."""
+    return module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0

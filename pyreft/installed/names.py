@@ -1,0 +1,32 @@
+"""What pipelines and the Trainer know a model by: the names of classes in transformers' tables."""
+
+from __future__ import annotations
+
+from pyreft.installed.fact import fact
+
+_TABLES = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+)
+
+
+@fact("transformers")
+def pipelines_know_classes() -> None:
+    """Pipelines look a model's class up in tables of modeling_auto."""
+    from transformers.models.auto import modeling_auto
+
+    for name in _TABLES:
+        if "llama" not in getattr(modeling_auto, name) and "bert" not in getattr(
+            modeling_auto, name
+        ):
+            raise ValueError(f"{name} has neither llama nor bert")
+
+
+def make_known(model_type: str, class_name: str) -> None:
+    """Let pipelines accept a class for the tasks of language models."""
+    from transformers.models.auto import modeling_auto
+
+    if pipelines_know_classes.holds:
+        for name in _TABLES:
+            getattr(modeling_auto, name)[model_type] = class_name

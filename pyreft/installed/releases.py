@@ -1,0 +1,72 @@
+"""The releases that the tests pass with, and the ones that are installed."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+# Package -> the oldest and the newest minor release that docs/compatibility.md has a row for.
+TESTED: dict[str, tuple[str, str]] = {
+    "transformers": ("5.0.0", "5.24.0"),
+    "torch": ("2.13.0", "2.14.1"),
+    "accelerate": ("1.13.0", "1.15.0"),
+    "datasets": ("5.0.0", "5.2.0"),
+    "peft": ("0.19.0", "0.21.2"),
+    "trl": ("1.14.0", "1.16.0"),
+}
+
+
+def installed_version(package: str) -> str | None:
+    """The installed release of a package, None if there is none. Imports nothing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe_release(package: str) -> str:
+    """The installed and the newest tested release, and how to install that: two sentences."""
+    newest = TESTED[package][1]
+    return (
+        f"{package} {installed_version(package)} is installed, the newest tested release is "
+        f"{newest}. Install a tested one: pip install '{package}<={newest}'."
+    )
+
+
+def untested() -> list[str]:
+    """The installed packages of an older or newer minor release than those that were tested."""
+    found = ((package, installed_version(package)) for package in TESTED)
+    return [p for p, release in found if release and not _is_tested(p, release)]
+
+
+def check_releases() -> None:
+    """Warn of releases that were not tested.
+
+    Raises:
+        ImportError: If transformers is older than the oldest that is supported.
+    """
+    transformers = installed_version("transformers")
+    if transformers and _minor(transformers) < _minor(TESTED["transformers"][0]):
+        raise ImportError(
+            f"pyreft needs transformers {TESTED['transformers'][0]} or later, and {transformers} "
+            "is installed: pip install -U transformers."
+        )
+    for package in untested():
+        oldest, newest = TESTED[package]
+        warnings.warn(
+            f"pyreft was tested with {package} {oldest} to {newest}, and {package} "
+            f"{installed_version(package)} is installed. What pyreft relies on is probed, and what "
+            "does not hold is refused by name: see `pyreft env`.",
+            stacklevel=3,
+        )
+
+
+def _is_tested(package: str, release: str) -> bool:
+    oldest, newest = TESTED[package]
+    return _minor(oldest) <= _minor(release) <= _minor(newest)
+
+
+def _minor(release: str) -> tuple[int, ...]:
+    numbers = [int(number) for number in re.findall(r"\d+", release)[:2]]
+    return tuple(numbers + [0] * (2 - len(numbers)))

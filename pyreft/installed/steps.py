@@ -1,0 +1,50 @@
+"""How `generate` calls a model: a call for each step, with keyword arguments and its cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyreft.installed.caches import cached_tokens
+from pyreft.installed.fact import fact, require_found
+
+
+@fact("transformers")
+def generate_calls_model() -> None:
+    """Generate calls the model once for a step, with keyword arguments, a cache that counts the
+    tokens before them among these.
+    """
+    seen: list[tuple[int, int]] = []
+
+    def see(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if args:
+            raise TypeError("generate passes positional arguments")
+        seen.append((cached_tokens(kwargs), kwargs["input_ids"].shape[1]))
+
+    model = _tiny_model()
+    model.register_forward_pre_hook(see, with_kwargs=True)
+    ids = torch.tensor([[3, 4, 5]], device="cpu")
+    model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
+    )
+    require_found(seen, [(0, 3), (3, 1), (4, 1)], "the tokens before and in each step")
+
+
+def _tiny_model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    # Random numbers of the user's own go on as if nothing had been made.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return LlamaForCausalLM(config).eval()

@@ -1,0 +1,43 @@
+"""What PEFT puts on a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyreft.installed.fact import fact, require_found
+
+
+@fact("peft")
+def peft_wraps_layers() -> None:
+    """A PeftModel has peft_config and get_base_model, and a layer on which it puts a tuner keeps
+    the one below in base_layer.
+    """
+    import inspect
+
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    require_found(callable(PeftModel.get_base_model), True, "get_base_model of a PeftModel")
+    require_found(callable(BaseTunerLayer.get_base_layer), True, "get_base_layer of a tuner layer")
+    require_found("base_layer" in inspect.signature(Linear).parameters, True, "LoRA's base_layer")
+    copy = "original_module" in inspect.getsource(ModulesToSaveWrapper)
+    require_found(copy, True, "whether a trained copy keeps its original_module")
+    for name in ("r", "lora_alpha", "target_modules", "init_lora_weights"):
+        require_found(hasattr(LoraConfig(), name), True, f"whether LoraConfig has {name}")
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether PEFT wraps the model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def layer_below(module: nn.Module) -> nn.Module:
+    """The module that PEFT's layers are around (a LoRA, a trained copy); any other is itself."""
+    for name in ("base_layer", "original_module"):
+        if isinstance(inner := getattr(module, name, None), nn.Module):
+            return layer_below(inner)
+    return module
