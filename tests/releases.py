@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent
 GENERATION = ("generation", "encoder_decoder_generation", "shared_prefix", "mixed")
 ALL = [
     *(f"tests/modeling/test_{name}.py" for name in GENERATION),
-    *("tests/reuse", "tests/training", "tests/sharing"),
+    *("tests/installed", "tests/reuse", "tests/training", "tests/sharing"),
 ]
 # Package -> its tests, and how many minor releases have a row (0: every supported one).
 PACKAGES: dict[str, tuple[list[str], int]] = {
