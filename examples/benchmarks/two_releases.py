@@ -41,7 +41,7 @@ def main() -> None:
             medians = [f"{statistics.median(seconds[m]):.3f} s" for m in arguments.methods]
             times = harness.ratio(seconds, arguments.methods[0], arguments.methods[-1])
             rows.append([name, what, *medians, f"{times:.3f}x"])
-    head = ["setting", "what", "installed", "5.23.0", "installed / 5.23.0"]
+    head = ["setting", "what", *arguments.methods, "ratio"]
     harness.publish("two_releases", arguments, figures, harness.table(head, rows))
 
 
