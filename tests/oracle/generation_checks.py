@@ -149,7 +149,11 @@ def go_on(pair, turns, whole, ids, seen, more, cache):
             found = outputs.logits[row]
             compare(f"logits of row {row} after its cache", found, logits[-len(found) :])
         return
-    outputs = pair.model.generate(
+    # All of it is the prompt now, so edits may meet that did not before.
+    refused = refusal(pair, [(text, len(text), None, None) for text in after])
+    outputs = call(
+        refused,
+        pair.model.generate,
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=3,

@@ -22,7 +22,9 @@ def run(seeds, processes=1):
     with tqdm(total=len(seeds), unit="case", smoothing=0) as bar:
         for result in _results(seeds, processes):
             results.append(result)
-            differ += result.outcome == DIFFERS
+            if result.outcome == DIFFERS:
+                differ += 1
+                bar.write(f"differs: {result}")
             bar.set_postfix(differ=differ)
             bar.update()
     return results
