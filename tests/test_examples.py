@@ -45,6 +45,7 @@ RUNS = {
     "benchmarks/loading.py": [],
     "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
+    "benchmarks/parts.py": [],
     "benchmarks/two_releases.py": ["--methods", "pyreft", "--settings", "l1"],
 }
 # Of one round; they write what they measure as JSON, see harness.py.

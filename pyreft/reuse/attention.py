@@ -129,9 +129,15 @@ def attending(base: Any) -> Iterator[None]:
     if not here or attention_of(base.config) != "sdpa" or not takes_registered(base):
         yield
         return
+    with attending_by(base.config, _NAME), attending_here():
+        yield
+
+
+@contextmanager
+def attending_here() -> Iterator[None]:
+    """Let `window_attention` do its own in this thread inside the block."""
     _HERE.inside = True
     try:
-        with attending_by(base.config, _NAME):
-            yield
+        yield
     finally:
         _HERE.inside = False
