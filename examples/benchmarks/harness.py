@@ -55,6 +55,7 @@ def parse(description: str, methods: list[str], *more: tuple[str, dict]) -> argp
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="for the JSON")
     parser.add_argument("--markdown", type=Path, help="put the table into this document as well")
+    parser.add_argument("--suffix", default="", help="of the table's name, for another machine")
     if methods:
         parser.add_argument(
             "--methods", nargs="*", default=methods, choices=[*METHODS, OTHER_RELEASE]
@@ -250,14 +251,27 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _processor() -> str:
+    """The model of the processor."""
+    listed = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
 def publish(name: str, arguments: argparse.Namespace, figures: Any, text: str) -> None:
     """Print a table; write the figures beside it, and the table into a document if asked to."""
     about = {
-        "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "processor": _processor(),
+        "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA")
+        or torch.backends.cpu.get_cpu_capability(),
+        "threads": f"{arguments.threads} threads",
+        "torch": f"torch {torch.__version__}",
+        "transformers": f"transformers {transformers.__version__}",
+        "rounds": f"{arguments.rounds} rounds",
     }
+    if arguments.device == "cuda":
+        about = {"device": torch.cuda.get_device_name(), **about}
+    name, text = name + arguments.suffix, f"{text}\n\n{', '.join(about.values())}."
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
     content = {"arguments": vars(arguments), "machine": about, "figures": figures}
