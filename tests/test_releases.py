@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from pyreft.installed.releases import TESTED
 
 pytest.importorskip("tomllib")  # Python 3.11
 
@@ -229,3 +232,35 @@ def test_a_report_without_tests_is_a_failure(tmp_path):
 def test_the_page_of_the_repository_has_its_table():
     page = (Path(releases.ROOT) / "docs" / "compatibility.md").read_text()
     assert re.search(f"{BEGIN}\n.*{END}", page, re.S)
+
+
+# ---- what is said of releases in other places ----------------------------------------------------
+
+
+def rows_of_the_page():
+    page = (releases.ROOT / "docs" / "compatibility.md").read_text()
+    text = page.partition(BEGIN)[2].partition(END)[0]
+    found = re.findall(r"^\| (\w+) ([\d.]+) \| (.+?) \|", text, re.M)
+    passed: dict[str, list[Version]] = {}
+    for package, version, outcome in found:
+        if outcome.startswith("passed"):
+            passed.setdefault(package, []).append(Version(version))
+    return passed
+
+
+@pytest.mark.parametrize("package", TESTED)
+def test_the_tested_range_is_what_the_page_has_rows_for(package):
+    rows, (oldest, newest) = rows_of_the_page()[package], map(Version, TESTED[package])
+    assert (min(rows).release[:2], max(rows).release[:2]) == (
+        oldest.release[:2],
+        newest.release[:2],
+    )
+    admitted = releases.supported(package, releases.requirements())
+    assert oldest in admitted
+    before = Version(
+        f"{oldest.major}.{oldest.minor - 1}" if oldest.minor else f"{oldest.major - 1}"
+    )
+    assert before not in admitted
+    if package == "transformers":
+        minors = sorted({row.release[1] for row in rows})
+        assert minors == list(range(max(minors) + 1))
