@@ -124,8 +124,8 @@ class Worker:
         return self._read()["loss"]
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Tell it "step", "saved" (a step that counts what is kept for backward), "generate" or
-        "peak".
+        """Tell it "step", "saved" (a step that counts what is kept for backward), "generate",
+        "generate bare" or "peak".
         """
         assert self._process.stdin
         self._process.stdin.write(command + "\n")

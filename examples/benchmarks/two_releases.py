@@ -3,7 +3,8 @@
     python examples/benchmarks/two_releases.py
 
 5.23.0 is the last release before models called their cache `cache`; it gets an environment of its
-own. Both run the same pyreft on the same base model.
+own. Both run the same pyreft on the same base model. `generate bare` is that model without the
+adapter, so that what a release itself gained or lost can be told apart.
 """
 
 import statistics
@@ -21,8 +22,9 @@ def measure(name: str, arguments) -> dict[str, dict[str, list[float]]]:
     workers = harness.start(setting, arguments)
     harness.take_turns(workers, 1)
     found = {"step": harness.take_turns(workers, arguments.rounds)}
-    ways = {w.method: lambda w=w: w.ask("generate")["seconds"] for w in workers}
-    found["generate"] = harness.in_turn(ways, arguments.rounds)
+    for command in ("generate", "generate bare"):
+        ways = {w.method: lambda w=w, c=command: w.ask(c)["seconds"] for w in workers}
+        found[command] = harness.in_turn(ways, arguments.rounds)
     for worker in workers:
         worker.close()
     return found

@@ -3,9 +3,10 @@
     python worker.py '{"method": "pyreft", "model": "...", "layers": [15], ...}'
 
 Started by harness.py, with the Python of the environment that has the method: it imports nothing
-but what is there. Commands come in ("step", "saved", "peak", "generate") and lines of JSON go out,
-one for each. A Trainer waits for them in a callback at the beginning of each step, so that what is
-timed is what it does: forward, backward, clipping and the optimizer, without the data loader.
+but what is there. Commands come in ("step", "saved", "peak", "generate", "generate bare") and lines
+of JSON go out, one for each. A Trainer waits for them in a callback at the beginning of each step,
+so that what is timed is what it does: forward, backward, clipping and the optimizer, without the
+data loader.
 """
 
 import json
@@ -48,9 +49,9 @@ class Told:
         return time.perf_counter()
 
     def begin(self) -> None:
-        while (command := sys.stdin.readline().strip()) in ("peak", "generate"):
-            if command == "generate":
-                answer(seconds=self._generate())
+        while (command := sys.stdin.readline().strip()) in ("peak", "generate", "generate bare"):
+            if command.startswith("generate"):
+                answer(seconds=self._generate(bare=command.endswith("bare")))
                 continue
             # KiB, on Linux.
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -72,13 +73,14 @@ class Told:
             self.hooks.__enter__()
         self.start = self._now()
 
-    def _generate(self) -> float:
+    def _generate(self, bare: bool) -> float:
         """Seconds of 32 tokens after each of 8 prompts of 96, which differ from the first on."""
+        model = self.model if bare else self.edited
         ids = torch.arange(8 * 96, device=self.device).view(8, 96)
         ids = 3 + ids % (self.model.config.vocab_size - 3)
-        self.edited.eval()
+        model.eval()
         start = self._now()
-        self.edited.generate(
+        model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -86,7 +88,7 @@ class Told:
             min_new_tokens=32,
         )
         seconds = self._now() - start
-        self.edited.train()
+        model.train()
         return seconds
 
     def end(self) -> None:
