@@ -280,6 +280,19 @@ def test_reuse_that_works_is_not_warned_of(tmp_path, heard):
     assert trainer.reuse.report.windows < trainer.reuse.report.without
 
 
+def test_transformers_logs_nothing_of_deprecated_names(tmp_path, heard, monkeypatch):
+    """Names that it renamed are warned of by its logger too, not by `warnings` alone."""
+    root = hf.utils.logging.get_logger("transformers")
+    monkeypatch.setattr(root, "propagate", True)
+    root.warning_once.cache_clear()
+    model = make(LlamaForCausalLM, "l1").float()
+    shared = torch.arange(40).repeat(2, 1) % 90 + 3
+    shared[1, -1] = 5
+    model.generate(input_ids=shared, max_new_tokens=2, return_dict_in_generate=True)
+    losses(model, tmp_path, heard)
+    assert "deprecated" not in heard.text
+
+
 def test_the_names_of_caches_are_those_of_the_installed_release():
     assert INSTALLED in inspect.signature(LlamaForCausalLM.forward).parameters
     assert pyreft.installed.caches.generate_cache_argument() == INSTALLED
