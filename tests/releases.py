@@ -38,7 +38,7 @@ from packaging.version import Version
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-GENERATION = ("generation", "encoder_decoder_generation", "shared_prefix", "mixed")
+GENERATION = ("generation", "shared_prefix", "mixed")
 ALL = [
     *(f"tests/modeling/test_{name}.py" for name in GENERATION),
     *("tests/installed", "tests/reuse", "tests/training", "tests/sharing"),
@@ -58,7 +58,7 @@ LEFT_OUT = [
     *("deepspeed", "distributed", "killed", "pushing", "pushed_card", "reward", "bad_runs", "trl"),
     *("atomic", "bad_checkpoint", "hostile", "links", "picture", "card", "format", "hub"),
     *("hub_errors", "optimization", "offload", "seq2seq", "classification", "store", "facts"),
-    "generated_predictions",
+    *("generated_predictions", "exact", "evaluation", "loops"),
 ]
 SLOW = "compiled_models or fresh_process or (fifty_steps and right)"
 PYTHONS = ["3.14", "3.13", "3.12", "3.11", "3.10"]
