@@ -58,7 +58,7 @@ def format_environment(found: dict[str, Any]) -> str:
     lines = [f"pyreft {found['pyreft']}, Python {found['python']}, {found['platform']}", ""]
     for package, release in found["packages"].items():
         oldest, newest = TESTED[package]
-        note = ", newer than any tested" if package in found["untested"] else ""
+        note = ", NOT TESTED" if package in found["untested"] else ""
         lines.append(
             f"{package:<14}{release or 'not installed':<16}tested {oldest} to {newest}{note}"
         )

@@ -84,11 +84,16 @@ def is_plain_cache(cache: Cache) -> bool:
     return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
+class UncountedStateError(ValueError):
+    """A call has a state that does not say how many tokens it was computed from."""
+
+
 def cached_tokens(arguments: Mapping[str, Any]) -> int:
     """The number of tokens that a cache among the arguments of a call holds, 0 without one.
 
     Raises:
-        ValueError: If something there keeps earlier tokens and does not say how many.
+        UncountedStateError: If something there keeps earlier tokens and does not say how many.
+        ValueError: If there are two caches.
     """
     found = {id(v): (name, v) for name, v in arguments.items() if isinstance(v, Cache)}
     if len(found) > 1:
@@ -99,14 +104,14 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
         if value is not None and not isinstance(value, Cache):
             # A cache of the user's own may count as transformers' do.
             if name in _STATES or not hasattr(value, "get_seq_length"):
-                raise ValueError(_uncounted(name, value))
+                raise UncountedStateError(_uncounted(name, value))
             found[id(value)] = name, value
     if not found:
         return 0
     ((name, cache),) = found.values()
     linear = getattr(cache, "is_linear", None)
     if linear and all(linear):
-        raise ValueError(_uncounted(name, cache))
+        raise UncountedStateError(_uncounted(name, cache))
     position = arguments.get("cache_position")
     if position is not None and getattr(cache, "is_compileable", False):
         # Some static caches count only the tokens of the first row that are not padding.
@@ -117,5 +122,6 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
 def _uncounted(name: str, value: object) -> str:
     return (
         f"this model keeps what it has read in {name!r} ({type(value).__name__}), which does not "
-        "say how many tokens that is: generate with use_cache=False, or pass a transformers Cache."
+        'say how many tokens that is: run it with use_cache=False, edit "all" positions, or give '
+        "intervention_locations."
     )

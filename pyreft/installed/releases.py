@@ -26,12 +26,15 @@ def installed_version(package: str) -> str | None:
 
 
 def describe_release(package: str) -> str:
-    """The installed and the newest tested release, and how to install that: two sentences."""
-    newest = TESTED[package][1]
-    return (
+    """The installed and the newest tested release, and what to do if it was not tested."""
+    oldest, newest = TESTED[package]
+    said = (
         f"{package} {installed_version(package)} is installed, the newest tested release is "
-        f"{newest}. Install a tested one: pip install '{package}<={newest}'."
+        f"{newest}."
     )
+    if package not in untested():
+        return said
+    return f"{said} Install a tested one: pip install '{package}>={oldest},<={newest}'."
 
 
 def untested() -> list[str]:

@@ -32,7 +32,10 @@ def peft_wraps_layers() -> None:
 
 def is_peft_model(model: Any) -> bool:
     """Whether PEFT wraps the model."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    if wrapped:
+        peft_wraps_layers.require("an adapter on a base model that PEFT wraps")
+    return wrapped
 
 
 def layer_below(module: nn.Module) -> nn.Module:

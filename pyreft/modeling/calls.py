@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
-from pyreft.installed.caches import cached_tokens
+from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.modeling.boundary import as_tensor, find_decoder_tokens, find_tokens
 from pyreft.modeling.placement import Placement, Site, place, place_generated
 from pyreft.positions import PositionSpec, Tokens
@@ -97,7 +97,7 @@ def read_batch(
         The batch, or None if there is no token in it.
     """
     explicit = told or all(config.positions == _ALL for config in configs)
-    cached = cached_tokens(inputs)
+    cached = _cached(inputs, explicit)
     generated = cached > 0 and not told
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
@@ -114,6 +114,16 @@ def read_batch(
         return None
     text = None if later is None else find_tokens(*later, explicit=True).text
     return Batch(rows[0], seen, text, "decoder" if two_stacks else None)
+
+
+def _cached(inputs: Mapping[str, Any], explicit: bool) -> int:
+    """The number of tokens before those of a call; where that does not matter, 0 if unknown."""
+    try:
+        return cached_tokens(inputs)
+    except UncountedStateError:
+        if not explicit:
+            raise
+        return 0
 
 
 class Given(NamedTuple):

@@ -183,7 +183,9 @@ class Steps:
             )
         step = Step(cached_tokens(kwargs), tokens.shape[1], tokens.shape[0])
         end = step.start + step.length
-        goes_on = min(self._seen, self._prompt) <= step.start <= self._seen
+        # The last token of the prompt may come twice: candidates of early layers begin with it.
+        earliest = max(1, min(self._seen, self._prompt) - 1) if self._seen else 0
+        goes_on = earliest <= step.start <= self._seen
         again = step.start == 0 and end > self._seen and end >= self._prompt
         if not (goes_on or again):
             generate_calls_model.refuse(
@@ -196,8 +198,18 @@ class Steps:
         return step
 
     def require_all(self) -> None:
-        """Raise UnsupportedReleaseError if steps ran and some of the prompt was in none of them."""
-        if self._any and self._seen < self._prompt:
+        """Make sure that the whole prompt was in the steps of a generation that ended.
+
+        Raises:
+            ValueError: If there was no step: another module than the base model ran.
+            UnsupportedReleaseError: If some of the prompt was in none of them.
+        """
+        if not self._any:
+            raise ValueError(
+                "this model generates without a forward pass of its own, by a module inside it, so "
+                "that its prompt was not edited: wrap that module (its language model)."
+            )
+        if self._seen < self._prompt:
             generate_calls_model.refuse(
                 "generation with an adapter",
                 f"steps that saw {self._seen} of the {self._prompt} tokens of the prompt",

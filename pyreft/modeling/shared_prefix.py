@@ -18,17 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.utils import logging
 
-from pyreft.installed.caches import cache_argument, cache_has_layers, is_plain_cache
+from pyreft.installed.caches import (
+    cache_argument,
+    cache_has_layers,
+    generate_takes_cache,
+    is_plain_cache,
+)
 from pyreft.modeling.calls import Batch
 from pyreft.modeling.components import running_model
 from pyreft.modeling.plan import Placed
+from pyreft.modeling.stacks import positions_depend_on_length
+
+logger = logging.get_logger(__name__)
 
 # Below so many tokens there is nothing to gain.
 _SHORTEST = 32
-# Settings of generation that make caches of their own, or return what the prompt's forward pass
-# computes for each token.
-_OF_THE_PROMPT = (
+# Settings of generation that make caches of their own, return what the prompt's forward pass
+# computes for each token, or are not worth comparing.
+_RUN_WHOLE = (
     *("no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "prompt_lookup_num_tokens"),
     *("cache_implementation", "output_hidden_states", "output_attentions", "prefill_chunk_size"),
     *("encoder_no_repeat_ngram_size", "guidance_scale", "penalty_alpha", "dola_layers"),
@@ -77,18 +86,35 @@ def _can_share(base: Any, arguments: Mapping[str, Any], padded_nowhere: bool) ->
     given = {name for name, value in arguments.items() if value is not None}
     if base.training or given - known or base.config.is_encoder_decoder:
         return False
-    settings = arguments.get("generation_config") or base.generation_config
-    said = {**vars(settings), **{n: v for n, v in arguments.items() if v is not None}}
-    if said.get("use_cache") is False or any(said.get(name) for name in _OF_THE_PROMPT):
+    if positions_depend_on_length(base.config.get_text_config(decoder=True)):
+        return False
+    said = _settings(base, arguments)
+    if said.get("use_cache") is False or any(said.get(name) for name in _RUN_WHOLE):
         return False
     # A returned cache would have nothing in the columns of padding, where others have something.
     if said.get("return_dict_in_generate") and not padded_nowhere:
         return False
+    for needed in (cache_has_layers, generate_takes_cache):
+        if not needed.holds:
+            logger.warning_once(
+                "What the prompts of a batch begin with runs for each of them. To run it once "
+                f"relies on this: {needed.explain()}"
+            )
+            return False
     model = running_model(base)
-    if cache_argument(model) is None or not cache_has_layers.holds:
+    if cache_argument(model) is None:
         return False
     takes = inspect.signature(model.forward).parameters
     return "position_ids" in takes and is_plain_cache(_empty_cache(base))
+
+
+def _settings(base: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a generation: arguments win over a config that is passed, and that over the
+    model's own.
+    """
+    passed = arguments.get("generation_config")
+    said = [vars(base.generation_config), {} if passed is None else vars(passed), arguments]
+    return {name: value for one in said for name, value in one.items() if value is not None}
 
 
 @torch.no_grad()
@@ -111,12 +137,9 @@ def _spread(one: DynamicCache, base: Any, tokens: Tensor, arguments: Mapping[str
         tokens: (B, C), which of them each column has; negative on padding, which has none.
         arguments: Of `generate`.
     """
-    settings = arguments.get("generation_config") or base.generation_config
-    beams, several = (
-        arguments.get(name) or getattr(settings, name) or 1
-        for name in ("num_beams", "num_return_sequences")
-    )
-    tokens = tokens.repeat_interleave(max(beams, several), dim=0)
+    said = _settings(base, arguments)
+    copies = max(said.get(name) or 1 for name in ("num_beams", "num_return_sequences"))
+    tokens = tokens.repeat_interleave(copies, dim=0)
     cache = _empty_cache(base)
     for index, layer in enumerate(one.layers):
         known: Any = layer

@@ -55,6 +55,12 @@ def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedC
     return config.get_text_config(**{stack or "decoder": True})
 
 
+def positions_depend_on_length(config: PreTrainedConfig) -> bool:
+    """Whether the frequencies of positions depend on the longest text of a batch."""
+    rope = str(getattr(config, "rope_parameters", None))
+    return "dynamic" in rope or "longrope" in rope
+
+
 def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList:
     """The list of layers of a stack: `model.layers`, `transformer.h`, `encoder.layer`, ...
 

@@ -16,9 +16,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import attention_of, captures_outputs, keeps_state
-from pyreft.installed.caches import CACHE_NAMES, cache_argument, cache_has_layers
+from pyreft.installed.caches import (
+    CACHE_NAMES,
+    cache_argument,
+    cache_counts_tokens,
+    cache_has_layers,
+)
 from pyreft.installed.modules import (
     dropout_rate,
+    dropouts_have_a_base,
     hooks_of,
     is_compiled,
     is_own,
@@ -26,10 +32,16 @@ from pyreft.installed.modules import (
     modules_say_if_compiled,
     tensors_count_writes,
 )
-from pyreft.installed.offloading import is_placed
+from pyreft.installed.offloading import is_placed, placed_modules_have_a_hook
 from pyreft.modeling import ReftModel
 from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.stacks import find_layers, text_config
+from pyreft.modeling.stacks import find_layers, positions_depend_on_length, text_config
+
+# What must hold to know that nothing else than the layers changes their output.
+_NEEDED = (
+    *(modules_list_hooks, modules_say_if_compiled, tensors_count_writes),
+    *(dropouts_have_a_base, placed_modules_have_a_hook),
+)
 
 
 class NotReusableError(Exception):
@@ -143,7 +155,7 @@ def _why_never(base: Any) -> Iterator[str]:
 
 def _why_not(outer: Any, base: Any) -> Iterator[str]:
     config = text_config(base)
-    for needed in (modules_list_hooks, modules_say_if_compiled, tensors_count_writes):
+    for needed in _NEEDED:
         if not needed.holds:
             yield f"it relies on this: {needed.explain()}"
     modules = [outer, *base.modules()]
@@ -160,9 +172,7 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
     for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
         if getattr(config, name, False):
             yield f"the model's config asks for {name}"
-    # Frequencies that depend on the longest text of a batch.
-    rope = str(getattr(config, "rope_parameters", None))
-    if "dynamic" in rope or "longrope" in rope:
+    if positions_depend_on_length(config):
         yield "its positions depend on how long the batch is"
 
 
@@ -225,13 +235,14 @@ def _why_never_tokens(base: Any) -> Iterator[str]:
 
 def _why_not_tokens(base: Any) -> Iterator[str]:
     """Why a model that goes on from a cache cannot be given one."""
-    if cache_argument(base) is None:
+    if cache_argument(base) is None or cache_argument(base.base_model) is None:
         yield (
             f"forward of {type(base).__name__} takes no cache by a name that is known, or takes "
             f"several: it should take one of {' and '.join(CACHE_NAMES)}"
         )
-    if not cache_has_layers.holds:
-        yield f"it relies on this: {cache_has_layers.explain()}"
+    for needed in (cache_has_layers, cache_counts_tokens):
+        if not needed.holds:
+            yield f"it relies on this: {needed.explain()}"
     attention = attention_of(text_config(base))
     if attention not in ("eager", "sdpa"):
         yield f"its attention is {attention}, not sdpa or eager"

@@ -15,37 +15,39 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Tokens, features in and out of the product that is timed, and how often.
-_PRODUCT, _TIMES = (64, 512, 1024), 9
+# Tokens, features in and out of the matmul that is timed, and how often.
+_SHAPE, _TIMES = (64, 512, 1024), 9
 # How many times as long it may take on several threads as on one.
 _ALLOWED = 1.5
 
 
 @functools.cache
 def warn_if_threads_wait() -> None:
-    """Time a product on one thread and on all of them, and say so if one is faster.
+    """Time a matmul on one thread and on all of them, and warn if one is faster.
 
     Once in a process, some milliseconds. The number of threads stays what the user set.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         return
-    several = seconds_of_product(threads)
-    one = seconds_of_product(1)
-    torch.set_num_threads(threads)
+    try:
+        several, one = seconds_of_matmul(threads), seconds_of_matmul(1)
+    finally:
+        torch.set_num_threads(threads)
     if several > _ALLOWED * one:
         logger.warning(
-            f"A product of matrices takes {several / one:.1f} times as long on {threads} threads "
+            f"A matmul takes {several / one:.1f} times as long on {threads} threads "
             "as on one: other processes have the cores, and threads wait for each other. A run on "
             "one thread is faster now: call torch.set_num_threads(1), or set OMP_NUM_THREADS=1."
         )
 
 
-def seconds_of_product(threads: int) -> float:
-    """The median time of a product on so many threads, which are left set."""
+def seconds_of_matmul(threads: int) -> float:
+    """The median time of a matmul on so many threads, which are left set."""
     torch.set_num_threads(threads)
-    tokens, features, outputs = _PRODUCT
-    x, weight = torch.ones(tokens, features), torch.ones(features, outputs)
+    tokens, features, outputs = _SHAPE
+    x = torch.ones(tokens, features, device="cpu")
+    weight = torch.ones(features, outputs, device="cpu")
     seconds = []
     for _ in range(_TIMES):
         begun = time.perf_counter()

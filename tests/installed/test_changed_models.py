@@ -157,6 +157,7 @@ STEPS = {
     "in chunks": [(0, 4), (4, 4), (8, 1), (9, 1)],
     "with candidates": [(0, 12), (10, 4), (12, 3), (14, 1)],
     "all again after candidates": [(0, 9), (9, 1), (10, 1), (0, 12)],
+    "candidates of early layers": [(0, 9), (9, 1), (8, 2), (10, 1)],
 }
 WRONG = {
     "a prompt again": [(0, 9), (0, 1)],
@@ -195,6 +196,11 @@ def test_a_first_step_goes_on_from_a_cache_that_generate_was_given():
 def test_a_first_step_that_ignores_the_cache_it_was_given_is_refused():
     with pytest.raises(pyreft.UnsupportedReleaseError, match="tokens 0 to 3 after one that ended"):
         read(9, [(0, 4)], cached=5)
+
+
+def test_a_generation_without_a_step_is_refused():
+    with pytest.raises(ValueError, match="without a forward pass of its own"):
+        Steps(9).require_all()
 
 
 def test_steps_that_leave_out_a_part_of_the_prompt_are_refused():

@@ -72,6 +72,17 @@ def test_greedy_decoding_is_the_recomputation(pair, setting):
     torch.testing.assert_close(torch.cat(found.logits), logits, rtol=1e-4, atol=1e-4)
 
 
+def test_candidates_of_early_layers_are_the_recomputation(pair, causal):
+    model, recomputation = pair
+    row = prompt(7)
+    try:
+        generate(bare(causal), input_ids=row[None], assistant_early_exit=1)
+    except (IndexError, TypeError):
+        pytest.skip("this transformers does not generate so with this model")
+    found = generate(model, input_ids=row[None], assistant_early_exit=1)
+    assert found[0].tolist() == recomputation.greedy(row)[0].tolist()
+
+
 @pytest.mark.parametrize("assistant", ["another model", "the base model", "a wrapped model"])
 def test_assisted_decoding_is_the_recomputation(pair, causal, assistant):
     model, recomputation = pair

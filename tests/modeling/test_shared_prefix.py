@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import MAKERS
 from reft import cache_of, passing, wrap
+from transformers import GenerationConfig
 
 from conftest import VOCAB, make_base
 from pyreft.modeling import shared_prefix
@@ -221,6 +222,36 @@ def test_a_position_function_is_asked_once_and_sees_the_columns_as_they_are(apar
     (ids,) = asked
     assert torch.equal(ids, inputs["input_ids"])
     assert torch.equal(found, apart(generated))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}, {}],
+    ids=str,
+)
+def test_settings_of_the_base_model_hold_beside_a_config_that_is_passed(own, apart):
+    model, inputs = make("llama"), prompts()
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    settings = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=VOCAB)
+
+    def generated():
+        return model.generate(**inputs, generation_config=settings)
+
+    assert torch.equal(generated(), apart(generated))
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_length_of_a_prompt_run_as_they_are(rope, widths):
+    more = {"dynamic": {"factor": 2.0}}
+    more["longrope"] = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0}
+    more["longrope"] |= {"original_max_position_embeddings": 45}
+    parameters = {"rope_type": rope, "rope_theta": 1e4, **more[rope]}
+    base = make_base("llama", rope_parameters=parameters, max_position_embeddings=90)
+    model = wrap(base, positions="l2").eval()
+    seen = widths(model)
+    model.generate(**prompts(), max_new_tokens=2)
+    assert seen[0] == (3, 49)
 
 
 def test_sliding_windows_and_positions_by_columns_run_as_they_are(widths):

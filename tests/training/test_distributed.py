@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import pyreft
 from conftest import make_base
+from pyreft.installed.offloading import fsdp_can_ignore_parameters
 from pyreft.training.distributed import partition_only_frozen
 
 TESTS = Path(__file__).parent.parent
@@ -128,8 +129,9 @@ def test_data_parallel_is_refused_with_advice():
 
 
 def test_fsdp_is_refused_on_a_torch_that_would_shard_everything(monkeypatch):
-    monkeypatch.setattr("pyreft.training.distributed.is_torch_version", lambda *_: False)
-    with pytest.raises(ImportError, match=r"torch 2\.7"):
+    monkeypatch.setattr(fsdp_can_ignore_parameters, "_problem", "it ignores none")
+    monkeypatch.setattr(fsdp_can_ignore_parameters, "_asked", True)
+    with pytest.raises(pyreft.UnsupportedReleaseError, match=r"ignored_params.*it ignores none"):
         pyreft.shard_only_frozen(None, distributed_worker.make_model(seed=0))
 
 

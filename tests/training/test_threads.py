@@ -28,7 +28,7 @@ def test_a_run_warns_once_if_several_threads_are_slower(
         timed.append(count)
         return slower * 1e-4 if count == 2 else 1e-4
 
-    monkeypatch.setattr(threads, "seconds_of_product", seconds)
+    monkeypatch.setattr(threads, "seconds_of_matmul", seconds)
     for _ in range(2):
         make_trainer(reft_model(), tokenizer, tmp_path, max_steps=1).train()
     said = [record.message for record in caplog.records if record.name == threads.__name__]
@@ -38,7 +38,7 @@ def test_a_run_warns_once_if_several_threads_are_slower(
 
 
 def test_timing_leaves_the_number_of_threads(two_threads):
-    assert threads.seconds_of_product(1) > 0
+    assert threads.seconds_of_matmul(1) > 0
     torch.set_num_threads(2)
     threads.warn_if_threads_wait()
     assert torch.get_num_threads() == 2
@@ -46,5 +46,5 @@ def test_timing_leaves_the_number_of_threads(two_threads):
 
 def test_one_thread_is_not_timed(monkeypatch):
     threads.warn_if_threads_wait.cache_clear()
-    monkeypatch.setattr(threads, "seconds_of_product", None)
+    monkeypatch.setattr(threads, "seconds_of_matmul", None)
     threads.warn_if_threads_wait()
