@@ -122,6 +122,6 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
 def _uncounted(name: str, value: object) -> str:
     return (
         f"this model keeps what it has read in {name!r} ({type(value).__name__}), which does not "
-        'say how many tokens that is: run it with use_cache=False, edit "all" positions, or give '
-        "intervention_locations."
+        "say how many tokens that is: generate with use_cache=False. In a call of the model, "
+        'positions "all" and intervention_locations do not need the number.'
     )
