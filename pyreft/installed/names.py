@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from transformers.utils import logging
+
 from pyreft.installed.fact import fact
+
+logger = logging.get_logger(__name__)
 
 _TABLES = (
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -27,6 +31,8 @@ def make_known(model_type: str, class_name: str) -> None:
     """Let pipelines accept a class for the tasks of language models."""
     from transformers.models.auto import modeling_auto
 
-    if pipelines_know_classes.holds:
-        for name in _TABLES:
-            getattr(modeling_auto, name)[model_type] = class_name
+    if not pipelines_know_classes.holds:
+        logger.warning(f"Pipelines do not know {class_name}: {pipelines_know_classes.explain()}")
+        return
+    for name in _TABLES:
+        getattr(modeling_auto, name)[model_type] = class_name

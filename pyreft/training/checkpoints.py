@@ -28,7 +28,10 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-from pyreft.installed.trainer_methods import trainer_saves_by_methods
+from pyreft.installed.trainer_methods import (
+    trainer_asks_where_to_go_on,
+    trainer_saves_by_methods,
+)
 from pyreft.training.facts import training_facts
 from pyreft.training.pushing import PushedCheckpoints
 
@@ -131,6 +134,11 @@ class AdapterCheckpoints(PushedCheckpoints):
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         needed = () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME)
         _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
+        if not (has_length(self.train_dataset) or trainer_asks_where_to_go_on.holds):
+            logger.warning(
+                "A stream is resumed as if it were in its first pass. To go on in a later one relies "
+                f"on this: {trainer_asks_where_to_go_on.explain()}"
+            )
         self.model.load_weights(resume_from_checkpoint)
 
     def _init_training_state(
