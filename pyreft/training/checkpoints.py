@@ -136,8 +136,8 @@ class AdapterCheckpoints(PushedCheckpoints):
         _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
         if not (has_length(self.train_dataset) or trainer_asks_where_to_go_on.holds):
             logger.warning(
-                "A stream is resumed as if it were in its first pass. To go on in a later one relies "
-                f"on this: {trainer_asks_where_to_go_on.explain()}"
+                "A stream is resumed as if it were in its first pass. To go on in a later one "
+                f"relies on this: {trainer_asks_where_to_go_on.explain()}"
             )
         self.model.load_weights(resume_from_checkpoint)
 
