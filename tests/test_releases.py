@@ -242,6 +242,9 @@ def rows_of_the_page():
     text = page.partition(BEGIN)[2].partition(END)[0]
     found = re.findall(r"^\| (\w+) ([\d.]+) \| (.+?) \|", text, re.M)
     passed: dict[str, list[Version]] = {}
+    # What the rows ran with, unless they say otherwise.
+    for package, version in re.findall(r"(\w+) (\d+\.[\d.]*\d)", text.rpartition("\nwith ")[2]):
+        passed[package] = [Version(version)]
     for package, version, outcome in found:
         if outcome.startswith("passed"):
             passed.setdefault(package, []).append(Version(version))
