@@ -251,6 +251,10 @@ def rows_of_the_page():
     return passed
 
 
+# Minor releases of transformers whose rows did not pass, for the reason that the page gives.
+EXPLAINED = {1, 2, 12, 13}
+
+
 @pytest.mark.parametrize("package", TESTED)
 def test_the_tested_range_is_what_the_page_has_rows_for(package):
     rows, (oldest, newest) = rows_of_the_page()[package], map(Version, TESTED[package])
@@ -265,5 +269,5 @@ def test_the_tested_range_is_what_the_page_has_rows_for(package):
     )
     assert before not in admitted
     if package == "transformers":
-        minors = sorted({row.release[1] for row in rows})
-        assert minors == list(range(max(minors) + 1))
+        minors = {row.release[1] for row in rows}
+        assert set(range(max(minors) + 1)) - minors == EXPLAINED
