@@ -13,7 +13,8 @@ from pyreft.installed.releases import TESTED, installed_version, untested
 _FAST_PATHS = {
     "frozen computation is reused": (
         *("cache_counts_tokens", "cache_has_layers", "modules_list_hooks"),
-        *("modules_say_if_compiled", "tensors_count_writes"),
+        *("modules_say_if_compiled", "tensors_count_writes", "dropouts_have_a_base"),
+        "placed_modules_have_a_hook",
     ),
     "the output head runs on labelled tokens": (
         *("causal_loss_is_replaceable", "modules_list_hooks", "modules_say_if_compiled"),

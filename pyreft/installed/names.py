@@ -21,9 +21,7 @@ def pipelines_know_classes() -> None:
     from transformers.models.auto import modeling_auto
 
     for name in _TABLES:
-        if "llama" not in getattr(modeling_auto, name) and "bert" not in getattr(
-            modeling_auto, name
-        ):
+        if not {"llama", "bert"} & set(getattr(modeling_auto, name)):
             raise ValueError(f"{name} has neither llama nor bert")
 
 
