@@ -189,10 +189,22 @@ def check_combine(pair):
             ends[config["layer"], config["component"]].add(str(config["positions"]))
     # On short prompts the ends of two adapters meet, and those of one do not.
     refused = "ends of different adapters" if max(map(len, ends.values())) > 1 else None
+    refused = refused or _too_many_directions(pair)
     arguments = {"weights": list(weights), "adapter_name": "sum"}
     call(refused, pair.model.add_weighted_adapter, adapters=list(names), **arguments)
     pair.model.set_adapter("sum")
     check_forward(pair)
+
+
+def _too_many_directions(pair):
+    """Why two interventions at one place do not fit into one, or None."""
+    shapes = {}
+    for configs, parameters in zip(pair.configs, pair.parameters, strict=True):
+        for config, one in zip(configs, parameters, strict=True):
+            at = (config["layer"], config["component"])
+            shapes.setdefault(at, []).append(one.tensors["basis"].shape)
+    fits = all(sum(rank for rank, _ in each) <= each[0][1] for each in shapes.values())
+    return None if fits else "the ranks add up to more than the width"
 
 
 @torch.no_grad()
