@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         ReftTrainerForCausalLMDistributed as ReftTrainerForCausalLMDistributed,
         ReftTrainerForRewardModeling as ReftTrainerForRewardModeling,
         ReftTrainerForSequenceClassification as ReftTrainerForSequenceClassification,
+        parameter_groups as parameter_groups,
         shard_only_frozen as shard_only_frozen,
     )
 
@@ -116,6 +117,7 @@ _HOMES = {
         "ReftTrainerForCausalLMDistributed",
         "ReftTrainerForRewardModeling",
         "ReftTrainerForSequenceClassification",
+        "parameter_groups",
         "shard_only_frozen",
     ),
 }

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pyreft.compat.parametrized import is_orthonormal, read_parametrized, write_parametrized
 from pyreft.compat.shapes import CONSTANT, ORTHONORMAL, require_tensors
-from pyreft.interventions.projection import orthonormal_factor
+from pyreft.interventions.projection import turned_factor
 
 _ROTATION = "rotate_layer."
-_DIRECTIONS = "rotate_layer.original"
+_DIRECTIONS, _TURN = "rotate_layer.original", "rotate_layer.turn"
 # Of LoReFT: upstream's name, ours.
 _OF_LOREFT = {
     "weight": "learned_source.weight",
@@ -70,7 +70,8 @@ def write_intervention(
     """What upstream saves of an intervention that has our tensors."""
     saved = dict(tensors)
     if kind in ORTHONORMAL:
-        weight = orthonormal_factor(saved.pop(_DIRECTIONS))
+        start = saved.pop(_DIRECTIONS)
+        weight = turned_factor(start, saved.pop(_TURN, torch.zeros_like(start)))
         if kind == "loreft":
             named = saved | {_DIRECTIONS: weight}
             return {theirs: named[ours] for theirs, ours in _OF_LOREFT.items()}

@@ -28,6 +28,7 @@ FOR_TRAINING: Mapping[str, tuple[str, ...]] = {
     "call_model_init": ("trial",),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "create_accelerator_and_postprocess": (),
+    "create_optimizer": (),
     "evaluation_loop": (),
     "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
     "training_step": ("model", "inputs"),

@@ -88,6 +88,18 @@ class LowRankIntervention(nn.Module):
             "add_bias": self.add_bias,
         }
 
+    def roles(self) -> dict[str, str]:
+        """What each parameter is in the formula, "R", "P", "W" or "b", by its name."""
+        names = {
+            "rotate_layer.turn": "R",
+            "proj_layer.weight": "P",
+            "proj_layer.bias": "P",
+            "learned_source.weight": "W",
+            "learned_source.bias": "b",
+            "learned_source": "b",
+        }
+        return {name: names[name] for name, _ in self.named_parameters() if name in names}
+
     def _stored_type(self) -> torch.dtype:
         """The type of the learned source, which `.to(...)` may have changed."""
         learned = [p for name, p in self.named_parameters() if name.startswith("learned_source")]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.interventions.kinds import KINDS, OrthonormalBasis
-from pyreft.interventions.projection import orthonormal_factor
+from pyreft.interventions.projection import turned_factor
 
 # (orthonormal, replaces the projection, learns a constant) -> kind
 _BY_FORM = {
@@ -117,7 +117,7 @@ def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
 
     orthonormal = isinstance(first, OrthonormalBasis)
     if orthonormal:
-        basis = orthonormal_factor(stack("rotate_layer.original")).mT
+        basis = turned_factor(stack("rotate_layer.original"), stack("rotate_layer.turn")).mT
     else:
         basis = stack("proj_layer.weight")
     shifted = not orthonormal and first.proj_layer.bias is not None

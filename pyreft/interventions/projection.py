@@ -1,35 +1,51 @@
-"""The orthonormal projection R that LoReFT and its relatives edit through."""
+"""The orthonormal projection R that LoReFT and its relatives edit through.
+
+    A = Q0 U     thin QR, the diagonal of U positive: where R started
+    R^T = Q      Q0, turned by R reflections, one for each column of X
+
+X is what an optimizer moves, and begins at zero. D width, R rank.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+_START, _TURN = "rotate_layer.original", "rotate_layer.turn"
 
 
 class OrthonormalProjection(nn.Module):
     """Project a hidden state onto R orthonormal directions: x -> x Q, Q^T Q = I.
 
-    Q is the orthonormal factor of a free matrix A = Q U, U upper triangular with a positive
-    diagonal (a thin QR decomposition), so that no optimiser step can leave the manifold and
-    nothing has to be repaired after loading. It costs O(D R^2) and holds no D x D matrix. The
-    decomposition runs in float64 (where the device has it), which keeps ||Q^T Q - I|| at the
-    rounding error of float32 even if A is badly conditioned.
+    No optimizer step can leave the manifold, and nothing has to be repaired after loading. The
+    rate is the one that was set: a step of size s in X turns a column of Q by 2 s at the start,
+    and by 2 s / (1 + |x|^2) when its column x of X has grown, whatever the size of A. Weight decay
+    of X pulls Q back to where it started.
 
-    Deviation from upstream: its Householder parametrisation keeps a dense D x D base matrix
-    and loses orthonormality when training goes on after loading.
+    Source: the map is that of `torch.nn.utils.parametrizations.orthogonal`, which upstream uses.
+    That holds a random basis of R^D, a matrix D x D, for the coordinates of X; here the basis is
+    a product of R reflections and of a fast transform, at a cost of O(D R^2 + D R log D), in
+    float64. Deviation: torch's weight decay also shrinks the signs that it keeps in X, and makes
+    Q zero at the first step.
 
     Args:
         embed_dim: D, the width of the input.
         rank: R, the number of directions, 1 <= R <= D.
-        dtype: Type of the free matrix A.
-        device: Where to put it.
+        dtype: Type of A and X.
+        device: Where to put them.
 
     Attributes:
-        original: The free matrix A, (D, R): what is trained and saved.
+        original: A, (D, R), a buffer. Setting `weight` sets it, and X to zero.
+        turn: X, (D, R), the parameter. Only what is below its diagonal counts.
 
     Shape:
         x: (..., D) -> (..., R), in float32 at least.
     """
+
+    original: Tensor
 
     def __init__(
         self,
@@ -39,21 +55,22 @@ class OrthonormalProjection(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.original = nn.Parameter(torch.empty(embed_dim, rank, dtype=dtype, device=device))
-        with torch.no_grad():
-            # orthogonal_ has no kernel for half precision.
-            start = torch.empty(embed_dim, rank, dtype=torch.promote_types(dtype, torch.float32))
-            self.original.copy_(nn.init.orthogonal_(start))
+        # orthogonal_ has no kernel for half precision.
+        start = torch.empty(embed_dim, rank, dtype=torch.promote_types(dtype, torch.float32))
+        start = nn.init.orthogonal_(start).to(device=device, dtype=dtype)
+        self.register_buffer("original", start)
+        self.turn = nn.Parameter(torch.zeros_like(start))
 
     @property
     def weight(self) -> Tensor:
-        """Q = R^T, (D, R), its columns orthonormal; differentiable with respect to `original`."""
-        return orthonormal_factor(self.original)
+        """Q = R^T, (D, R), its columns orthonormal; differentiable with respect to `turn`."""
+        return turned_factor(self.original, self.turn)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
         with torch.no_grad():
             self.original.copy_(value)
+            self.turn.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -65,8 +82,96 @@ class OrthonormalProjection(nn.Module):
 
 
 def orthonormal_factor(free: Tensor) -> Tensor:
-    """The orthonormal factor of free matrices: (..., D, R) -> (..., D, R), float32 at least."""
-    exact = torch.float32 if free.device.type == "mps" else torch.float64
-    q, u = torch.linalg.qr(free.to(exact))
-    signs = torch.where(u.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(exact)
-    return (q * signs[..., None, :]).to(torch.promote_types(free.dtype, torch.float32))
+    """Q0, the orthonormal factor of matrices A: (..., D, R) -> (..., D, R), float32 at least."""
+    q, signs, _, _ = _factor(free)
+    return (q * signs[..., None, :]).to(_result(free))
+
+
+def turned_factor(free: Tensor, turn: Tensor) -> Tensor:
+    """Q: Q0, the orthonormal factor of A, turned by X.
+
+    In a basis of R^D that begins with Q0, Q is minus the first R columns of H_1 ... H_R, where
+    H_i reflects along v_i, and v_i is column i of X below the diagonal with a 1 on it. In the
+    compact WY form (Schreiber and Van Loan 1989) these columns are E - V S, with
+
+        V = [v_1 ... v_R]      S = T^-1 L^T
+        L = the first R rows of V
+        T = the upper triangle of V^T V, its diagonal halved
+
+    Args:
+        free: A, (..., D, R).
+        turn: X, (..., D, R); gradients reach it.
+
+    Returns:
+        (..., D, R) on the device of A, float32 at least.
+    """
+    q, signs, reflectors, scales = _factor(free)
+    below = turn.to(q.device, q.dtype).tril(-1)
+    rank = below.shape[-1]
+    eye = torch.eye(rank, dtype=q.dtype, device=q.device)
+    lower, outside = below[..., :rank, :] + eye, below[..., rank:, :]
+    gram = lower.mT @ lower + outside.mT @ outside
+    triangle = gram.triu(1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
+    mixing = torch.linalg.solve_triangular(triangle, lower.mT, upper=True)
+    # What is added to Q0, in that basis: V S - 2 E.
+    inside = (lower @ mixing - 2 * eye) * signs[..., :, None]
+    moved = _InBasis.apply(torch.cat([inside, outside @ mixing], dim=-2), reflectors, scales)
+    return (q * signs[..., None, :] + moved).to(free.device, _result(free))
+
+
+def complete_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Saved tensors, with X where a file has A alone: it is zero in it.
+
+    Files of format 1 are such, whose R is Q0, and so is what other libraries saved.
+    """
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(_START):
+            found.setdefault(name.removesuffix(_START) + _TURN, torch.zeros_like(tensor))
+    return found
+
+
+@torch.no_grad()
+def _factor(free: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A = q u: q, the signs of u's diagonal, and q as LAPACK's reflections, in float64.
+
+    On the CPU where the device has no float64.
+    """
+    exact = free.to("cpu" if free.device.type == "mps" else free.device, torch.float64)
+    reflectors, scales = torch.geqrf(exact)
+    q = torch.linalg.householder_product(reflectors, scales)
+    signs = torch.where(reflectors.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    return q, signs, reflectors, scales
+
+
+class _InBasis(torch.autograd.Function):
+    """Coordinates -> vectors of R^D: an orthogonal map, whose backward pass is its transpose.
+
+    The basis begins with q, the rest of it is a transform that no coordinate of the hidden state
+    comes out of whole. Adam divides each coordinate by its own size, so that what it does depends
+    on the basis. In that of the hidden state a few coordinates are far larger than the others;
+    in torch's random one all are alike, and R learns faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reflectors: Tensor, scales: Tensor) -> Tensor:
+        ctx.save_for_backward(reflectors, scales)
+        return torch.ormqr(reflectors, scales, _spread(x, scales.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        reflectors, scales = ctx.saved_tensors
+        x = torch.ormqr(reflectors, scales, gradients[0], transpose=True)
+        return _spread(x, scales.shape[-1]), None, None
+
+
+def _spread(x: Tensor, rank: int) -> Tensor:
+    """The Hartley transform of all rows but the first R; it is its own transpose."""
+    if x.shape[-2] == rank:
+        return x
+    found = torch.fft.fft(x[..., rank:, :], dim=-2, norm="ortho")
+    return torch.cat([x[..., :rank, :], found.real - found.imag], dim=-2)
+
+
+def _result(free: Tensor) -> torch.dtype:
+    return torch.promote_types(free.dtype, torch.float32)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
+from pyreft.interventions.projection import complete_tensors
 from pyreft.modeling.base import base_fingerprint, describe_base
 from pyreft.modeling.lora import describe_lora
 from pyreft.modeling.trained import lies_in
@@ -116,7 +117,8 @@ def require_sizes(adapter: Adapter) -> None:
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
     asked = sum(tensor.numel() for tensor in made.values())
-    if asked > sum(tensor.numel() for tensor in adapter.tensors.values()) + _A_LITTLE:
+    there = sum(tensor.numel() for tensor in complete_tensors(adapter.tensors).values())
+    if asked > there + _A_LITTLE:
         raise AdapterError(
             f"the config of {adapter.origin} asks for {asked:,} numbers, by embed_dim and "
             "low_rank_dimension; its file has fewer."
@@ -143,6 +145,7 @@ def fit_tensors(
         AdapterError: If a name, a shape or a type differs, or a number is none.
     """
     ours = _tensors(config.representations, interventions, trained, lora)
+    saved = complete_tensors(adapter.tensors)
     theirs = [name.removeprefix(OF_BASE) for name in adapter.tensors if name.startswith(OF_BASE)]
     named = adapter.config.modules_to_save or []
     if set(theirs) != set(trained) or not all(lies_in(name, named) for name in theirs):
@@ -150,16 +153,17 @@ def fit_tensors(
             f"{adapter.origin} was trained with modules_to_save {sorted(theirs) or None}, this "
             f"model with {sorted(trained) or None}."
         )
-    if wrong := sorted(set(ours) ^ set(adapter.tensors)):
+    if wrong := sorted(set(ours) ^ set(saved)):
         verb = "lacks" if wrong[0] in ours else "has the unknown"
         raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
     made = _made(config.representations)
     for name, tensor in ours.items():
-        _require_like(adapter, name, made.get(name, tensor), exactly=name in made)
-    for name, tensor in adapter.tensors.items():
+        like = made.get(name, tensor)
+        _require_like(adapter.origin, name, saved[name], like, exactly=name in made)
+    for name, tensor in saved.items():
         if not _is_finite(tensor):
             raise AdapterError(f"the tensor {name} of {adapter.origin} is not finite.")
-    return [(tensor, adapter.tensors[name]) for name, tensor in ours.items()]
+    return [(tensor, saved[name]) for name, tensor in ours.items()]
 
 
 @torch.no_grad()
@@ -169,13 +173,14 @@ def load_tensors(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         tensor.copy_(saved)
 
 
-def _require_like(adapter: Adapter, name: str, tensor: Tensor, exactly: bool = False) -> None:
+def _require_like(
+    origin: str, name: str, saved: Tensor, tensor: Tensor, exactly: bool = False
+) -> None:
     """Raise AdapterError unless a saved tensor has this shape, and its type, or another float."""
-    saved = adapter.tensors[name]
     both_float = saved.is_floating_point() and tensor.is_floating_point() and not exactly
     if saved.shape != tensor.shape or not (both_float or saved.dtype == tensor.dtype):
         raise AdapterError(
-            f"the tensor {name} of {adapter.origin} is {_describe(saved)}; the config makes it "
+            f"the tensor {name} of {origin} is {_describe(saved)}; the config makes it "
             f"{_describe(tensor)}."
         )
 

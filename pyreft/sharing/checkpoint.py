@@ -17,7 +17,7 @@ CONFIG_NAME = "reft_config.json"
 WEIGHTS_NAME = "reft_model.safetensors"
 # PEFT's own files of a LoRA, which we write for PEFT and never read.
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"
 # Of the config, in bytes. One intervention takes about 500.
 MAX_CONFIG = 4_000_000
 # Before the names of tensors: trained ones of the base model, and those of a LoRA of PEFT's.

@@ -145,12 +145,12 @@ def _is_later(found: object) -> bool:
         raise ValueError(f"its format_version is {found!r}, which is no version")
     major, minor = map(int, match.groups())
     our_major, our_minor = map(int, FORMAT_VERSION.split("."))
-    if major != our_major:
+    if not 1 <= major <= our_major:
         raise ValueError(
-            f"its format is {found}, this pyreft reads {our_major}.x: "
+            f"its format is {found}, this pyreft reads 1.x to {our_major}.x: "
             + ("upgrade pyreft" if major > our_major else "install a pyreft that reads it")
         )
-    return minor > our_minor
+    return (major, minor) > (our_major, our_minor)
 
 
 def _known(entry: dict[str, Any], later: bool) -> dict[str, Any]:

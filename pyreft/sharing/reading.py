@@ -57,6 +57,12 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     return Adapter(said.config, tensors, said.base, os.fspath(directory), said.lora)
 
 
+def is_of_format_1(directory: str | os.PathLike) -> bool:
+    """Whether an adapter in a directory, or in a folder of it, was saved in format 1."""
+    entries = [parse_json(_read_config(path)) for path in Path(directory).rglob(CONFIG_NAME)]
+    return any(str(entry.get("format_version")).startswith("1.") for entry in entries)
+
+
 def fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a config and, in the order of their names, names and bytes of tensors."""
     found = hashlib.sha256(text.encode("utf-8"))

@@ -2,6 +2,7 @@
 
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.distributed import shard_only_frozen
+from pyreft.training.rates import parameter_groups
 from pyreft.training.reward import ReftTrainerForRewardModeling
 from pyreft.training.trainer import (
     ReftTrainer,
@@ -17,5 +18,6 @@ __all__ = [
     "ReftTrainerForCausalLMDistributed",
     "ReftTrainerForRewardModeling",
     "ReftTrainerForSequenceClassification",
+    "parameter_groups",
     "shard_only_frozen",
 ]

@@ -32,8 +32,11 @@ from pyreft.installed.trainer_methods import (
     trainer_asks_where_to_go_on,
     trainer_saves_by_methods,
 )
+from pyreft.interventions import OrthonormalProjection
+from pyreft.sharing.reading import is_of_format_1
 from pyreft.training.facts import training_facts
 from pyreft.training.pushing import PushedCheckpoints
+from pyreft.training.rates import require_same_groups
 
 logger = logging.get_logger(__name__)
 
@@ -140,6 +143,27 @@ class AdapterCheckpoints(PushedCheckpoints):
                 f"relies on this: {trainer_asks_where_to_go_on.explain()}"
             )
         self.model.load_weights(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's, for a checkpoint with the parameter groups of this run.
+
+        In checkpoints of format 1 what the optimizer knows of R is in other coordinates: it is
+        left out, so that R begins as with a new optimizer.
+        """
+        state = None if checkpoint is None else Path(checkpoint) / OPTIMIZER_NAME
+        if state is not None and state.is_file():
+            saved = torch.load(state, map_location="cpu", weights_only=True)
+            require_same_groups(self._made_optimizer.param_groups, saved["param_groups"])
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and is_of_format_1(checkpoint):
+            for module in self.model.interventions.modules():
+                if isinstance(module, OrthonormalProjection):
+                    self._made_optimizer.state.pop(module.turn, None)
+
+    @property
+    def _made_optimizer(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer
 
     def _init_training_state(
         self,

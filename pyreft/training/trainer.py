@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from pyreft.training.checks import frozen_heads, require_finite, require_labels,
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
+from pyreft.training.rates import check_ratios, split_groups
 from pyreft.training.reusing import ReusesFrozen
 from pyreft.training.threads import warn_if_threads_wait
 
@@ -41,6 +43,8 @@ class ReftTrainer(
         *args, **kwargs: As for `transformers.Trainer`; the default data collator is a
             `ReftDataCollator`.
         tokenizer: Upstream's name for `processing_class`.
+        learning_rate_ratios: How many times the learning rate R, P, W and b have, as
+            {"R": 4, "b": 10}; see `pyreft.parameter_groups`.
         reuse_frozen: Compute only what the adapter changes and the loss needs, where that is
             exact: once for an example what no step changes, and the output head on labelled tokens
             alone. Log lines say what, and where not.
@@ -71,6 +75,7 @@ class ReftTrainer(
         model: Any = None,
         *args: Any,
         tokenizer: Any = None,
+        learning_rate_ratios: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         trainer_steps_by_methods.require(type(self).__name__)
@@ -86,7 +91,10 @@ class ReftTrainer(
         tokenizer = kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
+        self.learning_rate_ratios = learning_rate_ratios
         super().__init__(model, *args, **kwargs)
+        if learning_rate_ratios is not None:
+            self._check_ratios(learning_rate_ratios)
         self._warn_if_unsaveable()
         self._warn_if_frozen()
         self._record_positions(self.model)
@@ -140,6 +148,22 @@ class ReftTrainer(
         if self.args.device.type == "cpu":
             warn_if_threads_wait()
         return super().train(*args, **kwargs)
+
+    def _check_ratios(self, ratios: Mapping[str, float]) -> None:
+        if self.optimizer is not None:
+            raise ValueError(
+                "learning_rate_ratios are for the optimizer that the trainer makes, and it was "
+                "given one: make that with pyreft.parameter_groups(model, learning_rate, ratios)."
+            )
+        check_ratios(self.model, ratios)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, its parameter groups split where roles have rates of their own."""
+        made_here = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made_here and self.learning_rate_ratios:
+            split_groups(optimizer, self.model, self.learning_rate_ratios)
+        return optimizer
 
     # ---- one step -----------------------------------------------------------------------
 

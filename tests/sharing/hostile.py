@@ -363,7 +363,7 @@ def huge():
 
 
 def other_versions():
-    for version in ("2.0", "0.9", "10.0", "1", "1.0.0", "1.-1", "01.0", "1.00", "x", "1.0\n"):
+    for version in ("3.0", "0.9", "10.0", "1", "1.0.0", "1.-1", "01.0", "1.00", "x", "1.0\n"):
         yield f"format {version!r}", put("format_version", value=version)
     yield "format '\u0661.0'", put("format_version", value="\u0661.0")
     for version in ("1.99999999999", "9" * 4000 + ".0"):

@@ -139,15 +139,15 @@ def test_a_version_that_is_none_is_refused(saved, version):
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [("2.0", "upgrade"), ("0.9", "install a"), ("10.0", "upgrade")]
+    ("version", "advice"), [("3.0", "upgrade"), ("0.9", "install a"), ("10.0", "upgrade")]
 )
 def test_another_major_version_is_refused_with_what_to_do(saved, version, advice):
     change_config(saved, lambda entry: entry.update(format_version=version))
-    refuse(saved, rf"format is {version}, this pyreft reads 1\.x: {advice} pyreft")
+    refuse(saved, rf"format is {version}, this pyreft reads 1\.x to 2\.x: {advice} pyreft")
 
 
 def test_a_later_minor_version_is_read(saved):
-    change_config(saved, lambda entry: entry.update(format_version="1.7"))
+    change_config(saved, lambda entry: entry.update(format_version="2.7"))
     assert load(saved)(IDS).logits.isfinite().all()
 
 

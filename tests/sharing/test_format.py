@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForT
 import pyreft
 from conftest import CONSTANT, make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
+from pyreft.interventions import OrthonormalProjection
 from pyreft.modeling.base import AUTO_CLASSES, describe_base
 
 SCHEMA = json.loads((Path(pyreft.__file__).parent / "sharing/reft_config.schema.json").read_text())
@@ -131,7 +132,7 @@ def test_what_the_schema_refuses_is_refused(damage, tmp_path):
 
 def test_fields_of_a_later_minor_version_are_left_out_with_one_warning(tmp_path, caplog):
     def add(entry):
-        entry.update(format_version="1.3", licence="MIT")
+        entry.update(format_version="2.3", licence="MIT")
         entry["base_model"]["sha256"] = "0"
         entry["interventions"][0]["scale"] = 1.0
 
@@ -145,14 +146,14 @@ def test_fields_of_a_later_minor_version_are_left_out_with_one_warning(tmp_path,
 
 
 def test_a_later_version_without_new_fields_is_read_in_silence(tmp_path, caplog):
-    save_with(tmp_path, lambda entry: entry.update(format_version="1.3"))
+    save_with(tmp_path, lambda entry: entry.update(format_version="2.3"))
     ReftModel.from_pretrained(make_base("llama"), tmp_path)
     assert not caplog.records
 
 
 def test_arguments_of_a_later_version_are_refused(tmp_path):
     def add(entry):
-        entry["format_version"] = "1.3"
+        entry["format_version"] = "2.3"
         entry["interventions"][0]["arguments"]["scale"] = 2.0
 
     save_with(tmp_path, add)
@@ -229,7 +230,21 @@ def test_a_base_with_another_head_is_told_apart(tmp_path):
         ReftModel.from_pretrained(base, tmp_path)
 
 
-# ---- the worked example of the page --------------------------------------------------------------
+# ---- what the page computes --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "rank"), [(9, 1), (16, 3), (6, 5)])
+def test_the_pages_numpy_reads_the_directions(width, rank):
+    code = re.search(r"```python\n(def directions.*?)```", PAGE, re.S)[1]
+    names = {"np": numpy}
+    exec(code, names)
+    torch.manual_seed(0)
+    projection = OrthonormalProjection(width, rank, dtype=torch.float64)
+    with torch.no_grad():
+        projection.original.normal_()
+        projection.turn.normal_()
+    found = names["directions"](*(projection.state_dict()[n].numpy() for n in ("original", "turn")))
+    numpy.testing.assert_allclose(found, projection.weight.detach(), rtol=0, atol=1e-12)
 
 
 def numbers(text):

@@ -88,7 +88,7 @@ def test_the_best_model_is_chosen_by_what_it_writes(tokenizer, tmp_path):
     model = reft_model(layers="all", positions="all", rank=8)
     settings = {"eval_strategy": "steps", "eval_steps": 10, "save_strategy": "best"}
     settings |= {"metric_for_best_model": "two_right", "load_best_model_at_end": True}
-    settings |= {"max_steps": 30, "learning_rate": 0.1, "train_dataset": rows}
+    settings |= {"max_steps": 30, "learning_rate": 0.05, "train_dataset": rows}
     settings |= {"eval_dataset": {"two": rows}, "greater_is_better": True}
     trainer = make_trainer(model, tokenizer, tmp_path, compute_metrics=end, **ASKED, **settings)
     trainer.train()

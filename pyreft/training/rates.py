@@ -1,0 +1,140 @@
+"""Learning rates by role: R, W and b of an intervention want different ones.
+
+    role   parameter                              of
+    R      `rotate_layer.turn`                    orthonormal kinds
+    P      `proj_layer.weight`, `proj_layer.bias` free kinds
+    W      `learned_source.weight`                kinds that map the hidden state
+    b      `learned_source.bias`, or the constant all
+
+A kind says which of its parameters are what (`LowRankIntervention.roles`). What has no role, as
+a head that is trained with the interventions, keeps the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+ROLES = ("R", "P", "W", "b")
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    ratios: Mapping[str, float],
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer, one for each role and for what has none.
+
+        torch.optim.AdamW(pyreft.parameter_groups(model, 1e-3, {"R": 4, "b": 10}))
+
+    Args:
+        model: A `ReftModel`, or any module that contains interventions.
+        learning_rate: The rate of what has no ratio.
+        ratios: Role -> how many times the rate; "R", "P", "W", "b".
+        weight_decay: Of all but biases, as with the transformers Trainer.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay`, `role` and `ratio`; only parameters that
+        require a gradient.
+
+    Raises:
+        ValueError: If a rate or a ratio is not positive and finite, or no parameter has a role
+            that a ratio is given for.
+    """
+    if not _is_positive(learning_rate):
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}.")
+    decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays[parameter.dim() > 1 and not name.endswith("bias")].append(parameter)
+    groups = [
+        {"params": params, "lr": float(learning_rate), "weight_decay": weight_decay * decay}
+        for decay, params in decays.items()
+    ]
+    return _split(groups, model, ratios)
+
+
+def split_groups(optimizer: Optimizer, model: nn.Module, ratios: Mapping[str, float]) -> None:
+    """Split the groups of an optimizer that has taken no step by role.
+
+    Args:
+        optimizer: With one learning rate.
+        model, ratios: As for `parameter_groups`.
+
+    Raises:
+        ValueError: As `parameter_groups`.
+    """
+    optimizer.param_groups[:] = _split(optimizer.param_groups, model, ratios)
+
+
+def check_ratios(model: nn.Module, ratios: Mapping[str, float]) -> None:
+    """Raise ValueError unless all ratios are positive and of a role that a parameter has."""
+    if not isinstance(ratios, Mapping):
+        raise ValueError(
+            f'ratios are a role and a number each, such as {{"R": 4.0}}; got {ratios!r}.'
+        )
+    for role, ratio in ratios.items():
+        if role not in ROLES:
+            raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}.")
+        if not _is_positive(ratio):
+            raise ValueError(f"the ratio of {role} must be positive and finite, got {ratio!r}.")
+    found = set(_roles(model).values())
+    if absent := [role for role in ratios if role not in found]:
+        there = ", ".join(role for role in ROLES if role in found) or "no role at all"
+        raise ValueError(
+            f"no parameter has the role {absent[0]}: those of this model have {there}."
+        )
+
+
+def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mapping]) -> None:
+    """Raise ValueError unless the groups of an optimizer are those of a saved one."""
+    kept, now = _describe(saved), _describe(ours)
+    if kept != now:
+        raise ValueError(
+            f"the checkpoint was saved with the parameter groups {kept}, this run has {now}: "
+            "resume with the learning_rate_ratios that it was started with."
+        )
+
+
+def _split(
+    groups: Iterable[dict[str, Any]], model: nn.Module, ratios: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    check_ratios(model, ratios)
+    roles, split = _roles(model), []
+    for group in groups:
+        for role in (*ROLES, None):
+            params = [p for p in group["params"] if roles.get(id(p)) == role]
+            ratio = float(ratios.get(role, 1.0)) if role else 1.0
+            if params:
+                rate = group["lr"] * ratio
+                split.append({**group, "params": params, "lr": rate, "role": role, "ratio": ratio})
+    return split
+
+
+def _roles(model: nn.Module) -> dict[int, str]:
+    """The role of each parameter that has one, by its id."""
+    found: dict[int, str] = {}
+    for module in model.modules():
+        if callable(roles := getattr(module, "roles", None)):
+            parameters = dict(module.named_parameters())
+            found |= {id(parameters[name]): role for name, role in roles().items()}
+    return found
+
+
+def _describe(groups: Iterable[Mapping[str, Any]]) -> str:
+    """The roles with their ratios, and how many parameters each group has."""
+    return ", ".join(
+        f"{group.get('role') or 'rest'} x {group.get('ratio', 1.0):g} ({len(group['params'])})"
+        for group in groups
+    )
+
+
+def _is_positive(number: Any) -> bool:
+    real = isinstance(number, Real) and not isinstance(number, bool)
+    return real and math.isfinite(number) and number > 0
