@@ -4,8 +4,9 @@
     python examples/quickstart.py --model HuggingFaceTB/SmolLM2-360M-Instruct     # needs a network
 
 LoReFT interventions of rank 4 edit the last prompt token at a few layers, and nothing else is
-trained. The script prints answers before and after, saves the adapter, loads it into a fresh
-model, checks that it answers the same there, and draws the loss curve.
+trained; layers and learning rates are those that pyreft recommends. The script prints answers
+before and after, saves the adapter, loads it into a fresh model, checks that it answers the same
+there, and draws the loss curve.
 """
 
 import argparse
@@ -92,8 +93,8 @@ def main() -> None:
     set_seed(42)
 
     base, tokenizer = load(arguments.model)
-    depth = base.config.num_hidden_layers
-    layers = arguments.layers or list(range(depth // 2 - 1, 5 * depth // 6, 2))
+    chosen = pyreft.recommended(base)
+    layers = arguments.layers or chosen.config.layers
     config = pyreft.ReftConfig(layers=layers, positions="l1", rank=arguments.rank)
     model = pyreft.get_reft_model(base, config)
     print(model)
@@ -113,7 +114,7 @@ def main() -> None:
             output_dir=str(arguments.out / "trainer"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=len(examples),
-            learning_rate=1e-2,
+            learning_rate=chosen.learning_rate,
             logging_steps=2,
             save_strategy="no",
             report_to="none",
@@ -121,6 +122,7 @@ def main() -> None:
         ),
         train_dataset=pyreft.make_examples(examples, tokenizer),
         processing_class=tokenizer,
+        learning_rate_ratios=chosen.learning_rate_ratios,
         reuse_frozen=not arguments.no_reuse,
     )
     start = time.perf_counter()

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         ReftTrainerForRewardModeling as ReftTrainerForRewardModeling,
         ReftTrainerForSequenceClassification as ReftTrainerForSequenceClassification,
         parameter_groups as parameter_groups,
+        recommended as recommended,
         shard_only_frozen as shard_only_frozen,
     )
 
@@ -118,6 +119,7 @@ _HOMES = {
         "ReftTrainerForRewardModeling",
         "ReftTrainerForSequenceClassification",
         "parameter_groups",
+        "recommended",
         "shard_only_frozen",
     ),
 }

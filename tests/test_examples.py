@@ -46,6 +46,12 @@ RUNS = {
     "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
     "benchmarks/parts.py": [],
+    "benchmarks/learning.py": [
+        *("--settings", "demonstrations", "--methods", "paper", "recommended", "--ratios", "R=4"),
+        *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),
+    ],
+    "benchmarks/parity.py": ["--seeds", "0", "--steps", "20"],
+    "benchmarks/readme_flow.py": ["--seeds", "0", "--epochs", "2", "--sets", "refusal"],
     "benchmarks/two_releases.py": ["--methods", "pyreft", "--settings", "l1"],
 }
 # Of one round; they write what they measure as JSON, see harness.py.
@@ -132,6 +138,7 @@ def test_an_example_runs_in_two_processes(name, models, tmp_path):
 def test_every_example_is_run_here():
     scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
     shared = {"base_model.py", "benchmarks/harness.py", "benchmarks/worker.py"}
+    shared.add("benchmarks/learning_tasks.py")
     assert scripts - shared == RUNS.keys() | LAUNCHED.keys()
 
 

@@ -3,6 +3,7 @@
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.distributed import shard_only_frozen
 from pyreft.training.rates import parameter_groups
+from pyreft.training.recommended import Recommended, recommended
 from pyreft.training.reward import ReftTrainerForRewardModeling
 from pyreft.training.trainer import (
     ReftTrainer,
@@ -13,11 +14,13 @@ from pyreft.training.trainer import (
 
 __all__ = [
     "AdapterCheckpoints",
+    "Recommended",
     "ReftTrainer",
     "ReftTrainerForCausalLM",
     "ReftTrainerForCausalLMDistributed",
     "ReftTrainerForRewardModeling",
     "ReftTrainerForSequenceClassification",
     "parameter_groups",
+    "recommended",
     "shard_only_frozen",
 ]

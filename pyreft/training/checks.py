@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyreft.installed.tuners import is_peft_model
 
@@ -15,14 +15,19 @@ _SEQUENCE = "ForSequenceClassification"
 _CLASSIFIERS = (_SEQUENCE, "ForTokenClassification")
 
 
-def frozen_heads(base: Any) -> list[str]:
-    """Names of the parts of a classifier, behind its backbone, that do not learn."""
+def heads_of(base: Any) -> dict[str, list[nn.Parameter]]:
+    """The parts of a classifier behind its backbone, with their parameters; none of others."""
     base = base.get_base_model() if is_peft_model(base) else base
     if not _is_classifier(base):
-        return []
+        return {}
     heads = [name for name, _ in base.named_children() if name != base.base_model_prefix]
     parameters = {name: list(base.get_submodule(name).parameters()) for name in heads}
-    return [n for n, own in parameters.items() if own and not any(p.requires_grad for p in own)]
+    return {name: own for name, own in parameters.items() if own}
+
+
+def frozen_heads(base: Any) -> list[str]:
+    """Names of the heads of a classifier that do not learn."""
+    return [n for n, own in heads_of(base).items() if not any(p.requires_grad for p in own)]
 
 
 def _is_classifier(base: Any) -> bool:

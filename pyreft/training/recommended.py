@@ -1,0 +1,60 @@
+"""A config and learning rates that are good without a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyreft.config import ReftConfig
+from pyreft.modeling.base import task_of
+from pyreft.training.checks import heads_of
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What `recommended` returns.
+
+    Args:
+        config: For `get_reft_model`.
+        learning_rate: For `TrainingArguments`, with its default linear schedule.
+        learning_rate_ratios: For `ReftTrainer` or `parameter_groups`.
+    """
+
+    config: ReftConfig
+    learning_rate: float = 4e-3
+    learning_rate_ratios: dict[str, float] = field(default_factory=lambda: {"R": 4.0})
+
+
+def recommended(model: Any) -> Recommended:
+    """A config and learning rates for a base model, good without a search.
+
+    A causal language model is edited at the last prompt token of every second layer of its middle,
+    at rank 4. A classifier that is an encoder is edited at the first three tokens of all layers, at
+    rank 1, and its head is trained, as in the paper; one that is a decoder as a language model.
+    R learns at four times the rate of W and b. What was compared is in docs/learning.md.
+
+        chosen = pyreft.recommended(base)
+        model = pyreft.get_reft_model(base, chosen.config)
+
+    Args:
+        model: The base model, from transformers.
+
+    Raises:
+        ValueError: If it does another task, for which nothing was compared.
+    """
+    task = task_of(model)
+    if task not in ("causal_lm", "sequence_classification"):
+        raise ValueError(
+            f"nothing is recommended for {type(model).__name__}, whose task is {task}: settings "
+            "were compared for causal language models and classifiers of texts. Begin with the "
+            "paper's, pyreft.ReftConfig(), and a learning rate of 9e-4."
+        )
+    heads = list(heads_of(model))
+    if heads and heads != ["score"]:
+        pooler = any(name.endswith(".pooler") for name, _ in model.named_modules())
+        saved = ["pooler", *heads] if pooler else heads
+        return Recommended(ReftConfig(positions="f3", rank=1, modules_to_save=saved))
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = list(range(max(0, depth // 2 - 1), max(1, 5 * depth // 6), 2))
+    config = ReftConfig(layers=layers, positions="l1", rank=4, modules_to_save=heads or None)
+    return Recommended(config)
