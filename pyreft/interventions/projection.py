@@ -153,10 +153,15 @@ class _InBasis(torch.autograd.Function):
     in torch's random one all are alike, and R learns faster.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, reflectors: Tensor, scales: Tensor) -> Tensor:
-        ctx.save_for_backward(reflectors, scales)
+    def forward(x: Tensor, reflectors: Tensor, scales: Tensor) -> Tensor:
         return torch.ormqr(reflectors, scales, _spread(x, scales.shape[-1]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -135,6 +135,24 @@ def test_the_gradient_of_r_is_that_of_finite_differences(size):
         return torch.func.functional_call(projection, {"turn": turn}, (hidden,))
 
     assert torch.autograd.gradcheck(run, (projection.turn,))
+    assert torch.autograd.gradgradcheck(run, (projection.turn,))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_of_each_row_are_those_of_torch_func():
+    intervention = intervention_class("loreft")(embed_dim=12, low_rank_dimension=3, dtype="float64")
+    hidden = torch.randn(5, 12, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in intervention.named_parameters()}
+
+    def loss(given, row):
+        return torch.func.functional_call(intervention, given, (row,)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, hidden)
+    for index, row in enumerate(hidden):
+        intervention.zero_grad()
+        intervention(row).square().sum().backward()
+        for name, parameter in intervention.named_parameters():
+            torch.testing.assert_close(found[name][index], parameter.grad)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
