@@ -41,7 +41,7 @@ def training_facts(
         trainer=type(trainer).__name__,
         steps=state.global_step,
         epochs=state.epoch if state.global_step else None,
-        arguments=_arguments(trainer.args) if state.global_step else {},
+        arguments=_arguments(trainer) if state.global_step else {},
         examples=len(trainer.train_dataset) if has_length(trainer.train_dataset) else None,
         datasets=_datasets(trainer.train_dataset),
         log=list(state.log_history) if with_log else [],
@@ -50,7 +50,8 @@ def training_facts(
     )
 
 
-def _arguments(args: TrainingArguments) -> dict[str, Any]:
+def _arguments(trainer: Trainer) -> dict[str, Any]:
+    args: TrainingArguments = trainer.args
     length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
@@ -60,6 +61,9 @@ def _arguments(args: TrainingArguments) -> dict[str, Any]:
     for name in _IF_CHANGED:
         if name in defaults and getattr(args, name) != defaults[name]:
             said[name] = getattr(args, name)
+    # Of the trainers that have them.
+    ratios = getattr(trainer, "learning_rate_ratios", None) or {}
+    said["learning rate ratios"] = ", ".join(f"{role} {ratio:g}" for role, ratio in ratios.items())
     return {name: getattr(v, "value", v) for name, v in said.items() if v not in (None, {}, "")}
 
 

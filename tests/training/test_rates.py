@@ -102,6 +102,13 @@ def test_groups_train_in_a_plain_loop_and_in_a_given_optimizer(tokenizer, tmp_pa
     assert losses(trainer) == pytest.approx(losses(by_ratios), rel=1e-5)
 
 
+def test_the_card_names_the_ratios(tokenizer, tmp_path):
+    model = reft_model()
+    make_trainer(model, tokenizer, tmp_path, learning_rate_ratios=RATIOS).train()
+    model.save_pretrained(tmp_path / "adapter")
+    assert "R 4, W 2, b 10" in (tmp_path / "adapter" / "README.md").read_text()
+
+
 # ---- bad input -----------------------------------------------------------------------------
 
 
