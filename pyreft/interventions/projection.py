@@ -8,13 +8,11 @@ X is what an optimizer moves, and begins at zero. D width, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_START, _TURN = "rotate_layer.original", "rotate_layer.turn"
 
 
 class OrthonormalProjection(nn.Module):
@@ -76,6 +74,10 @@ class OrthonormalProjection(nn.Module):
         weight = self.weight
         return x.to(weight.dtype) @ weight
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        state_dict |= complete_tensors(state_dict, [f"{prefix}turn"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         embed_dim, rank = self.original.shape
         return f"{embed_dim} -> {rank}, orthonormal"
@@ -119,15 +121,16 @@ def turned_factor(free: Tensor, turn: Tensor) -> Tensor:
     return (q * signs[..., None, :] + moved).to(free.device, _result(free))
 
 
-def complete_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Saved tensors, with X where a file has A alone: it is zero in it.
+def complete_tensors(saved: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Saved tensors, with X of those names that were saved as A alone: it is zero.
 
-    Files of format 1 are such, whose R is Q0, and so is what other libraries saved.
+    So are files of format 1, whose R is Q0, and what other libraries saved.
     """
-    found = dict(tensors)
-    for name, tensor in tensors.items():
-        if name.endswith(_START):
-            found.setdefault(name.removesuffix(_START) + _TURN, torch.zeros_like(tensor))
+    found = dict(saved)
+    for name in names:
+        start = f"{name.removesuffix('turn')}original"
+        if name.split(".")[-1] == "turn" and name not in found and start in found:
+            found[name] = torch.zeros_like(found[start])
     return found
 
 

@@ -117,7 +117,7 @@ def require_sizes(adapter: Adapter) -> None:
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
     asked = sum(tensor.numel() for tensor in made.values())
-    there = sum(tensor.numel() for tensor in complete_tensors(adapter.tensors).values())
+    there = sum(tensor.numel() for tensor in complete_tensors(adapter.tensors, made).values())
     if asked > there + _A_LITTLE:
         raise AdapterError(
             f"the config of {adapter.origin} asks for {asked:,} numbers, by embed_dim and "
@@ -145,7 +145,7 @@ def fit_tensors(
         AdapterError: If a name, a shape or a type differs, or a number is none.
     """
     ours = _tensors(config.representations, interventions, trained, lora)
-    saved = complete_tensors(adapter.tensors)
+    saved = complete_tensors(adapter.tensors, ours)
     theirs = [name.removeprefix(OF_BASE) for name in adapter.tensors if name.startswith(OF_BASE)]
     named = adapter.config.modules_to_save or []
     if set(theirs) != set(trained) or not all(lies_in(name, named) for name in theirs):

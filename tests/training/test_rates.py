@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from runs import assert_equal, losses, make_arguments, make_trainer, reft_model, weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import pyreft
 from conftest import LAYERS, make_base
+from pyreft.interventions import OrthonormalProjection
 
 FORMAT_1 = Path(__file__).parents[1] / "references" / "format_1"
 ROLE_OF = {"rotate_layer.turn": "R", "proj_layer.weight": "P", "proj_layer.bias": "P"}
@@ -200,6 +201,44 @@ def test_an_adapter_of_format_1_loads_exactly(tmp_path):
                 assert not tensor.any()
             else:
                 assert torch.equal(tensor, saved[f"{key}.{name}"])
+
+
+class Twice(torch.nn.Module):
+    """A user's kind with a projection by a name of its own."""
+
+    def __init__(self, embed_dim, low_rank_dimension):
+        super().__init__()
+        self.embed_dim, self.low_rank_dimension = embed_dim, low_rank_dimension
+        self.inner = pyreft.LoreftIntervention(embed_dim, low_rank_dimension)
+        self.directions = OrthonormalProjection(embed_dim, low_rank_dimension)
+
+    def forward(self, hidden):
+        return self.inner(hidden) + self.directions(hidden) @ self.directions.weight.mT
+
+
+def test_a_state_dict_without_the_turn_loads(tmp_path):
+    torch.manual_seed(0)
+    first, second = Twice(16, 3), Twice(16, 3)
+    old = {n: t for n, t in first.state_dict().items() if not n.endswith(".turn")}
+    with torch.no_grad():
+        second.directions.turn.normal_()
+    second.load_state_dict(old)
+    hidden = torch.randn(4, 16)
+    assert torch.equal(first(hidden), second(hidden))
+    with pytest.raises(RuntimeError, match=r'Missing key.*"directions\.original"'):
+        second.load_state_dict({n: t for n, t in old.items() if "directions" not in n})
+
+
+def test_a_users_kind_of_format_1_loads(tmp_path):
+    registered = pyreft.register_intervention("twice_of_format_1")(Twice)
+    torch.manual_seed(0)
+    model = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(kind=registered, rank=2))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "reft_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if not n.endswith(".turn")}, path)
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    ids = torch.arange(5, 11)[None]
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
 
 
 def test_a_checkpoint_of_format_1_resumes_with_new_moments_of_r(tmp_path):
