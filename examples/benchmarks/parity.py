@@ -25,6 +25,7 @@ import harness
 import learning
 import learning_tasks as tasks
 import pyreft
+from householder import parametrized
 
 WIDTH, RANK, ROWS = 64, 4, 256
 Made = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -40,7 +41,7 @@ def regress(seed: int, make: Made, steps: int) -> tuple[list[list[float]], float
     torch.manual_seed(seed)
     teacher, ours = (pyreft.LoreftIntervention(WIDTH, RANK) for _ in range(2))
     theirs = copy.deepcopy(ours)
-    theirs.rotate_layer = tasks.parametrized(theirs.rotate_layer)
+    theirs.rotate_layer = parametrized(theirs.rotate_layer)
     batches = torch.Generator().manual_seed(seed)
     hidden = torch.randn(steps, ROWS, WIDTH, generator=batches)
     losses = []

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 import harness
 import learning_tasks as tasks
 import pyreft
+from householder import parametrized
 
 EPOCHS, RATE, LAST = 60, 4e-3, 20
 SETS = {
@@ -64,7 +65,7 @@ def run(method: str, name: str, seed: int, arguments) -> tuple[float, str]:
     model = pyreft.get_reft_model(base, config)
     if method == "householder":
         for module in model.interventions.values():
-            module.rotate_layer = tasks.parametrized(module.rotate_layer, same_basis=False)
+            module.rotate_layer = parametrized(module.rotate_layer, same_basis=False)
     trainer = tasks.ReftTrainer(
         model=model,
         args=TrainingArguments(

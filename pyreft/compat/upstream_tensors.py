@@ -71,7 +71,13 @@ def write_intervention(
     saved = dict(tensors)
     if kind in ORTHONORMAL:
         start = saved.pop(_DIRECTIONS)
-        weight = turned_factor(start, saved.pop(_TURN, torch.zeros_like(start)))
+        turn = saved.pop(_TURN, torch.zeros_like(start))
+        if start.dim() != 2 or turn.shape != start.shape:
+            raise ValueError(
+                f"the tensors {_DIRECTIONS} and {_TURN} must be matrices of one shape, they are "
+                f"{tuple(start.shape)} and {tuple(turn.shape)}"
+            )
+        weight = turned_factor(start, turn)
         if kind == "loreft":
             named = saved | {_DIRECTIONS: weight}
             return {theirs: named[ours] for theirs, ours in _OF_LOREFT.items()}

@@ -13,6 +13,7 @@ FOR_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
     "_get_output_dir": ("trial",),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
     "_push_from_checkpoint": ("checkpoint_folder",),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),

@@ -122,9 +122,9 @@ def turned_factor(free: Tensor, turn: Tensor) -> Tensor:
 
 
 def complete_tensors(saved: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Saved tensors, with X of those names that were saved as A alone: it is zero.
+    """Saved tensors, with a zero X for each name of an X that was saved without one.
 
-    So are files of format 1, whose R is Q0, and what other libraries saved.
+    Files of format 1 have none, nor has what other libraries saved: their R is Q0.
     """
     found = dict(saved)
     for name in names:
@@ -165,6 +165,12 @@ class _InBasis(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        reflectors, scales = ctx.saved_tensors
+        return torch.ormqr(reflectors, scales, _spread(tangents[0], scales.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

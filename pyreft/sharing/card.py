@@ -204,7 +204,7 @@ def count_parameters(adapter: Adapter) -> dict[str, int]:
     parts = {OF_BASE: "base model", OF_LORA: "LoRA", "": "interventions"}
     counts = dict.fromkeys(reversed(parts.values()), 0)
     for name, tensor in adapter.tensors.items():
-        if name.endswith(".rotate_layer.turn"):
+        if name.endswith(".turn") and f"{name.removesuffix('turn')}original" in adapter.tensors:
             continue  # as large as `original`, which is not trained and is there in every file
         counts[next(parts[prefix] for prefix in parts if name.startswith(prefix))] += tensor.numel()
     return {part: count for part, count in counts.items() if count}

@@ -150,20 +150,22 @@ class AdapterCheckpoints(PushedCheckpoints):
         In checkpoints of format 1 what the optimizer knows of R is in other coordinates: it is
         left out, so that R begins as with a new optimizer.
         """
+        optimizer: Any = self.optimizer
         state = None if checkpoint is None else Path(checkpoint) / OPTIMIZER_NAME
         if state is not None and state.is_file():
             saved = torch.load(state, map_location="cpu", weights_only=True)
-            require_same_groups(self._made_optimizer.param_groups, saved["param_groups"])
+            require_same_groups(optimizer.param_groups, saved["param_groups"])
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and is_of_format_1(checkpoint):
-            for module in self.model.interventions.modules():
-                if isinstance(module, OrthonormalProjection):
-                    self._made_optimizer.state.pop(module.turn, None)
-
-    @property
-    def _made_optimizer(self) -> torch.optim.Optimizer:
-        assert self.optimizer is not None
-        return self.optimizer
+        if checkpoint is None or not is_of_format_1(checkpoint):
+            return
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{checkpoint} is of format 1, whose optimizer state of R cannot be left out under "
+                "DeepSpeed: start a new run from it with model.load_weights(...)."
+            )
+        for module in self.model.interventions.modules():
+            if isinstance(module, OrthonormalProjection):
+                optimizer.state.pop(module.turn, None)
 
     def _init_training_state(
         self,

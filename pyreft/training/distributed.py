@@ -66,6 +66,11 @@ class ReplicatedAdapter(Trainer):
         super()._move_model_to_device(model, device)
 
     def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.args.world_size > 1 and torch.distributed.is_initialized():
+            # Where R starts. Not all that wraps a model takes care of buffers, as of parameters.
+            for adapter in self.model.adapters.values():
+                for buffer in adapter.interventions.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
         if self.is_fsdp_enabled:
             shard_only_frozen(self.accelerator, self.model)
         if self.is_deepspeed_enabled:

@@ -37,18 +37,21 @@ def parameter_groups(
         model: A `ReftModel`, or any module that contains interventions.
         learning_rate: The rate of what has no ratio.
         ratios: Role -> how many times the rate; "R", "P", "W", "b".
-        weight_decay: Of all but biases, as with the transformers Trainer.
+        weight_decay: Of matrices alone; not of biases, and not of a learned constant, which the
+            transformers Trainer decays.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay`, `role` and `ratio`; only parameters that
         require a gradient.
 
     Raises:
-        ValueError: If a rate or a ratio is not positive and finite, or no parameter has a role
-            that a ratio is given for.
+        ValueError: If a rate or a ratio is not positive and finite, or no trained parameter has a
+            role that a ratio is given for.
     """
     if not _is_positive(learning_rate):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}.")
+    if not (_is_positive(weight_decay) or weight_decay == 0):
+        raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}.")
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -73,8 +76,8 @@ def split_groups(optimizer: Optimizer, model: nn.Module, ratios: Mapping[str, fl
     optimizer.param_groups[:] = _split(optimizer.param_groups, model, ratios)
 
 
-def check_ratios(model: nn.Module, ratios: Mapping[str, float]) -> None:
-    """Raise ValueError unless all ratios are positive and of a role that a parameter has."""
+def check_ratios(ratios: Mapping[str, float]) -> None:
+    """Raise ValueError unless ratios are roles with positive, finite numbers."""
     if not isinstance(ratios, Mapping):
         raise ValueError(
             f'ratios are a role and a number each, such as {{"R": 4.0}}; got {ratios!r}.'
@@ -84,12 +87,6 @@ def check_ratios(model: nn.Module, ratios: Mapping[str, float]) -> None:
             raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}.")
         if not _is_positive(ratio):
             raise ValueError(f"the ratio of {role} must be positive and finite, got {ratio!r}.")
-    found = set(_roles(model).values())
-    if absent := [role for role in ratios if role not in found]:
-        there = ", ".join(role for role in ROLES if role in found) or "no role at all"
-        raise ValueError(
-            f"no parameter has the role {absent[0]}: those of this model have {there}."
-        )
 
 
 def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mapping]) -> None:
@@ -98,14 +95,15 @@ def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mappi
     if kept != now:
         raise ValueError(
             f"the checkpoint was saved with the parameter groups {kept}, this run has {now}: "
-            "resume with the learning_rate_ratios that it was started with."
+            "resume with the optimizer, the learning_rate_ratios and the trainable parameters "
+            "that the run was started with."
         )
 
 
 def _split(
     groups: Iterable[dict[str, Any]], model: nn.Module, ratios: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    check_ratios(model, ratios)
+    check_ratios(ratios)
     roles, split = _roles(model), []
     for group in groups:
         for role in (*ROLES, None):
@@ -114,6 +112,12 @@ def _split(
             if params:
                 rate = group["lr"] * ratio
                 split.append({**group, "params": params, "lr": rate, "role": role, "ratio": ratio})
+    found = {group["role"] for group in split}
+    if absent := [role for role in ratios if role not in found]:
+        there = ", ".join(role for role in ROLES if role in found) or "no role at all"
+        raise ValueError(
+            f"no trained parameter has the role {absent[0]}: those of this model have {there}."
+        )
     return split
 
 
@@ -121,9 +125,16 @@ def _roles(model: nn.Module) -> dict[int, str]:
     """The role of each parameter that has one, by its id."""
     found: dict[int, str] = {}
     for module in model.modules():
-        if callable(roles := getattr(module, "roles", None)):
-            parameters = dict(module.named_parameters())
-            found |= {id(parameters[name]): role for name, role in roles().items()}
+        if not callable(say := getattr(module, "roles", None)):
+            continue
+        parameters, said = dict(module.named_parameters()), say()
+        for name, role in said.items() if isinstance(said, Mapping) else [(repr(said), None)]:
+            if name not in parameters or role not in ROLES:
+                raise ValueError(
+                    f"{type(module).__name__}.roles() must return a role ({', '.join(ROLES)}) for "
+                    f"names of its parameters ({', '.join(parameters)}); got {name!r}: {role!r}."
+                )
+            found[id(parameters[name])] = role
     return found
 
 

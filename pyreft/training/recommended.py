@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from pyreft.config import ReftConfig
 from pyreft.modeling.base import task_of
 from pyreft.training.checks import heads_of
@@ -42,15 +44,19 @@ def recommended(model: Any) -> Recommended:
     Raises:
         ValueError: If it does another task, for which nothing was compared.
     """
-    task = task_of(model)
-    if task not in ("causal_lm", "sequence_classification"):
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"recommended(...) takes a base model of transformers, got {type(model).__name__}."
+        )
+    task, heads = task_of(model), list(heads_of(model))
+    known = task in ("causal_lm", "sequence_classification")
+    if not known or model.config.is_encoder_decoder or not set(heads) <= {"score", "classifier"}:
         raise ValueError(
             f"nothing is recommended for {type(model).__name__}, whose task is {task}: settings "
             "were compared for causal language models and classifiers of texts. Begin with the "
             "paper's, pyreft.ReftConfig(), and a learning rate of 9e-4."
         )
-    heads = list(heads_of(model))
-    if heads and heads != ["score"]:
+    if "classifier" in heads:
         pooler = any(name.endswith(".pooler") for name, _ in model.named_modules())
         saved = ["pooler", *heads] if pooler else heads
         return Recommended(ReftConfig(positions="f3", rank=1, modules_to_save=saved))

@@ -20,7 +20,7 @@ from pyreft.training.checks import frozen_heads, require_finite, require_labels,
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
-from pyreft.training.rates import check_ratios, split_groups
+from pyreft.training.rates import check_ratios, parameter_groups, split_groups
 from pyreft.training.reusing import ReusesFrozen
 from pyreft.training.threads import warn_if_threads_wait
 
@@ -93,7 +93,7 @@ class ReftTrainer(
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
         self.learning_rate_ratios = learning_rate_ratios
         super().__init__(model, *args, **kwargs)
-        if learning_rate_ratios is not None:
+        if learning_rate_ratios:
             self._check_ratios(learning_rate_ratios)
         self._warn_if_unsaveable()
         self._warn_if_frozen()
@@ -152,10 +152,12 @@ class ReftTrainer(
     def _check_ratios(self, ratios: Mapping[str, float]) -> None:
         if self.optimizer is not None:
             raise ValueError(
-                "learning_rate_ratios are for the optimizer that the trainer makes, and it was "
-                "given one: make that with pyreft.parameter_groups(model, learning_rate, ratios)."
+                "learning_rate_ratios apply to the Trainer's own optimizer, and `optimizers` was "
+                "passed: build that one with pyreft.parameter_groups(model, learning_rate, ratios)."
             )
-        check_ratios(self.model, ratios)
+        check_ratios(ratios)
+        # Say now, rather than when training begins, that a role is missing.
+        parameter_groups(self.model, 1.0, ratios)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, its parameter groups split where roles have rates of their own."""

@@ -139,6 +139,7 @@ def test_the_gradient_of_r_is_that_of_finite_differences(size):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # torch's own use
 def test_gradients_of_each_row_are_those_of_torch_func():
     intervention = intervention_class("loreft")(embed_dim=12, low_rank_dimension=3, dtype="float64")
     hidden = torch.randn(5, 12, dtype=torch.float64)
@@ -153,6 +154,8 @@ def test_gradients_of_each_row_are_those_of_torch_func():
         intervention(row).square().sum().backward()
         for name, parameter in intervention.named_parameters():
             torch.testing.assert_close(found[name][index], parameter.grad)
+    forward = torch.func.jacfwd(loss)(parameters, hidden[-1])
+    torch.testing.assert_close(forward["rotate_layer.turn"], found["rotate_layer.turn"][-1])
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])

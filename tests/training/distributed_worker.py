@@ -130,7 +130,11 @@ def train(directory, *, processes, resume=None, base=None, **arguments):
     return trainer
 
 
-WAYS = {"ddp": {}, "fsdp": {"fsdp": True, "fsdp_config": {"version": 2}}}
+WAYS = {
+    "ddp": {},
+    "ddp-no-buffers": {"ddp_broadcast_buffers": False},
+    "fsdp": {"fsdp": True, "fsdp_config": {"version": 2}},
+}
 
 
 def sharding():

@@ -22,7 +22,7 @@ from pyreft.installed.offloading import fsdp_can_ignore_parameters
 from pyreft.training.distributed import partition_only_frozen
 
 TESTS = Path(__file__).parent.parent
-TRAINER = ["ddp", "fsdp"]
+TRAINER = ["ddp", "ddp-no-buffers", "fsdp"]
 LOOP = ["loop", "fsdp-loop"]
 ADAPTER = {"reft_config.json", "reft_model.safetensors", "README.md"}
 OF_THE_RUN = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"}
@@ -57,7 +57,7 @@ def alone(tmp_path_factory):
     by_trainer = distributed_worker.of_trainer(trainer)
     by_trainer |= {"last": load_file(directory / "checkpoint-6" / "reft_model.safetensors")}
     by_loop = distributed_worker.loop(processes=1)
-    return {"ddp": by_trainer, "fsdp": by_trainer, "loop": by_loop, "fsdp-loop": by_loop}
+    return dict.fromkeys(TRAINER, by_trainer) | dict.fromkeys(LOOP, by_loop)
 
 
 def assert_close(found, expected):

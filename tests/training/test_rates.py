@@ -132,8 +132,8 @@ def test_a_rate_must_be_positive_and_finite(rate):
 @pytest.mark.parametrize(
     ("kind", "ratios", "message"),
     [
-        ("nodireft", {"R": 2.0}, "no parameter has the role R: .* have P, W, b"),
-        ("lobireft", {"W": 2.0}, "no parameter has the role W: .* have R, b"),
+        ("nodireft", {"R": 2.0}, "no trained parameter has the role R: .* have P, W, b"),
+        ("lobireft", {"W": 2.0}, "no trained parameter has the role W: .* have R, b"),
         ("loreft", {"bias": 2.0}, "unknown role 'bias'; known: R, P, W, b"),
         ("loreft", [4.0], "a role and a number each"),
     ],
@@ -145,10 +145,37 @@ def test_a_ratio_for_what_is_not_there_is_refused(kind, ratios, message, tokeniz
         make_trainer(reft_model(kind=kind), tokenizer, tmp_path, learning_rate_ratios=ratios)
 
 
+def test_a_ratio_for_what_is_frozen_is_refused(tokenizer, tmp_path):
+    model = reft_model()
+    next(iter(model.interventions.values())).rotate_layer.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no trained parameter has the role R: .* have W, b"):
+        make_trainer(model, tokenizer, tmp_path, learning_rate_ratios={"R": 4.0})
+
+
+@pytest.mark.parametrize("decay", [-0.1, math.nan, "0"])
+def test_a_weight_decay_must_be_finite(decay):
+    with pytest.raises(ValueError, match="weight_decay must be finite and not negative"):
+        pyreft.parameter_groups(reft_model(), 1e-3, {"R": 1.0}, weight_decay=decay)
+
+
+@pytest.mark.parametrize("said", [{"m": "Q"}, {"nope": "R"}, ["m"], None])
+def test_a_users_kind_that_says_a_wrong_role_is_refused(said):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = torch.nn.Parameter(torch.zeros(3))
+
+        def roles(self):
+            return said
+
+    with pytest.raises(ValueError, match=r"Own\.roles\(\) must return a role .* got "):
+        pyreft.parameter_groups(Own(), 1e-3, {})
+
+
 def test_ratios_beside_a_given_optimizer_are_refused(tokenizer, tmp_path):
     model = reft_model()
     optimizer = torch.optim.SGD(model.interventions.parameters(), lr=1e-2)
-    with pytest.raises(ValueError, match=r"make that with pyreft\.parameter_groups"):
+    with pytest.raises(ValueError, match=r"build that one with pyreft\.parameter_groups"):
         make_trainer(
             model, tokenizer, tmp_path, optimizers=(optimizer, None), learning_rate_ratios=RATIOS
         )

@@ -48,6 +48,12 @@ def test_a_classifier_is_edited_where_its_head_reads(architecture, heads, positi
     assert str(chosen.config.positions) == positions
 
 
+@pytest.mark.parametrize("base", ["gpt2", None])
+def test_what_is_no_base_model_is_an_error(base):
+    with pytest.raises(ValueError, match="takes a base model of transformers, got"):
+        pyreft.recommended(base)
+
+
 def test_what_was_not_compared_is_an_error():
     with pytest.raises(ValueError, match=r"nothing is recommended for T5.*task is seq2seq_lm"):
         pyreft.recommended(make("t5"))
