@@ -103,7 +103,7 @@ class Curves:
         losses: Training losses after smoothing, (seeds, steps).
         at: Steps of evaluation, (points,).
         seconds: Of training until then, (seeds, points).
-        scores: Accuracy, or the held-out loss below zero: (seeds, points). Higher is better.
+        scores: The held-out loss below zero, (seeds, points). Higher is better.
     """
 
     rate: float
@@ -132,7 +132,7 @@ def read_curves(runs: list[dict], window: int) -> Curves:
 
 
 def _score(point: dict) -> float:
-    return point.get("accuracy", -point["loss"]) if math.isfinite(point["loss"]) else -math.inf
+    return -point["loss"] if math.isfinite(point["loss"]) else -math.inf
 
 
 def identify(setting: Setting, method: str, seed: int, rate: float, arguments: Namespace) -> dict:
@@ -173,7 +173,7 @@ def best(curves: list[Curves]) -> Curves:
 # ---- table and picture -----------------------------------------------------------------------
 
 
-def row(method: str, found: dict[str, list[Curves]], accuracy: bool) -> dict[str, str]:
+def row(method: str, found: dict[str, list[Curves]]) -> dict[str, str]:
     """What the table says of a method in a setting."""
     curves, own = found[method], best(found[method])
     rates = [one.rate for one in curves]
@@ -186,7 +186,7 @@ def row(method: str, found: dict[str, list[Curves]], accuracy: bool) -> dict[str
     if "lora" in found:
         target = best(found["lora"]).scores.mean(0).max()
         seconds = _first(own.scores.mean(0) >= target, own.seconds.mean(0), ".0f")
-    score = [f"{100 * s:.1f} %" if accuracy else f"{-s:.3f}" for s in _spread(own.scores[:, -1])]
+    score = [f"{-s:.3f}" for s in _spread(own.scores[:, -1])]
     return {
         "rate": f"{own.rate:g}" + " (edge)" * edge,
         "training loss": "{} ({} to {})".format(*(f"{v:.3f}" for v in _spread(own.losses[:, -1]))),
@@ -221,8 +221,7 @@ def draw(settings: dict[str, dict[str, list[Curves]]], path: Path) -> None:
             for axis, x, y in ((0, own.at, np.abs(own.scores)), (1, steps, own.losses)):
                 axes[axis, column].plot(x, y.mean(0), color=color, label=label)
                 axes[axis, column].fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15)
-        score = "accuracy" if best(next(iter(found.values()))).scores.max() > 0 else "loss"
-        axes[0, column].set(title=name, ylabel=f"held-out {score}")
+        axes[0, column].set(title=name, ylabel="held-out loss", yscale="log")
         axes[1, column].set(xlabel="step", ylabel="training loss", yscale="log")
         axes[0, column].legend(fontsize=8)
         for axis in axes[:, column]:
@@ -282,7 +281,7 @@ def main() -> None:
 
     found = {setting.name: by_method(runs, setting, arguments) for setting in settings}
     rows = [
-        {"setting": s.name, "method": method, **row(method, found[s.name], s.classifies)}
+        {"setting": s.name, "method": method, **row(method, found[s.name])}
         for s in settings
         for method in arguments.methods
         if method in found[s.name]
