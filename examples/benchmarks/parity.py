@@ -5,8 +5,8 @@
 
 Both begin with one R, W and b, take coordinates in one basis, and see the same data. For each
 tenth of a run the table has the mean loss over seeds, ours over theirs. The regression is to an
-edit inside another subspace, 5,000 steps in float64, by three optimizers; the other settings are those of
-learning_tasks.py, trained by `ReftTrainer` with AdamW.
+edit inside another subspace, 5,000 steps in float64, by three optimizers; the other settings are
+those of learning_tasks.py, trained by `ReftTrainer` with AdamW.
 
 Under weight decay torch's parametrization makes R zero at the first step, since it keeps signs in
 what decays. Here they are put back after every step.
