@@ -80,7 +80,8 @@ def compare_generated(case, begin, outputs, wanted, options):
         for step in range(0 if "num_beams" in options else min(len(mine), len(other))):
             what = f"row {row}, step {step}"
             compare(f"logits of {what}", outputs.logits[step][row], wanted.logits[step][row])
-            compare(f"scores of {what}", outputs.scores[step][row], wanted.scores[step][row])
+            scores = outputs.scores[step][row], wanted.scores[step][row]
+            compare(f"scores of {what}", *scores, nan=True)
             if mine[step] != other[step]:
                 break
         require(mine == other, f"row {row} is {mine}, not {other}")
