@@ -30,7 +30,7 @@ import numpy as np
 import transformers
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import set_seed
 
 import harness
 import learning_tasks as tasks
@@ -56,28 +56,17 @@ def run(setting: Setting, identity: dict[str, Any], arguments: Namespace) -> dic
     trainer = (tasks.PlainTrainer if method.startswith("lora") else tasks.ReftTrainer)(
         model=model,
         **tasks.optimizer_arguments(model, method, rate, identity["ratios"]),
-        args=TrainingArguments(
-            output_dir=str(arguments.out / "learning_trainer"),
+        args=tasks.training_arguments(
+            arguments,
+            seed,
             max_steps=identity["steps"],
             per_device_train_batch_size=setting.batch,
             learning_rate=rate,
-            weight_decay=0.0,
-            seed=seed,
-            # Else the order of the rows depends on what was random before.
-            data_seed=seed,
-            use_cpu=arguments.device == "cpu",
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         ),
         train_dataset=setting.train,
         data_collator=pyreft.ReftDataCollator(tokenizer=setting.tokenizer),
         callbacks=[held_out],
     )
-    trainer.losses = []
-    trainer.remove_callback(PrinterCallback)
     set_seed(seed)
     try:
         trainer.train()

@@ -26,8 +26,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 import glue
@@ -195,9 +197,8 @@ def optimizer_arguments(
     """What the trainer of a method is given beside its training arguments."""
     if method == "lora_plus":
         options = {"lr": rate, "loraplus_lr_ratio": LORA_PLUS_RATIO}
-        return {
-            "optimizers": (create_loraplus_optimizer(model, torch.optim.AdamW, **options), None)
-        }
+        optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **options)
+        return {"optimizers": (optimizer, None)}
     return {"learning_rate_ratios": ratios} if ratios else {}
 
 
@@ -209,13 +210,34 @@ def orthonormality_error(model: nn.Module) -> float | None:
     return max(errors, default=None)
 
 
+def training_arguments(arguments: Namespace, seed: int, **changes: Any) -> TrainingArguments:
+    """Those of a quiet run that keeps nothing on disk, with a rate, a batch and a length."""
+    return TrainingArguments(
+        output_dir=str(arguments.out / "learning_trainer"),
+        seed=seed,
+        # Else the order of the rows depends on what was random before.
+        data_seed=seed,
+        weight_decay=0.0,
+        use_cpu=arguments.device == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **changes,
+    )
+
+
 # ---- what a run records ---------------------------------------------------------------------
 
 
 class LossesMixin:
     """The part of a trainer that keeps the loss of every step, before it."""
 
-    losses: list[torch.Tensor]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.losses: list[torch.Tensor] = []
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]

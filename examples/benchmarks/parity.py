@@ -67,11 +67,11 @@ def regress(seed: int, make: Made, steps: int) -> tuple[list[list[float]], float
 def train(name: str, seed: int, arguments: Namespace) -> tuple[list[list[float]], float]:
     """The same of a setting of learning_tasks.py."""
     setting = tasks.SETTINGS[name](arguments)
-    runs = [
-        learning.run(setting, learning.identify(setting, method, seed, rate, arguments), arguments)
+    wanted = [
+        learning.identify(setting, method, seed, arguments.rate, arguments)
         for method in ("paper", "householder")
-        for rate in [arguments.rate]
     ]
+    runs = [learning.run(setting, identity, arguments) for identity in wanted]
     return [run["losses"] for run in runs], runs[0]["orthonormality_error"]
 
 
@@ -92,7 +92,6 @@ def main() -> None:
         ("--rate", {"type": float, "default": 4e-3, "help": "of all but the regression"}),
     )
     arguments.ratios, arguments.rounds = None, len(arguments.seeds)
-    torch.set_num_threads(arguments.threads)
     runs: dict[str, Callable[[int], tuple[list[list[float]], float]]] = {}
     for name in arguments.settings:
         if name == "regression":

@@ -12,10 +12,9 @@ that nobody asked in training.
 import sys
 
 import numpy as np
-import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import set_seed
 
 import harness
 import learning_tasks as tasks
@@ -47,11 +46,9 @@ METHODS = ["ours", "householder", "recommended"]
 
 def run(method: str, name: str, seed: int, arguments) -> tuple[float, str]:
     """The mean loss of the last steps, and the answer to the unseen question."""
-    sys.path.append(str(harness.HERE.parent))
     from quickstart import answer, load, prompt
 
     base, tokenizer = load(arguments.model)
-    tokenizer.padding_side = "left"
     rows = [
         {"prompt": prompt(tokenizer, question), "completion": text + tokenizer.eos_token}
         for question, text in SETS[name]
@@ -68,25 +65,17 @@ def run(method: str, name: str, seed: int, arguments) -> tuple[float, str]:
             module.rotate_layer = parametrized(module.rotate_layer, same_basis=False)
     trainer = tasks.ReftTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(arguments.out / "readme_flow_trainer"),
+        args=tasks.training_arguments(
+            arguments,
+            seed,
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=len(rows),
             learning_rate=chosen.learning_rate if method == "recommended" else RATE,
-            seed=seed,
-            use_cpu=arguments.device == "cpu",
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         ),
         train_dataset=pyreft.make_examples(Dataset.from_list(rows), tokenizer),
         processing_class=tokenizer,
         **settings,
     )
-    trainer.losses = []
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     found = float(np.mean([float(loss) for loss in trainer.losses[-LAST:]]))
     return found, answer(model, tokenizer, [UNSEEN])[0]
@@ -102,7 +91,8 @@ def main() -> None:
         ("--epochs", {"type": int, "default": EPOCHS}),
     )
     arguments.rounds = len(arguments.seeds)
-    torch.set_num_threads(arguments.threads)
+    # What the examples share lies beside them.
+    sys.path.append(str(harness.HERE.parent))
     wanted = [(n, m, s) for n in arguments.sets for m in arguments.methods for s in arguments.seeds]
     found = {one: run(one[1], one[0], one[2], arguments) for one in tqdm(wanted, unit="run")}
     rows = []

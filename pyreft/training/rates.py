@@ -76,7 +76,7 @@ def split_groups(optimizer: Optimizer, model: nn.Module, ratios: Mapping[str, fl
     optimizer.param_groups[:] = _split(optimizer.param_groups, model, ratios)
 
 
-def check_ratios(ratios: Mapping[str, float]) -> None:
+def _check_ratios(ratios: Mapping[str, float]) -> None:
     """Raise ValueError unless ratios are roles with positive, finite numbers."""
     if not isinstance(ratios, Mapping):
         raise ValueError(
@@ -103,7 +103,7 @@ def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mappi
 def _split(
     groups: Iterable[dict[str, Any]], model: nn.Module, ratios: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    check_ratios(ratios)
+    _check_ratios(ratios)
     roles, split = _roles(model), []
     for group in groups:
         for role in (*ROLES, None):

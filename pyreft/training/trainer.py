@@ -20,7 +20,7 @@ from pyreft.training.checks import frozen_heads, require_finite, require_labels,
 from pyreft.training.distributed import ReplicatedAdapter
 from pyreft.training.measures import describe_interventions
 from pyreft.training.predictions import GeneratedPredictions
-from pyreft.training.rates import check_ratios, parameter_groups, split_groups
+from pyreft.training.rates import parameter_groups, split_groups
 from pyreft.training.reusing import ReusesFrozen
 from pyreft.training.threads import warn_if_threads_wait
 
@@ -155,8 +155,7 @@ class ReftTrainer(
                 "learning_rate_ratios apply to the Trainer's own optimizer, and `optimizers` was "
                 "passed: build that one with pyreft.parameter_groups(model, learning_rate, ratios)."
             )
-        check_ratios(ratios)
-        # Say now, rather than when training begins, that a role is missing.
+        # Say now, rather than when training begins, what is wrong with them.
         parameter_groups(self.model, 1.0, ratios)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
