@@ -20,7 +20,7 @@ def wrap(base, stack="encoder", **config):
     """An adapter at every layer of a stack, of the same weights at each call."""
     torch.manual_seed(0)
     settings = {"component": BLOCKS[stack], "positions": "l1", "rank": 4} | config
-    return randomize(get_reft_model(base, ReftConfig(**settings)).eval(), 0.3)
+    return randomize(get_reft_model(base, ReftConfig(**settings)).eval(), 1.0)
 
 
 def ids(length, seed=0):
