@@ -242,3 +242,19 @@ def push(
         token=token,
     )
     typer.echo(commit.commit_url)
+
+
+@app.command()
+def migrate(
+    scripts: Annotated[list[Path], typer.Argument(metavar="SCRIPT...", help=".py or .ipynb.")],
+    write: Annotated[bool, typer.Option("--write", help="Apply the edits.")] = False,
+) -> None:
+    """Show the edits that a script written for stanfordnlp/pyreft 0.1.0 needs, as a diff.
+
+    They are for what transformers, TRL, datasets, PEFT and accelerate renamed or removed since.
+    What is for you to decide is listed below the diff. The scripts are read and never run.
+    """
+    from pyreft.cli.migrate import migrate_files
+
+    for line in migrate_files(scripts, write):
+        typer.echo(line, nl=False)
