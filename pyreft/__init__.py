@@ -140,4 +140,7 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+# Upstream's modules: `from pyreft.dataset import ReftDataset`.
+__path__.append(f"{__path__[0]}/compat/modules")
+
 _check_releases()

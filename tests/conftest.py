@@ -105,8 +105,7 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def make_tokenizer():
     """A byte-per-token tokenizer: 97 printable ASCII characters, <pad>, <eos>, and a template."""
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2}
@@ -126,3 +125,8 @@ def tokenizer():
         chat_template=template,
         model_max_length=64,
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,15 +93,18 @@ def get_intervention_locations(
     return [list(side) for side in pair for _ in range(num_interventions // 2)]
 
 
-def locations_tensor(unit_locations: Any, num_interventions: int, batch: int) -> Tensor | None:
+def locations_tensor(
+    unit_locations: Any, num_interventions: int, batch: int, copies: int = 1
+) -> Tensor | None:
     """Upstream's `unit_locations` -> (B, I, P), with -100 where there is no position.
 
     Args:
         unit_locations: None, or a dict with the one key "sources->base" (its value a pair whose
             second is read) or "base". Positions are one index, a list of them for all rows, or
-            nested lists: for each intervention, for each row.
+            nested lists: for each intervention, for each row or one for all rows.
         num_interventions: I.
         batch: B.
+        copies: How often scripts repeat a row, for its beams; they may as well not.
 
     Raises:
         ValueError: If it is none of these, or its sizes do not fit.
@@ -119,13 +123,20 @@ def locations_tensor(unit_locations: Any, num_interventions: int, batch: int) ->
         raise ValueError(f'unknown key {key!r} of unit_locations: "sources->base" or "base".')
     if given is None:
         return None
-    nested = given.tolist() if isinstance(given, Tensor) else given
+    nested = _plain(given)
     if _is_index(nested):
         nested = [nested]
     if not isinstance(nested, (list, tuple)):
         raise TypeError(f"unit_locations are lists of indices, got {given!r}.")
     if all(_is_index(index) for index in nested):
         nested = [[list(nested)] * batch] * num_interventions
+    if any(one is None for one in nested):
+        raise ValueError(
+            f"unit_locations of intervention {nested.index(None)} are None, for which upstream "
+            "edits every token, also where a script means none: give a list of positions for each "
+            "row, [] for no position."
+        )
+    nested = [_rows(one, batch, copies) for one in nested]
     _check_nesting(nested, num_interventions, batch)
     longest = max((len(row) for one in nested for row in one), default=0)
     filled = [[[*row, *[NO_POSITION] * (longest - len(row))] for row in one] for one in nested]
@@ -133,8 +144,27 @@ def locations_tensor(unit_locations: Any, num_interventions: int, batch: int) ->
     return tensor.view(num_interventions, batch, longest).transpose(0, 1)
 
 
+def _plain(value: Any) -> Any:
+    """Tensors and arrays, and such inside lists, as lists and integers."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+
+
 def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _rows(one: Any, batch: int, copies: int) -> Any:
+    """The positions of one intervention for each row: one list is for all, copies are left out."""
+    if not isinstance(one, list) or len(one) == batch:
+        return one
+    if len(one) == 1:
+        return one * batch
+    if copies > 1 and len(one) == batch * copies:
+        firsts = one[::copies]
+        return firsts if one == [row for row in firsts for _ in range(copies)] else one
+    return one
 
 
 def _check_nesting(nested: Sequence, num_interventions: int, batch: int) -> None:

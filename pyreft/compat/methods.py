@@ -4,100 +4,40 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.locations import locations_tensor
+from pyreft.compat.calls import UpstreamCalls
 from pyreft.sharing import HubFiles, download_adapter
 
 
-class UpstreamMethods:
-    """What scripts written for stanfordnlp/pyreft 0.1.0 call on a `ReftModel`.
-
-    Called with a dict as first argument, the model follows upstream's convention:
-
-        _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
-        _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
-
-    and returns the pair (outputs of the bare base model or None, outputs edited). Deviation: a
-    unit location is the index of a token in its sequence, padding not counted, and upstream's is
-    a column of the padded batch; the two differ under left padding alone.
-    """
+class UpstreamMethods(UpstreamCalls):
+    """What else scripts written for stanfordnlp/pyreft 0.1.0 call on a `ReftModel`."""
 
     # What `ReftModel` defines.
     model: Any
     adapters: Any
-    __call__: Any
-    generate: Any
-    disable_adapter: Any
     save_pretrained: Any
     push_to_hub: Any
     load_weights: Any
     from_pretrained: Any
     if TYPE_CHECKING:
-        interventions = trained = property()
+        trained = property()
 
-    def _forward_upstream(
-        self,
-        base: Mapping[str, Any],
-        sources: Any = None,
-        unit_locations: Any = None,
-        source_representations: Any = None,
-        subspaces: Any = None,
-        labels: Tensor | None = None,
-        output_original_output: bool = False,
-        return_dict: bool | None = None,
-        use_cache: bool | None = None,
-        completion_mask: Tensor | None = None,
-        intervention_locations: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Any, Any]:
-        _refuse_sources(sources, source_representations)
-        extra = {"labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
-        inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
-        locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
-        inputs |= {
-            "completion_mask": completion_mask,
-            "intervention_locations": intervention_locations if locations is None else locations,
-            "subspaces": subspaces,
-        }
-        original = None
-        if output_original_output:
-            with self.disable_adapter():
-                original = self(**inputs)
-        return original, self(**inputs)
+    @property
+    def representations(self) -> dict[str, Any]:
+        """The config of each intervention of the active adapter, by its key."""
+        keys = self.interventions.keys()
+        return dict(zip(keys, self.reft_config.representations, strict=True))
 
-    def _generate_upstream(
-        self,
-        base: Mapping[str, Any],
-        sources: Any = None,
-        unit_locations: Any = None,
-        source_representations: Any = None,
-        intervene_on_prompt: bool = False,
-        subspaces: Any = None,
-        output_original_output: bool = False,
-        intervention_locations: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Any, Any]:
-        _refuse_sources(sources, source_representations)
-        if unit_locations is not None and not intervene_on_prompt:
-            raise ValueError(
-                "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
-                'To edit every generated token, give the intervention the positions "completion".'
-            )
-        locations = locations_tensor(unit_locations, len(self.interventions), _rows(base))
-        locations = intervention_locations if locations is None else locations
-        inputs = dict(base) | kwargs
-        original = None
-        if output_original_output:
-            with self.disable_adapter():
-                original = self.generate(**inputs)
-        edited = self.generate(**inputs, intervention_locations=locations, subspaces=subspaces)
-        return original, edited
+    def get_trainable_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, of the adapter first."""
+        modules = (self.adapters, self.model)
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     # ---- devices and gradients ------------------------------------------------------------
 
@@ -147,6 +87,8 @@ class UpstreamMethods:
     ) -> None:
         """Save the adapter, see `save_pretrained`, and with `save_to_hf_hub` push it as well.
 
+        Other files that the directory holds stay, upstream's own too; of both, ours are loaded.
+
         Args:
             save_directory: Where to save it.
             save_to_hf_hub: Whether to push it, see `push_to_hub`.
@@ -161,7 +103,7 @@ class UpstreamMethods:
         self, save_directory: str | os.PathLike, include_model: bool = True
     ) -> None:
         """Save the adapter, and whatever of the base model is trained with it in any case."""
-        self.save_pretrained(save_directory)
+        self.save_pretrained(save_directory, allow_other_files=True)
 
     def load_intervention(
         self, load_directory: str | os.PathLike, include_model: bool = True
@@ -171,7 +113,7 @@ class UpstreamMethods:
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
-        self.load_weights(load_directory)
+        self.load_weights(_checkpoint(load_directory))
 
     @classmethod
     def load(
@@ -202,33 +144,14 @@ class UpstreamMethods:
                 )
         elif local_directory is not None:
             raise ValueError("local_directory is for downloads, from_huggingface_hub=True.")
-        return cls.from_pretrained(model, load_directory)
+        return cls.from_pretrained(model, _checkpoint(load_directory))
 
 
-def refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
-    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
-        if name in arguments:
-            raise TypeError(
-                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
-                "batch as a dict; here positions are intervention_locations."
-            )
+def _checkpoint(directory: str | os.PathLike) -> str | os.PathLike:
+    """A trainer's checkpoint, in whose folder "intervenable_model" upstream's has the adapter."""
+    path = Path(directory)
+    return path.parent if path.name == "intervenable_model" and not path.exists() else directory
 
 
 def _trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def _rows(base: Mapping[str, Any]) -> int:
-    tensors = [value for value in base.values() if isinstance(value, Tensor)]
-    if not tensors:
-        raise TypeError(
-            f"a batch is a dict of tensors, input_ids among them; got {dict(base)!r}. A tokenizer "
-            'makes one with return_tensors="pt".'
-        )
-    return tensors[0].shape[0]
-
-
-def _refuse_sources(sources: Any, source_representations: Any) -> None:
-    if any(source is not None for source in (sources, source_representations)):
-        raise ValueError("ReFT interventions have no sources; give None for them.")

@@ -194,7 +194,8 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
     if adapter.lora is not None:
         raise AdapterError(f"{adapter.origin} has a LoRA of PEFT's: upstream has no file for it.")
     configs: list[InterventionConfig] = adapter.config.representations or []
-    if not configs or any("embed_dim" not in config.arguments for config in configs):
+    given = [config.arguments or {} for config in configs]
+    if not configs or any("embed_dim" not in arguments for arguments in given):
         raise AdapterError(
             f"the config of {adapter.origin} does not spell out its interventions: load it on its "
             "base model and save it from there."
@@ -202,19 +203,20 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
     for config in configs:
         _require_upstream(config)
     with new_directory(directory) as path:
-        for config, key in zip(configs, intervention_keys(configs), strict=True):
+        keys = intervention_keys(configs)
+        for config, arguments, key in zip(configs, given, keys, strict=True):
             own = _named(adapter.tensors, f"{key}.")
-            saved = write_intervention(str(config.kind), config.arguments, own)
+            saved = write_intervention(config.kind, arguments, own)
             write_torch_file(path / f"intkey_{key}.bin", saved)
         if trained := _named(adapter.tensors, OF_BASE):
             write_torch_file(path / MODEL_NAME, trained)
         text = json.dumps(_entry(configs), indent=2, sort_keys=True) + "\n"
         (path / CONFIG_NAME).write_text(text, encoding="utf-8")
     positions = ", ".join(repr(config.positions) for config in configs)
-    arguments = {name: [c.arguments.get(name) for c in configs] for name in _UNSAID}
+    unsaid = {name: [arguments.get(name) for arguments in given] for name in _UNSAID}
     logger.warning(
         f"upstream's files do not say what its scripts must: the unit_locations of {positions}; "
-        f"{', '.join(f'{name} {values}' for name, values in arguments.items())}."
+        f"{', '.join(f'{name} {values}' for name, values in unsaid.items())}."
     )
 
 
@@ -245,8 +247,8 @@ def _entry(configs: Sequence[InterventionConfig]) -> dict[str, Any]:
     ]
     return {
         "intervention_constant_sources": [True] * len(configs),
-        "intervention_dimensions": [config.arguments["embed_dim"] for config in configs],
-        "intervention_types": [classes[str(config.kind)] for config in configs],
+        "intervention_dimensions": [(config.arguments or {})["embed_dim"] for config in configs],
+        "intervention_types": [classes[config.kind] for config in configs],
         "mode": "parallel",
         "representations": [[row.get(name) for name in _FIELDS] for row in rows],
         "sorted_keys": intervention_keys(configs),

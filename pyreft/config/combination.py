@@ -132,9 +132,10 @@ def _combined(
         except ValueError as error:
             raise ValueError(f"cannot combine what edits {config.place}: {error}") from error
     module = made[key]
-    kind = kind_of(module)
-    arguments = {} if kind is None else constructor_arguments(module)
-    return replace(config, kind=kind, arguments=arguments, intervention=module, tied_to=None)
+    arguments = constructor_arguments(module)
+    return replace(
+        config, kind=kind_of(module), arguments=arguments, intervention=module, tied_to=None
+    )
 
 
 def _module(config: InterventionConfig) -> nn.Module:

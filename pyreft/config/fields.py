@@ -50,7 +50,7 @@ def read_kind(kind: Any) -> str:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If it is not registered.
+        ValueError: If no class is registered under the name.
     """
     if isinstance(kind, str):
         intervention_class(kind)
@@ -60,12 +60,7 @@ def read_kind(kind: Any) -> str:
             f"the kind of an intervention is a name or a module class, got {kind!r}. A module that "
             "is made already goes into representations."
         )
-    if (name := kind_of(kind)) is None:
-        raise ValueError(
-            f"the class {kind.__name__} is not registered: put @pyreft."
-            'register_intervention("some_name") on it, or give a module in representations.'
-        )
-    return name
+    return kind_of(kind)
 
 
 def read_heads(heads: Any) -> tuple[int, ...] | None:

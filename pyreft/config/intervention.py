@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 from pyreft.config.fields import read_heads, read_kind
 from pyreft.interventions import constructor_arguments, kind_of
 from pyreft.positions import PositionSpec
+
+logger = logging.getLogger(__name__)
 
 # Upstream's keys of a representation that have one meaningful value, or none, in ReFT.
 _UPSTREAM_CONSTANTS: dict[str, Any] = {
@@ -28,7 +31,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "component": (str,),
     "positions": (str, type(None)),
     "kind": (str,),
-    "arguments": (dict,),
+    "arguments": (dict, type(None)),
     "heads": (list, type(None)),
     "tied_to": (int, type(None)),
 }
@@ -43,8 +46,9 @@ class InterventionConfig:
         component: A name such as "block_output", or a path to a module followed by ".input" or
             ".output", such as "model.layers[3].mlp.output".
         positions: The positions it edits, or None if every batch says so.
-        kind: Name of its kind, or None for a module whose class is not registered.
-        arguments: Constructor arguments of the module, as JSON values.
+        kind: Name of its kind.
+        arguments: Constructor arguments of the module, as JSON values; None if they are unknown,
+            and only the user's own code can make the module.
         heads: Heads it edits, of a per-head component; all by default.
         tied_to: Index in the list of the intervention whose weights it shares.
         intervention: The module itself, where the user made it. Not part of the JSON.
@@ -53,8 +57,8 @@ class InterventionConfig:
     layer: int | None = None
     component: str = "block_output"
     positions: PositionSpec | None = None
-    kind: str | None = "loreft"
-    arguments: dict[str, Any] = field(default_factory=dict)
+    kind: str = "loreft"
+    arguments: dict[str, Any] | None = field(default_factory=dict)
     heads: tuple[int, ...] | None = None
     tied_to: int | None = None
     intervention: nn.Module | None = field(default=None, repr=False, compare=False)
@@ -71,7 +75,7 @@ class InterventionConfig:
     @property
     def low_rank_dimension(self) -> int | None:
         """The rank, where the kind has one (upstream's name)."""
-        return self.arguments.get("low_rank_dimension")
+        return (self.arguments or {}).get("low_rank_dimension")
 
     @classmethod
     def from_representation(
@@ -96,6 +100,8 @@ class InterventionConfig:
         positions = rest.pop("positions", None)
         heads = rest.pop("heads", None)
         layer, component = rest.pop("layer", None), rest.pop("component", "block_output")
+        if isinstance(layer, str) and layer.isdecimal():
+            layer = int(layer)  # as scripts read it from "8;16"
         place = {
             # Upstream does not read the layer of a path.
             "layer": None if is_path(component) else layer,
@@ -110,6 +116,11 @@ class InterventionConfig:
                 "`intervention` of both representations."
             )
         chosen, by_type = rest.pop("intervention", None), rest.pop("intervention_type", None)
+        if chosen is not None and by_type is not None:
+            raise ValueError(
+                "a representation has an intervention (a module, a class or a kind) or an "
+                "intervention_type (a class), not both."
+            )
         chosen = next((c for c in (chosen, by_type) if c is not None), default)
         given = rest.pop("arguments", {})
         if not isinstance(given, Mapping):
@@ -123,15 +134,9 @@ class InterventionConfig:
         """JSON values.
 
         Raises:
-            ValueError: If the kind, an argument or a position function has no name.
+            ValueError: If a position function has no name.
         """
-        if self.kind is None:
-            raise ValueError(
-                f"the intervention {type(self.intervention).__name__} cannot be saved: its class "
-                'is not registered. Put @pyreft.register_intervention("some_name") on the class, '
-                "in code that also runs before the adapter is loaded."
-            )
-        arguments = dict(self.arguments)
+        arguments = self.arguments and dict(self.arguments)
         if self.intervention is not None:
             arguments = constructor_arguments(self.intervention)
         entry: dict[str, Any] = {"layer": self.layer, "component": self.component}
@@ -159,7 +164,7 @@ class InterventionConfig:
                 raise ValueError(f"the field {name!r} of an intervention cannot be {value!r}.")
         if missing := {"component", "kind", "arguments"} - set(entry):
             raise ValueError(f"an intervention lacks the field {', '.join(sorted(missing))}.")
-        if "device" in entry["arguments"]:
+        if "device" in (entry["arguments"] or {}):
             raise ValueError("an adapter cannot choose the device of an intervention.")
         values = dict(entry)
         if values.get("heads") is not None:
@@ -184,12 +189,13 @@ def _describe(intervention: nn.Module, arguments: Mapping[str, Any]) -> dict[str
     rank = arguments.get("low_rank_dimension")
     has = getattr(intervention, "low_rank_dimension", rank)
     if rank is not None and rank != has:
-        raise ValueError(
-            f"the representation says low_rank_dimension={rank}, its intervention has {has}."
+        logger.warning(
+            f"the representation says low_rank_dimension={rank}, its intervention has {has}: that "
+            "is the rank."
         )
     if unknown := set(arguments) - {"low_rank_dimension", "embed_dim"}:
         raise ValueError(
             f"unknown key {', '.join(sorted(unknown))} of a representation: its intervention is a "
             "module already, so its arguments belong into its constructor."
         )
-    return {"kind": kind, "arguments": {} if kind is None else constructor_arguments(intervention)}
+    return {"kind": kind, "arguments": constructor_arguments(intervention)}

@@ -22,7 +22,9 @@ _OF_DECODER = {**_OF_LABELS, "decoder_input_ids": 0, "decoder_attention_mask": 0
 class ReftDataCollator:
     """Pad examples at the tokenizer's side, and keep every other column.
 
-    Positions are not shifted: they count the tokens of a sequence, padding not counted.
+    Positions are not shifted: they count the tokens of a sequence, padding not counted. Where the
+    examples themselves begin with pad tokens, as upstream's do, positions count those too, and the
+    batch has a column `leading_pad` (B,) that says how many they are.
     Examples with fewer positions than others are filled up with -100, which is none.
 
     Args:
@@ -87,7 +89,15 @@ class ReftDataCollator:
         padded = [n for n in inner if n in by_token]
         rows = [{n: by_token[n][i] for n in padded} for i in range(len(instances))]
         batch = {n: v for n, v in self.data_collator(rows).items() if v is not None}
-        for name in names:
+        leading = _count_leading_pad(by_token["attention_mask"])
+        if "intervention_locations" in columns:
+            # A position on a pad token is none, as -100 is.
+            fill = 0 if leading else NO_POSITION
+            batch["intervention_locations"] = _stack_positions(
+                columns.pop("intervention_locations"), fill
+            )
+            batch |= leading
+        for name in columns:
             if name in by_token and name not in padded:
                 batch[name] = _pad_like(batch["attention_mask"], by_token[name], fills[name])
             elif name not in by_token and not (self.decoder is not None and name in _OF_DECODER):
@@ -134,10 +144,18 @@ def _read_columns(instances: Sequence[Mapping[str, Any]]) -> dict[str, list]:
                 f"{', '.join(sorted(wrong))}."
             )
     columns = {name: [plain(one[name]) for one in instances] for name in names}
+    if _are_classes([one.get("labels") for one in instances], columns["input_ids"]):
+        columns["labels"] = [label for (label,) in columns["labels"]]
     for name in ("label", "label_ids"):
         if name in columns and "labels" not in columns:
             columns["labels"] = columns.pop(name)
     return columns
+
+
+def _are_classes(labels: Sequence[Any], ids: Sequence[Any]) -> bool:
+    """Whether they are tensors of one class, as in subclasses of upstream's data sets."""
+    single = all(isinstance(label, Tensor) and label.shape == (1,) for label in labels)
+    return single and any(isinstance(one, list) and len(one) > 1 for one in ids)
 
 
 def plain(value: Any) -> Any:
@@ -195,6 +213,12 @@ def _refuse_unlabelled(labels: Sequence[list]) -> None:
             )
 
 
+def _count_leading_pad(masks: Sequence[list]) -> dict[str, Tensor]:
+    """How many pad tokens examples begin with, which their positions count; upstream's have one."""
+    counts = [next((i for i, real in enumerate(mask) if real), 0) for mask in masks]
+    return {"leading_pad": torch.tensor(counts)} if any(counts) else {}
+
+
 def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor:
     """Put each row where the inner collator put its tokens: (B, T)."""
     batch = attention_mask.new_full(attention_mask.shape, fill)
@@ -206,8 +230,6 @@ def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor
 
 
 def _collate(name: str, values: list[Any]) -> Any:
-    if name == "intervention_locations":
-        return _stack_positions(values)
     if isinstance(values[0], (int, float)):
         return torch.tensor(values)
     if name in ("labels", "subspaces") and len({str(_shape(value)) for value in values}) == 1:
@@ -220,8 +242,8 @@ def _shape(value: Any) -> tuple:
     return (len(value), *_shape(value[0])) if isinstance(value, list) and value else ()
 
 
-def _stack_positions(examples: list[Any]) -> Tensor:
-    """For each example a list of positions for each intervention -> (B, I, P), filled with none."""
+def _stack_positions(examples: list[Any], fill: int) -> Tensor:
+    """For each example a list of positions for each intervention -> (B, I, P), filled up."""
     for one in examples:
         rows = one if isinstance(one, list) and one else [None]
         if any(not isinstance(row, list) or any(type(i) is not int for i in row) for row in rows):
@@ -232,5 +254,5 @@ def _stack_positions(examples: list[Any]) -> Tensor:
     if len({len(one) for one in examples}) > 1:
         raise ValueError("the examples have positions for different numbers of interventions.")
     longest = max(len(row) for one in examples for row in one)
-    filled = [[row + [NO_POSITION] * (longest - len(row)) for row in one] for one in examples]
+    filled = [[row + [fill] * (longest - len(row)) for row in one] for one in examples]
     return torch.tensor(filled, dtype=torch.long).view(len(examples), -1, longest)

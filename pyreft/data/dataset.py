@@ -15,11 +15,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from pyreft.compat.columns import count_from_text
+from pyreft.compat.locations import get_intervention_locations
 from pyreft.data.collator import plain
 from pyreft.data.locations import locate, spec_of_each
 from pyreft.data.sources import as_rows, load_rows
-from pyreft.data.tokenize import IGNORE, describe_cut, room
-from pyreft.positions import PositionSpec
+from pyreft.data.tokenize import IGNORE, NoRoomError, describe_cut, describe_left_out, room
+from pyreft.positions import NO_POSITION, PositionSpec
 
 logger = logging.get_logger(__name__)
 
@@ -51,13 +53,16 @@ class ReftDataset(Dataset):
         raw_dataset: The rows as well, but None for the split "train".
         result: The examples, a list of dicts.
         first_n, last_n: The numbers in an "f<n>+l<n>" position.
+        pad_mode: "first" where examples with positions begin with a pad token, which positions
+            count, as upstream's do; a subclass may set another in `preprocess`.
         positions: The spec of each intervention, which a trainer records in the adapter; None if
             positions of an example are not where the adapter would find them by itself.
 
     Raises:
         TypeError: If an argument is missing or unknown, or the rows are a stream.
         ValueError: If there are no rows, a column is missing, `num_interventions` does not fit
-            the position; or, with its row, if a row makes no example.
+            the position; or, with its row, if a row makes no example. Rows whose prompt leaves no
+            room for a completion are left out, with a warning.
     """
 
     # What is cut where a text is too long for the tokenizer.
@@ -82,6 +87,9 @@ class ReftDataset(Dataset):
         self.dataset, self.seed, self.max_n_example = dataset, seed, max_n_example
         self.tokenizer = tokenizer
         self.first_n = self.last_n = 0
+        # What upstream's subclasses read that put in pad tokens themselves.
+        self.pad_mode, self.fields_to_mask = "first", ["input_ids"]
+        self.fields_to_pad = ["input_ids", "labels"]
         self._specs: list[PositionSpec] = []
         if position is not None:
             spec = PositionSpec.parse(position)
@@ -101,7 +109,7 @@ class ReftDataset(Dataset):
         self._tokenize_all(kwargs)
 
     def _tokenize_all(self, kwargs: dict[str, Any]) -> None:
-        rows, elsewhere = self.task_dataset, 0
+        rows, elsewhere, left_out = self.task_dataset, 0, list[int]()
         for index, row in enumerate(logging.tqdm(rows, "Tokenizing", total=len(rows))):
             try:
                 example, last_position = self.tokenize(row)
@@ -109,9 +117,14 @@ class ReftDataset(Dataset):
                     index, row, example, last_position, **kwargs
                 )
                 elsewhere += not self._is_where_the_adapter_looks(example)
+            except NoRoomError:
+                left_out.append(index)
+                continue
             except ValueError as error:
                 raise ValueError(f"row {index}: {str(error).rstrip('.')}.") from error
             self.result.append(example)
+        if left_out:
+            logger.warning(describe_left_out(left_out, len(rows), self._limit))
         if any(self._cut):
             logger.warning(describe_cut(self._cut, self._limit, self._cut_part))
         if elsewhere:
@@ -171,19 +184,51 @@ class ReftDataset(Dataset):
             last_position: The number of prompt tokens, from `tokenize`.
         """
         ids = result["input_ids"]
-        added: dict[str, Any] = {"id": id, "attention_mask": torch.ones(len(ids), dtype=torch.long)}
+        example: dict[str, Any] = {"id": id}
+        example["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
         locations = self.get_intervention_locations(
             last_position=last_position, first_n=self.first_n, last_n=self.last_n, input_ids=ids
         )
-        if locations is not None:
-            added["intervention_locations"] = locations
-        return added | self._subspaces(data_item) | result
+        example |= self._subspaces(data_item) | result
+        if locations is None:
+            return example
+        if self.pad_mode == "first":
+            example, locations = self._with_pad_first(example, locations)
+        return example | {"intervention_locations": locations}
 
     def get_intervention_locations(
-        self, *, last_position: int, input_ids: Sequence[int], **_: Any
+        self, *, last_position: int, input_ids: Sequence[int] | None = None, **kwargs: Any
     ) -> list[list[int]] | None:
-        """Positions for each intervention, or None to leave them to the model."""
+        """Positions for each intervention, or None to leave them to the model.
+
+        Without `input_ids`, as subclasses call it that put in pad tokens of their own, they are
+        upstream's integers, see `pyreft.get_intervention_locations`.
+        """
+        if input_ids is None:
+            numbers = {
+                n: kwargs.get(n, getattr(self, n)) for n in ("first_n", "last_n", "pad_mode")
+            }
+            shared = {n: kwargs[n] for n in ("num_interventions", "share_weights") if n in kwargs}
+            return get_intervention_locations(last_position=last_position, **numbers, **shared)
         return locate(self._specs, input_ids, last_position) if self._specs else None
+
+    def _with_pad_first(
+        self, example: dict[str, Any], locations: list[list[int]]
+    ) -> tuple[dict[str, Any], list[list[int]]]:
+        """The example with a pad token before it, and positions that count it, 0 being none.
+
+        Scripts that evaluate by upstream's positions expect it; training leaves it out again.
+        """
+        length, pad = len(example["input_ids"]), self.tokenizer.pad_token_id
+        fills = {"input_ids": pad or 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORE}
+        found = dict(example)
+        for name, fill in fills.items():
+            values = example.get(name)
+            if isinstance(values, torch.Tensor) and values.shape == (length,):
+                found[name] = torch.cat([values.new_tensor([fill]), values])
+            elif isinstance(values, list) and len(values) == length:
+                found[name] = [fill, *values]
+        return found, [[0 if i == NO_POSITION else i + 1 for i in row] for row in locations]
 
     # ---- what a torch data set has ------------------------------------------------------
 
@@ -247,9 +292,14 @@ class ReftDataset(Dataset):
         """Whether an adapter with these specs would edit the positions of the example."""
         if not self._specs:
             return True
-        n = self._prompt_length(example)
-        found = plain(example.get("intervention_locations"))
-        return n > 0 and found == locate(self._specs, example["input_ids"], n)
+        mask, found = plain(example.get("attention_mask")), example.get("intervention_locations")
+        before = mask.index(1) if isinstance(mask, list) and 1 in mask else 0
+        ids = plain(example["input_ids"])[before:]
+        n = self._prompt_length(example) - before
+        if found is not None and before:
+            counted = count_from_text(torch.as_tensor(found)[None], torch.tensor([before]))
+            found = None if counted is None else counted[0]
+        return n > 0 and plain(found) == locate(self._specs, ids, n)
 
 
 def _require_columns(rows: Any, columns: Sequence[str]) -> None:

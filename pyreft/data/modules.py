@@ -10,7 +10,14 @@ from transformers.utils import logging
 
 from pyreft.data.collator import ReftDataCollator
 from pyreft.data.locations import locate, spec_of_each
-from pyreft.data.tokenize import describe_cut, room, tokenize_fitting, with_labels
+from pyreft.data.tokenize import (
+    NoRoomError,
+    describe_cut,
+    describe_left_out,
+    room,
+    tokenize_fitting,
+    with_labels,
+)
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
@@ -39,8 +46,9 @@ def make_last_position_supervised_data_module(
         set has the columns input_ids, labels and intervention_locations.
 
     Raises:
-        ValueError: If a prompt or completion is empty, a prompt leaves no room for its
-            completion, or the numbers of prompts and completions differ.
+        ValueError: If a prompt or completion is empty, no prompt leaves room for its completion,
+            or the numbers of prompts and completions differ. Single prompts that are too long for
+            that are left out, with a warning.
     """
     return make_multiple_position_supervised_data_module(
         tokenizer, model, inputs, outputs, "l1", num_interventions, nonstop, share_weights=True
@@ -85,7 +93,7 @@ def make_multiple_position_supervised_data_module(
         raise ValueError(f"there are {len(inputs)} prompts, but {len(outputs)} completions.")
     specs = spec_of_each(PositionSpec.parse(positions), num_interventions, share_weights)
     columns: dict[str, list] = {"input_ids": [], "intervention_locations": [], "labels": []}
-    limit, cut = room(tokenizer), []
+    limit, cut, left_out = room(tokenizer), [], list[int]()
     pairs = zip(inputs, outputs, strict=True)
     for row, (prompt, completion) in enumerate(
         logging.tqdm(pairs, "Tokenizing", total=len(inputs))
@@ -95,6 +103,9 @@ def make_multiple_position_supervised_data_module(
                 tokenizer, prompt, completion, limit, not nonstop
             )
             locations = locate(specs, ids, prompt_length)
+        except NoRoomError:
+            left_out.append(row)
+            continue
         except ValueError as error:
             raise ValueError(f"row {row}: {str(error).rstrip('.')}.") from None
         cut.append(missing)
@@ -102,6 +113,8 @@ def make_multiple_position_supervised_data_module(
             columns["intervention_locations"].append(locations)
         for name, values in with_labels(ids, prompt_length).items():
             columns[name].append(values)
+    if left_out:
+        logger.warning(describe_left_out(left_out, len(inputs), limit))
     if any(cut):
         logger.warning(describe_cut(cut, limit))
     collator = ReftDataCollator(tokenizer=tokenizer, positions=specs)

@@ -14,6 +14,10 @@ from typing import Any
 IGNORE = -100
 
 
+class NoRoomError(ValueError):
+    """A prompt that leaves no room for a token of its completion."""
+
+
 def tokenize_pair(
     tokenizer: Any,
     prompt: str,
@@ -110,12 +114,12 @@ def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]
     """Cut the end of the completion, never the prompt, so that `max_length` tokens are left.
 
     Raises:
-        ValueError: If the prompt leaves no room for a single token of the completion.
+        NoRoomError: If the prompt leaves no room for a single token of the completion.
     """
     if max_length is None or len(ids) <= max_length:
         return ids
     if prompt_length >= max_length:
-        raise ValueError(
+        raise NoRoomError(
             f"the prompt has {prompt_length} tokens, which leaves nothing of max_length="
             f"{max_length} for the completion: raise max_length, or shorten the prompt"
         )
@@ -182,6 +186,27 @@ def describe_cut(cut: list[int], limit: int | None, part: str = "completions") -
         f"the {part} of {len(rows)} of {len(cut)} examples were cut to fit max_length={limit}, by "
         f"{sum(rows)} tokens in all{whole}."
     )
+
+
+def describe_left_out(rows: list[int], count: int, limit: int | None) -> str:
+    """What was left out because its prompt alone fills the room there is.
+
+    Args:
+        rows: The numbers of the rows.
+        count: How many rows there are.
+        limit: The number of tokens that are let in.
+
+    Raises:
+        NoRoomError: If none is left.
+    """
+    said = (
+        f"{len(rows)} of {count} prompts have max_length={limit} tokens or more, which leaves "
+        "nothing of their completions to learn"
+    )
+    if len(rows) == count:
+        raise NoRoomError(f"{said}: raise tokenizer.model_max_length, or shorten the prompts.")
+    more = ", ..." if len(rows) > 5 else ""
+    return f"{said}: they are left out (rows {', '.join(map(str, rows[:5]))}{more})."
 
 
 def _end_of(part: list[int], whole: list[int]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
 from pyreft.installed.fact import fact
@@ -81,3 +82,26 @@ def _functions(cls: type) -> Iterator[Any]:
             function = inspect.unwrap(value) if inspect.isfunction(value) else None
             if function is not None and hasattr(function, "__code__"):
                 yield function
+
+
+def takes_items(compute_loss: Callable) -> bool:
+    """Whether a `compute_loss` takes the number of tokens of a step, as the Trainer passes it."""
+    parameters = inspect.signature(compute_loss).parameters
+    anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return anything or "num_items_in_batch" in parameters
+
+
+def without_items(compute_loss: Callable) -> Callable:
+    """A `compute_loss` as older Trainers called it, and upstream's users wrote it."""
+
+    @wraps(compute_loss)
+    def compute(
+        self: Any,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        return compute_loss(self, model, inputs, return_outputs)
+
+    return compute

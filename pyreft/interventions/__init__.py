@@ -1,5 +1,7 @@
 """hidden -> edited hidden. Knows only torch."""
 
+from typing import Any
+
 from pyreft.interventions.arithmetic import join, scale, select_directions
 from pyreft.interventions.base import LowRankIntervention
 from pyreft.interventions.kinds import (
@@ -15,6 +17,7 @@ from pyreft.interventions.registry import (
     constructor_arguments,
     intervention_class,
     kind_of,
+    read_arguments,
     register_intervention,
     takes_argument,
     tensors_of,
@@ -35,6 +38,7 @@ __all__ = [
     "intervention_class",
     "join",
     "kind_of",
+    "read_arguments",
     "register_intervention",
     "scale",
     "select_directions",
@@ -42,3 +46,14 @@ __all__ = [
     "takes_argument",
     "tensors_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What upstream's module of this name has beside its interventions, taken from pyvene.
+    from pyreft.compat import pyvene
+
+    if name == "LowRankRotateLayer":
+        return pyvene.LowRankRotateLayer
+    if name in pyvene.NAMES:
+        return pyvene.find_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

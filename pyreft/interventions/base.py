@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pyreft.compat.intervention import UpstreamInterventionMixin, refuse_unknown
 
 Subspaces = Sequence[Sequence[int]] | Sequence[int]
 _TYPES = {
@@ -16,9 +19,10 @@ _TYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+_ARGUMENTS = ["embed_dim", "low_rank_dimension", "dropout", "act_fn", "dtype", "add_bias", "device"]
 
 
-class LowRankIntervention(nn.Module):
+class LowRankIntervention(UpstreamInterventionMixin):
     """Add an edit that lives in a subspace of R dimensions: h' = h + B^T c(h).
 
     A kind says what the rows B of the subspace are (`basis`) and how far to go along each
@@ -36,12 +40,15 @@ class LowRankIntervention(nn.Module):
             orthonormal projection stays float32.
         add_bias: Whether the free projection of NoReFT has a bias of its own.
         device: Where to put the parameters.
+        **extra: Arguments of upstream's that change nothing, `init_orth=True` among them, and
+            those that a subclass hands on.
 
     Shape:
         base: (..., D), any float type -> same shape and type.
 
     Raises:
         ValueError: If a rank or probability is out of range or the activation is unknown.
+        TypeError: If there is no argument of a name.
     """
 
     constant_source = False
@@ -59,8 +66,11 @@ class LowRankIntervention(nn.Module):
         dtype: torch.dtype | str = torch.float32,
         add_bias: bool = False,
         device: torch.device | str | None = None,
+        **extra: Any,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        inherited = type(self).__init__.__module__.rpartition(".")[0] == __package__
+        refuse_unknown(type(self), extra, _ARGUMENTS, strict=inherited)
         _check_rank(embed_dim, low_rank_dimension)
         if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}.")
@@ -69,7 +79,7 @@ class LowRankIntervention(nn.Module):
         activation = _find_activation(act_fn)
         if not isinstance(add_bias, bool):
             raise ValueError(f"add_bias must be true or false, got {add_bias!r}.")
-        self.embed_dim = int(embed_dim)
+        self.embed_dim = self.interchange_dim = int(embed_dim)
         self.low_rank_dimension = int(low_rank_dimension)
         self.dtype = _as_dtype(dtype)
         self.add_bias = add_bias
@@ -175,7 +185,14 @@ def _check_rank(embed_dim: Any, rank: Any) -> None:
 
 
 def _is_index(number: Any) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool)
+    """Whether it is an integer of Python's, numpy's or torch's."""
+    if isinstance(number, bool):
+        return False
+    try:
+        operator.index(number)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_number(number: Any) -> bool:

@@ -1,35 +1,45 @@
 """Kinds by name: what a config may ask for, and what a checkpoint may hold.
 
 Loading an adapter never imports code. A kind is a name that is looked up here; a user's own
-module is registered in the user's own code before it is loaded.
+class is registered by the user's own code, which names it or hands it over, before it is loaded.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyreft.interventions.kinds import KINDS
 
+logger = logging.getLogger(__name__)
+
 _kinds: dict[str, type[nn.Module]] = {**KINDS}
 
 
 def register_intervention(kind: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a module class as a kind of intervention, so that it can be saved and loaded.
+    """Register a module class as a kind of intervention, under a name for its files.
+
+    A class that is not registered is known by its own name once a config is given it. In another
+    process an adapter of it is loaded after either: with this, or with `from_pretrained(...,
+    kinds=[Scale])`.
 
         @pyreft.register_intervention("scale")
         class Scale(torch.nn.Module):
             def __init__(self, embed_dim): ...
             def forward(self, hidden): ...      # (..., D) -> (..., D)
 
-    Its constructor arguments are saved with it: they are read from attributes of the same
-    names, or from `get_config()` if the class has that.
+    Its constructor arguments are saved with it: they are read from attributes of the same names,
+    or from `get_config()` if the class has that. A class with arguments that are not found so is
+    saved without them, with a warning, and loaded with a function that makes it.
 
     Raises:
         ValueError: If the name is no identifier or belongs to another class.
@@ -58,16 +68,29 @@ def intervention_class(kind: str) -> type[nn.Module]:
     """
     if kind not in _kinds:
         raise ValueError(
-            f"unknown kind of intervention {kind!r}; known: {', '.join(sorted(_kinds))}. A kind of "
-            f'your own is registered in your code first: @pyreft.register_intervention("{kind}").'
+            f"unknown kind of intervention {kind!r}; known: {', '.join(sorted(_kinds))}. A class "
+            "of your own is given where an adapter is loaded, from_pretrained(..., kinds=[Yours]), "
+            f"or registered in your code before: @pyreft.register_intervention({kind!r})."
         )
     return _kinds[kind]
 
 
-def kind_of(intervention: nn.Module | type[nn.Module]) -> str | None:
-    """The kind a module, or a class, is registered under, or None."""
+def kind_of(intervention: nn.Module | type[nn.Module]) -> str:
+    """The kind of a module, or of a class.
+
+    One that is not registered yet becomes a kind of its class's name, or, if another class has
+    that, of its module's and its own.
+    """
     cls = intervention if isinstance(intervention, type) else type(intervention)
-    return next((kind for kind, known in _kinds.items() if known is cls), None)
+    for kind, known in _kinds.items():
+        if known is cls:
+            return kind
+    kind, taken = cls.__name__, _kinds.get(cls.__name__)
+    # A notebook cell that is run again defines the class anew: same name, same kind.
+    if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        kind = re.sub(r"\W", "_", f"{cls.__module__}_{cls.__qualname__}")
+    _kinds[kind] = cls
+    return kind
 
 
 def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -78,7 +101,7 @@ def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | N
     Raises:
         ValueError, TypeError, RuntimeError: If there is none of these arguments.
     """
-    if intervention_class(kind) not in KINDS.values():
+    if _kinds.get(kind) not in KINDS.values():
         return None
     return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
 
@@ -97,37 +120,82 @@ def takes_argument(cls: type[nn.Module], name: str) -> bool:
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
-def constructor_arguments(intervention: Any) -> dict[str, Any]:
+def constructor_arguments(intervention: Any) -> dict[str, Any] | None:
     """The arguments that make an intervention anew, as JSON values.
 
-    Raises:
-        ValueError: If an argument cannot be found or is not JSON.
+    None, with a warning, if there is one that cannot be found or is not JSON: the intervention is
+    saved all the same, and whoever loads it has to say how it is made.
     """
-    name = type(intervention).__name__
-    told = hasattr(intervention, "get_config")
-    arguments: dict[str, Any] = dict(intervention.get_config()) if told else {}
-    parameters = list(inspect.signature(type(intervention).__init__).parameters.values())[1:]
-    if not told and any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise ValueError(
-            f"{name} cannot be saved: its constructor takes any arguments. Define get_config() to "
-            "say which it was given."
+    try:
+        return _find_arguments(intervention)
+    except ValueError as error:
+        cls = type(intervention).__name__
+        _warn_once(
+            f"an adapter with {cls} will be saved without {cls}'s arguments: {error}. To load it, "
+            f"a function that makes the module must be given: from_pretrained(..., kinds="
+            f"{{{kind_of(intervention)!r}: make}})."
         )
+        return None
+
+
+def _find_arguments(intervention: Any) -> dict[str, Any]:
+    cls = type(intervention)
+    told, given = hasattr(intervention, "get_config"), getattr(intervention, "given", {})
+    arguments: dict[str, Any] = dict(intervention.get_config()) if told else {}
+    if cls in KINDS.values():
+        return arguments
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    anything = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    if anything and not (told or given):
+        raise ValueError("its constructor takes any arguments, and it has no get_config()")
     # A subclass may inherit get_config() and have more arguments.
     for parameter in parameters:
-        wanted = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if not wanted or parameter.name in arguments or parameter.name == "device":
+        name, several = parameter.name, (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.kind in several or name in arguments:
             continue
-        if not hasattr(intervention, parameter.name):
+        if name in given or hasattr(intervention, name):
+            arguments[name] = given[name] if name in given else getattr(intervention, name)
+        elif name != "device":
             raise ValueError(
-                f"{name} cannot be saved: its constructor takes {parameter.name!r}, which it does "
-                "not keep. Store it in an attribute of the same name, or define get_config()."
+                f"its constructor takes {name!r}, which it keeps in no attribute of that name, and "
+                "it has no get_config()"
             )
-        arguments[parameter.name] = getattr(intervention, parameter.name)
+    for name, value in given.items():
+        if anything and name not in arguments:
+            arguments[name] = value
+        elif isinstance(value, torch.dtype) and isinstance(arguments[name], str):
+            # As a constructor of the user's own was given it, who may not know it as a string.
+            arguments[name] = getattr(torch, arguments[name].removeprefix("torch."))
+    arguments.pop("device", None)
+    found = {name: _write(value) for name, value in arguments.items()}
     try:
-        json.dumps(arguments, allow_nan=False)
+        json.dumps(found, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} cannot be saved: its constructor arguments are no JSON ({error}). "
-            "Define get_config() to give them as numbers, strings, lists and dicts."
+            f"they are no JSON ({error}), and it has no get_config() to give them as numbers, "
+            "strings, lists and dicts"
         ) from None
-    return arguments
+    return found
+
+
+def _write(value: Any) -> Any:
+    """An argument as JSON: types of torch as "torch.float32", single numbers as Python's."""
+    if isinstance(value, torch.dtype):
+        return str(value)
+    single = isinstance(value, (torch.Tensor, np.generic, np.ndarray)) and value.ndim == 0
+    return value.item() if single else value
+
+
+@lru_cache(maxsize=100)
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments from JSON, as a constructor was given them: "torch.float32" is a type again."""
+    found = dict(arguments)
+    for name, value in arguments.items():
+        if isinstance(value, str) and value.startswith("torch."):
+            dtype = getattr(torch, value.removeprefix("torch."), value)
+            found[name] = dtype if isinstance(dtype, torch.dtype) else value
+    return found

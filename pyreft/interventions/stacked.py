@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyreft.installed.modules import forward_hooks_of
+from pyreft.interventions.base import LowRankIntervention
 from pyreft.interventions.forms import Form, read_stacked
 from pyreft.interventions.kinds import KINDS, FreeBasis, OrthonormalBasis
 from pyreft.interventions.projection import OrthonormalProjection
 
 _PARTS = (nn.Linear, OrthonormalProjection)
+# Some replace it on a class of ours.
+_FORWARD = LowRankIntervention.forward
 
 
 class StackedWeights(NamedTuple):
@@ -103,7 +106,7 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     than float32 run by themselves.
     """
     # Subclasses may compute something else.
-    if type(intervention) not in KINDS.values():
+    if type(intervention) not in KINDS.values() or type(intervention).forward is not _FORWARD:
         return None
     assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
     parts = list(intervention.modules())

@@ -7,6 +7,7 @@ adapter_names          one name for each row of the batch, "__base__" for none
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.calls import Batch, read_batch
 from pyreft.modeling.plan import Placed
 from pyreft.modeling.stacks import has_two_stacks
+from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
 
@@ -33,15 +35,28 @@ class Acting(NamedTuple):
         adapter: The adapter.
         rows: (b,), the rows it edits, or None for all.
         weight: How much of its edits is made.
+        positions: Where the interventions edit that the config leaves to the batch.
     """
 
     adapter: AttachedAdapter
     rows: Tensor | None = None
     weight: float = 1.0
+    positions: PositionSpec | None = None
+
+    @property
+    def configs(self) -> list[InterventionConfig]:
+        """Its interventions, with the positions that the call says."""
+        configs: list[InterventionConfig] = self.adapter.config.representations
+        if self.positions is None:
+            return configs
+        return [c if c.positions else replace(c, positions=self.positions) for c in configs]
 
 
 def find_acting(
-    adapters: Mapping[str, AttachedAdapter], active: Mapping[str, float], names: Any
+    adapters: Mapping[str, AttachedAdapter],
+    active: Mapping[str, float],
+    names: Any,
+    positions: Any = None,
 ) -> list[Acting]:
     """The adapters that act in a call: the active ones, or those of `adapter_names`.
 
@@ -49,13 +64,15 @@ def find_acting(
         adapters: All that there are, by name.
         active: Names and weights of those that are active.
         names: One name for each row, or None for the active ones on all rows.
+        positions: A position spec, see `ReftModel.forward`.
 
     Raises:
         TypeError: If it is no list of names.
         ValueError: If there is no adapter of a name, or one needs other heads than there are.
     """
+    spec = None if positions is None else PositionSpec.parse(positions)
     if names is None:
-        return [Acting(adapters[name], None, weight) for name, weight in active.items()]
+        return [Acting(adapters[name], None, weight, spec) for name, weight in active.items()]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"adapter_names is a list of one name for each row, got {names!r}.")
     wanted: dict[str, list[int]] = {}
@@ -76,7 +93,9 @@ def find_acting(
                 "rows by themselves."
             )
     return [
-        Acting(adapters[name], torch.tensor(rows)) for name, rows in wanted.items() if name != BASE
+        Acting(adapters[name], torch.tensor(rows), 1.0, spec)
+        for name, rows in wanted.items()
+        if name != BASE
     ]
 
 
@@ -88,6 +107,7 @@ def place_in_call(
     intervention_locations: Tensor | None,
     subspaces: Any,
     adapter_names: Sequence[str] | None,
+    in_order: bool | None = None,
 ) -> list[Placed]:
     """Place adapters for a call of the base model.
 
@@ -97,10 +117,12 @@ def place_in_call(
         inputs: What it is called with.
         completion_mask, intervention_locations, subspaces, adapter_names: See
             `ReftModel.forward`.
+        in_order: See `Placement`.
     """
     told = intervention_locations is not None
     batch = read_batch(base, _configs(acting), has_two_stacks(base), inputs, completion_mask, told)
-    placed = place_in_batch(acting, batch, intervention_locations, subspaces, adapter_names)
+    edits = (intervention_locations, subspaces, adapter_names, bool(in_order))
+    placed = place_in_batch(acting, batch, *edits)
     return [one.keep_logits(inputs.get("logits_to_keep")) for one in placed]
 
 
@@ -110,6 +132,7 @@ def place_in_batch(
     intervention_locations: Tensor | None,
     subspaces: Any,
     adapter_names: Sequence[str] | None,
+    in_order: bool = False,
 ) -> list[Placed]:
     """Place adapters in what the base model reads.
 
@@ -117,6 +140,7 @@ def place_in_batch(
         acting: The adapters.
         batch: What it reads in a call, or of a prompt; None if that is no token.
         intervention_locations, subspaces, adapter_names: See `ReftModel.forward`.
+        in_order: See `Placement`.
     """
     _refuse_ambiguous(acting, intervention_locations, subspaces)
     _warn_without_positions(acting, intervention_locations)
@@ -125,20 +149,21 @@ def place_in_batch(
     _require_rows(adapter_names, batch.rows)
     shared = len(acting) > 1 and all(one.rows is None for one in acting)
     placed = []
-    for adapter, rows, weight in acting:
+    for one in acting:
+        adapter, rows = one.adapter, one.rows
         seen = batch if rows is None else batch.of(rows)
-        configs = adapter.config.representations
-        placement = seen.place(configs, adapter.sites, intervention_locations, subspaces)
+        given = (intervention_locations, subspaces, in_order)
+        placement = seen.place(one.configs, adapter.sites, *given)
         if placement is not None and rows is not None:
             placement = placement.in_rows(rows, batch.rows)
         if placement is not None:
-            placed.append(Placed(adapter, placement, weight, shared))
+            placed.append(Placed(adapter, placement, one.weight, shared))
     return placed
 
 
 def _configs(acting: Sequence[Acting]) -> list[InterventionConfig]:
     """The interventions of all that act."""
-    return [config for one in acting for config in one.adapter.config.representations]
+    return [config for one in acting for config in one.configs]
 
 
 def _require_rows(names: Sequence[str] | None, rows: int) -> None:

@@ -14,6 +14,7 @@ from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.interventions.projection import complete_tensors
 from pyreft.modeling.base import base_fingerprint, describe_base
+from pyreft.modeling.build import Kinds, make_kinds
 from pyreft.modeling.lora import describe_lora
 from pyreft.modeling.trained import lies_in
 from pyreft.sharing import Adapter, AdapterError
@@ -58,6 +59,21 @@ def take_adapter(
     config = replace(config, modules_to_save=[*named, *by_hand] or None)
     said = describe_lora(model) if lora else None
     return Adapter(config, tensors, describe_base(model), lora=said)
+
+
+def with_kinds(adapter: Adapter, kinds: Kinds) -> Adapter:
+    """An adapter whose interventions of these kinds are made, see `make_kinds`.
+
+    Raises:
+        AdapterError: If what was saved does not fit them.
+    """
+    try:
+        return replace(adapter, config=make_kinds(adapter.config, kinds))
+    except TypeError:
+        raise
+    # A constructor of the user's own may fail in any way on arguments it does not expect.
+    except Exception as error:
+        raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
 
 
 def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
@@ -193,7 +209,7 @@ def _made(configs: Sequence[InterventionConfig]) -> dict[str, Tensor]:
     """The tensors that the six kinds have, by name, without their data."""
     made: dict[str, Tensor] = {}
     for config, key in zip(configs, intervention_keys(configs), strict=True):
-        if config.tied_to is None and config.kind is not None:
+        if config.tied_to is None:
             tensors = tensors_of(config.kind, config.to_dict()["arguments"]) or {}
             made |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
     return made

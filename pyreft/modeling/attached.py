@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pyreft.compat.intervention import InterventionDict
 from pyreft.config import ReftConfig, intervention_keys
 from pyreft.modeling.adapter import (
     fit_tensors,
@@ -62,7 +63,7 @@ class AttachedAdapter(nn.Module):
             representations=resolved, modules_to_save=self.trained.names or None
         )
         modules = [c.intervention for c in resolved if c.intervention is not None]
-        self.interventions = nn.ModuleDict(
+        self.interventions = InterventionDict(
             dict(zip(intervention_keys(resolved), modules, strict=True))
         )
         self.left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from pyreft.config import InterventionConfig
-from pyreft.interventions import constructor_arguments, intervention_class, takes_argument
+from pyreft.config import InterventionConfig, ReftConfig
+from pyreft.interventions import (
+    constructor_arguments,
+    intervention_class,
+    kind_of,
+    read_arguments,
+    takes_argument,
+)
 from pyreft.modeling.components import Component
+
+# What a caller says of kinds that are not registered.
+Kinds = Mapping[str, Callable[..., nn.Module]] | Iterable[type[nn.Module]]
 
 
 def build_interventions(
@@ -42,14 +51,64 @@ def build_interventions(
             module = other.intervention
         else:
             # Before it is made: a config may ask for any size.
-            asked = config.arguments.get("embed_dim", width)
+            asked = (config.arguments or {}).get("embed_dim", width)
             _require_width(config, component, asked, width)
             module = config.intervention or _build(config, width)
         assert module is not None
         _require_width(config, component, getattr(module, "embed_dim", width), width)
-        arguments = {} if config.kind is None else constructor_arguments(module)
+        arguments = constructor_arguments(module)
         built.append(replace(config, intervention=module, arguments=arguments))
     return built
+
+
+def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
+    """Make the interventions of kinds that the caller brings.
+
+    Args:
+        config: The config of a saved adapter.
+        kinds: Classes; or by the name of a kind, its class or a function that makes the module.
+
+    Raises:
+        ValueError: If what was saved does not fit the class, or there is no such kind in it.
+        TypeError: If it is neither class nor function, or makes no module.
+    """
+    named = kinds if isinstance(kinds, Mapping) else {kind_of(cls): cls for cls in kinds}
+    found = {one.kind for one in config.representations}
+    if unknown := sorted(set(named) - found):
+        raise ValueError(
+            f"kinds has {', '.join(unknown)}, the adapter has {', '.join(sorted(found))}: give "
+            "them by name, kinds={name: class}."
+        )
+    made = [
+        replace(one, intervention=_make_kind(one, named[one.kind]))
+        if one.kind in named and one.tied_to is None
+        else one
+        for one in config.representations
+    ]
+    return replace(config, representations=made)
+
+
+def _make_kind(config: InterventionConfig, make: Callable[..., nn.Module]) -> nn.Module:
+    if config.arguments is None and isinstance(make, type):
+        raise ValueError(_without_arguments(config))
+    try:
+        module = make(**read_arguments(config.arguments or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"{make!r} does not make the intervention at {config.place} from "
+            f"{config.arguments or 'no arguments'}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"kinds[{config.kind!r}] makes {type(module).__name__}, no module.")
+    return module
+
+
+def _without_arguments(config: InterventionConfig) -> str:
+    return (
+        f"the intervention at {config.place} was saved without the arguments of its class "
+        f"{config.kind}: give a function that makes it, from_pretrained(..., kinds="
+        f"{{{config.kind!r}: make}})."
+    )
 
 
 def _width(config: InterventionConfig, component: Component, default: int) -> int:
@@ -79,14 +138,14 @@ def _require_width(config: InterventionConfig, component: Component, has: Any, w
 
 
 def _build(config: InterventionConfig, width: int) -> nn.Module:
-    if config.kind is None:
-        raise ValueError(f"the intervention at {config.place} has neither kind nor module.")
     cls = intervention_class(config.kind)
+    if config.arguments is None:
+        raise ValueError(_without_arguments(config))
     arguments: dict[str, Any] = dict(config.arguments)
     if takes_argument(cls, "embed_dim"):
         arguments.setdefault("embed_dim", width)
     try:
-        return cls(**arguments)
+        return cls(**read_arguments(arguments))
     except TypeError as error:
         raise ValueError(
             f"cannot make the intervention at {config.place} of kind {config.kind!r} from "

@@ -52,6 +52,7 @@ class Batch:
         sites: Sequence[Site],
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
+        in_order: bool = False,
     ) -> Placement | None:
         """Place the interventions of an adapter.
 
@@ -59,6 +60,7 @@ class Batch:
             configs: The interventions.
             sites: Where each acts.
             intervention_locations, subspaces: See `ReftModel.forward`.
+            in_order: See `Placement`.
 
         Returns:
             The placement, or None if nothing is edited.
@@ -66,7 +68,8 @@ class Batch:
         directions = _broadcast_subspaces(subspaces, len(configs), self.rows)
         placed = None
         if self.tokens:
-            placed = place(configs, sites, self.tokens, intervention_locations, directions)
+            given = (intervention_locations, directions, in_order)
+            placed = place(configs, sites, self.tokens, *given)
         if self.text is None:
             return placed
         after = place_generated(configs, sites, self.stack, self.text, directions)
@@ -218,8 +221,11 @@ def _decoder_tokens(
     return find_decoder_tokens(*given, predicts=predicts, source=source, explicit=explicit)
 
 
-def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence]:
-    """For each intervention that is not edited whole, a list of directions for each row."""
+def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence | Mapping]:
+    """For each intervention that is not edited whole, a list of directions for each row.
+
+    Or a dict, which its module gets as it is.
+    """
     if subspaces is None:
         return {}
     if isinstance(subspaces, Tensor):
@@ -229,14 +235,18 @@ def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Se
                 f"got {tuple(subspaces.shape)}."
             )
         subspaces = subspaces.permute(1, 0, 2).tolist()
-    given = [subspaces] if isinstance(subspaces, int) else subspaces
+    given: Any = [subspaces] if isinstance(subspaces, int) else subspaces
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"subspaces are lists of indices of directions, got {subspaces!r}.")
     if all(isinstance(index, int) for index in given):
         return dict.fromkeys(range(count), [list(given)] * batch)
+    # As scripts have it whose rows are alike.
+    given = [one * batch if isinstance(one, list) and len(one) == 1 else one for one in given]
     if len(given) != count:
         raise ValueError(f"subspaces are for {len(given)} interventions, the model has {count}.")
     for one in given:
+        if isinstance(one, Mapping):
+            continue  # what a module of the user's own makes of it
         rows = one is None or (isinstance(one, (list, tuple)) and len(one) == batch)
         if not rows or not all(isinstance(row, (list, tuple)) for row in one or ()):
             raise ValueError(

@@ -2,6 +2,7 @@
 
     block_input             the hidden state that enters the layer
     attention_input         the input of its attention
+    query_output            its queries; key_output and value_output likewise
     attention_value_output  what attention gathered, before its output projection
     attention_output        the output of its attention
     mlp_input               the input of its feed-forward part
@@ -56,6 +57,8 @@ NAMES = (
     "mlp_output",
     "block_output",
 )
+# Of attention that makes each of them by a linear map of its own.
+PROJECTIONS = ("query_output", "key_output", "value_output")
 # Of layers that also attend to the encoder.
 CROSS_NAMES = tuple(
     name.replace("attention", "cross_attention") for name in NAMES if "attention" in name
@@ -98,9 +101,9 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
         return _find_path(model, component)
     stack = stack_named(component) if has_two_stacks(model) else None
     name = component if stack is None else split_stack(component)[1]
-    if name not in NAMES + (CROSS_NAMES if stack == "decoder" else ()):
+    if name not in NAMES + PROJECTIONS + (CROSS_NAMES if stack == "decoder" else ()):
         raise ValueError(
-            f"unknown component {component!r}: one of {', '.join(NAMES)}"
+            f"unknown component {component!r}: one of {', '.join(NAMES + PROJECTIONS)}"
             + ("" if stack is None else ', with "decoder_" before it for the decoder')
             + (f"; or, of the decoder alone, {', '.join(CROSS_NAMES)}" if stack else "")
             + ', or a path such as "model.layers[3].mlp.output".'
@@ -183,6 +186,9 @@ def _find_in_layer(
         name = name.replace("cross_", "")
     if name in ("attention_input", "attention_output"):
         return Component(attention, name.removeprefix("attention_"), config.hidden_size)
+    if name in PROJECTIONS:
+        projection = _projection_of(attention, name.removesuffix("_output"))
+        return Component(projection, "output", features(projection)[1])
     if name.endswith("attention_value_output"):
         projection = _output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
@@ -259,6 +265,18 @@ def _output_projection(attention: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(attention).__name__} has no output projection among {_children(attention)}: "
             "name the component by a path."
+        )
+    return maps[-1]
+
+
+def _projection_of(attention: nn.Module, what: str) -> nn.Module:
+    """The linear map of attention that makes its queries, its keys or its values alone."""
+    alone = re.compile(f"w?{what[0]}(?!kv|uery_key)", re.IGNORECASE)
+    maps = [m for n, m in walk(attention) if is_linear(m) and alone.match(n.split(".")[-1])]
+    if not maps:
+        raise ValueError(
+            f"{type(attention).__name__} has no linear map for the {what} alone among "
+            f"{_children(attention)}: name a component by a path."
         )
     return maps[-1]
 

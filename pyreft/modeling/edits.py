@@ -34,13 +34,15 @@ class SiteEdits:
     """What is done to one hidden state.
 
     Args:
-        calls: Each is given the hidden state as it was.
+        calls: Each is given the hidden state as it was, unless they are in order.
         summed: Whether edits of one token are added up, as those of several adapters are. If not,
             no token is edited twice.
+        in_order: Whether each is given what those before it made.
     """
 
     calls: Sequence[Call]
     summed: bool = False
+    in_order: bool = False
 
 
 def edit_input(
@@ -98,11 +100,12 @@ def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
     if not in_place:
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     flat = hidden.view(-1, hidden.shape[-1])
-    # All are gathered before any is changed.
-    chosen = [
+    gathered = (
         flat.index_select(0, slots.gather.flatten()).view(*slots.gather.shape, -1)
         for _, slots in edits.calls
-    ]
+    )
+    # All are gathered before any is changed.
+    chosen = gathered if edits.in_order else list(gathered)
     for (function, slots), before in zip(edits.calls, chosen, strict=True):
         after = function(before)
         change = (after - before if edits.summed else after).flatten(0, 1)

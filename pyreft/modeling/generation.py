@@ -250,6 +250,8 @@ def _after(prompt: Placement, mask: Tensor, start: int, length: int, generated: 
     return rest if prompt.rows is None else rest & prompt.rows[:, None]
 
 
-def _repeat(given: Sequence, rows: int) -> list:
+def _repeat(given: Sequence | Mapping, rows: int) -> Sequence | Mapping:
     """A list for each row of the prompt -> one for each row of the step."""
+    if isinstance(given, Mapping):
+        return given
     return [one for one in given for _ in range(rows // len(given))]

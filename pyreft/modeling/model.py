@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.methods import UpstreamMethods, refuse_upstream_arguments
+from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
+from pyreft.compat.columns import count_from_text
+from pyreft.compat.methods import UpstreamMethods
+from pyreft.compat.pyvene import is_config, read_config
 from pyreft.config import ReftConfig
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.modeling.acting import find_acting, place_in_batch, place_in_call
@@ -28,7 +32,14 @@ from pyreft.modeling.stacks import has_two_stacks
 from pyreft.modeling.stand_in import StandIn
 
 # Arguments of a call that are not handed to the base model.
-_FOR_EDITS = ("completion_mask", "intervention_locations", "subspaces", "adapter_names")
+_FOR_EDITS = (
+    "completion_mask",
+    "intervention_locations",
+    "subspaces",
+    "adapter_names",
+    "positions",
+    "in_order",
+)
 # Held while an adapter is turned on or off.
 _SWITCHING = threading.Lock()
 
@@ -65,6 +76,8 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             raise TypeError(
                 "the model has an adapter already: wrap the base model, model.unwrap()."
             )
+        if is_config(config):
+            config = read_config(config)
         if not isinstance(config, ReftConfig) or not hasattr(model, "config"):
             raise TypeError(
                 "ReftModel takes a ReftConfig and a transformers model, got "
@@ -91,23 +104,33 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             lines += adapter.describe()
         return "\n".join(lines) + "\n)"
 
-    def __call__(
-        self,
-        input_ids: Tensor | Mapping[str, Any] | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
 
         The edits are placed here since trainers replace `forward`: TRL by one that keeps the
         labels, runs the backbone alone, and scores it with an output head of its own.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        if isinstance(input_ids, Mapping) or "base" in kwargs:
-            base = inputs.pop("base", None) or inputs.pop("input_ids")
-            return self._forward_upstream(base, **inputs)
+        if is_upstream_call(args, kwargs):
+            return super().__call__(*args, **kwargs)
         refuse_upstream_arguments(kwargs)
+        inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+        if len(args) > 2:
+            raise TypeError(f"a ReftModel takes two arguments without a name, got {len(args)}.")
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if self.follows_upstream:
+            return self._call_subclass(super().__call__, inputs)
+        # Hooks that were put on this model see the arguments that are for edits as well.
+        told = {name: inputs[name] for name in _FOR_EDITS if name in inputs}
+        run = partial(super().__call__, **told) if self._forward_pre_hooks else super().__call__
+        return self._run(run, inputs)
+
+    def _run(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """Call the base model, or what calls it, edited.
+
+        Args:
+            run: What is called.
+            inputs: Its arguments, and those of `forward` that are for edits alone.
+        """
         self._hooks.require()
         if self._placed and threading.get_ident() in self._placed:
             placed = self._placed[threading.get_ident()]
@@ -115,7 +138,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             placed = self.place(inputs)
         self._replicas.before_forward(self)
         with self._hooks.editing(placed):
-            outputs = super().__call__(**inputs)
+            outputs = run(**inputs)
             if torch.is_grad_enabled():
                 self._hooks.keep_for_recomputation(outputs)
                 self._replicas.after_forward(self, tensors_in(outputs))
@@ -131,9 +154,12 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             ValueError: As for `forward`.
         """
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
+        given, leading = told["intervention_locations"], inputs.pop("leading_pad", None)
+        told["intervention_locations"] = count_from_text(given, leading)
         if self._disabled:
             return []
-        acting = find_acting(self.adapters, self._active, told["adapter_names"])
+        names, positions = told["adapter_names"], told.pop("positions")
+        acting = find_acting(self.adapters, self._active, names, positions)
         return place_in_call(acting, self.model, inputs, **told)
 
     @contextmanager
@@ -150,7 +176,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
         self,
         input_ids: Tensor | Mapping[str, Any] | None = None,
         attention_mask: Tensor | None = None,
-        *,
+        *upstream: Any,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -159,6 +185,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
         adapter_names: Sequence[str] | None = None,
+        positions: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Run the base model, edited.
@@ -171,6 +198,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
         Args:
             input_ids: (B, T). A dict calls upstream's convention, see `pyreft.compat`.
             attention_mask: (B, T), zero on padding at either side.
+            *upstream: Further arguments of upstream's convention.
             labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
             completion_mask: (B, T), nonzero on the completion; for an encoder-decoder model, on
                 the labels that are learned. Not handed to the base model.
@@ -181,6 +209,8 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
                 each row, a (B, I, S) tensor, or one list for all.
             adapter_names: For each of the B rows the name of the adapter that edits it, or
                 "__base__" for none; by default the active ones edit all rows.
+            positions: A position spec for the interventions whose config leaves positions to the
+                batch.
             **kwargs: For the base model.
 
         Returns:
@@ -199,16 +229,17 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             "token_type_ids": token_type_ids,
         }
         inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
+        edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)
+        told = {n: v for n, v in zip(_FOR_EDITS, edits, strict=False) if v is not None}
+        if is_upstream_call([input_ids], kwargs):
+            base = inputs.pop("base", inputs.pop("input_ids", None))
+            sources = inputs.pop("sources", inputs.pop("attention_mask", None))
+            more: dict[str, Any] = inputs | told
+            return self._forward_upstream(base, sources, *upstream, **more)
         if self._hooks.placed:
             return self.model(**inputs)
         # Called by itself, and not by `__call__`.
-        return self(
-            **inputs,
-            completion_mask=completion_mask,
-            intervention_locations=intervention_locations,
-            subspaces=subspaces,
-            adapter_names=adapter_names,
-        )
+        return self._run(self.model, inputs | told)
 
     def generate(
         self,
@@ -217,6 +248,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
         adapter_names: Sequence[str] | None = None,
+        positions: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate with the base model, its prompt edited.
@@ -231,7 +263,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). A dict
                 calls upstream's convention, see `pyreft.compat`.
             intervention_locations: (B, I, P), as in `forward`.
-            subspaces, adapter_names: As in `forward`.
+            subspaces, adapter_names, positions: As in `forward`.
             **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
                 encoder does not run and nothing is edited in it.
 
@@ -242,22 +274,39 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             ValueError: If a position is outside the prompt.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
-        if isinstance(inputs, Mapping) or "base" in kwargs:
+        if is_upstream_call([inputs], kwargs):
             return self._generate_upstream(
                 kwargs.pop("base", inputs),
                 intervention_locations=intervention_locations,
                 subspaces=subspaces,
+                adapter_names=adapter_names,
+                positions=positions,
                 **kwargs,
             )
+        edits = (intervention_locations, subspaces, adapter_names)
+        return self._generate(
+            kwargs if inputs is None else {"input_ids": inputs, **kwargs}, *edits, positions
+        )
+
+    def _generate(
+        self,
+        kwargs: dict[str, Any],
+        intervention_locations: Tensor | None = None,
+        subspaces: Any = None,
+        adapter_names: Sequence[str] | None = None,
+        positions: Any = None,
+        in_order: bool = False,
+    ) -> Any:
+        """Generate with these arguments of the base model's `generate`."""
         refuse_upstream_arguments(kwargs)
-        if inputs is not None:
-            kwargs["input_ids"] = inputs
+        leading = kwargs.pop("leading_pad", None)
+        intervention_locations = count_from_text(intervention_locations, leading)
         self._hooks.require()
         if self._disabled:
             return self.model.generate(**kwargs)
         encoder, prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
-        acting = find_acting(self.adapters, self._active, adapter_names)
-        told = (intervention_locations, subspaces, adapter_names)
+        acting = find_acting(self.adapters, self._active, adapter_names, positions)
+        told = (intervention_locations, subspaces, adapter_names, in_order)
         before, steps = (place_in_batch(acting, batch, *told) for batch in (encoder, prompt))
         with self._hooks.editing([]):
             shared = share_beginning(self.model, kwargs, prompt, steps)

@@ -15,8 +15,15 @@ from pyreft.config import ReftConfig
 from pyreft.config.combination import combine
 from pyreft.config.fields import read_weights
 from pyreft.modeling.acting import BASE
-from pyreft.modeling.adapter import fit_tensors, load_tensors, require_base, require_sizes
+from pyreft.modeling.adapter import (
+    fit_tensors,
+    load_tensors,
+    require_base,
+    require_sizes,
+    with_kinds,
+)
 from pyreft.modeling.attached import AttachedAdapter
+from pyreft.modeling.build import Kinds
 from pyreft.modeling.trained import TrainedModules, remember_learning
 from pyreft.sharing import AdapterError, find_adapter
 
@@ -70,6 +77,12 @@ class NamedAdapters:
     def reft_config(self) -> ReftConfig:
         """The config of the active adapter, every intervention spelled out."""
         return self._adapter.config
+
+    @reft_config.setter
+    def reft_config(self, value: Any) -> None:
+        # Scripts keep upstream's config here, and put the base model's in its place.
+        if value is not self.model.config and value is not self._adapter.config:
+            raise AttributeError("the config of an adapter cannot be replaced: add_adapter.")
 
     def add_adapter(self, adapter_name: str, config: ReftConfig) -> None:
         """Add a fresh adapter, which is not active yet.
@@ -131,6 +144,7 @@ class NamedAdapters:
         subfolder: str | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        kinds: Kinds = (),
     ) -> None:
         """Load a saved adapter beside those that there are; it is not active yet.
 
@@ -140,7 +154,8 @@ class NamedAdapters:
         Args:
             source: Where `save_pretrained` wrote, or another library; or a repository on the Hub.
             adapter_name: What to call it: letters, digits, "_" and "-".
-            revision, token, subfolder, cache_dir, local_files_only: As for `from_pretrained`.
+            revision, token, subfolder, cache_dir, local_files_only, kinds: As for
+                `from_pretrained`.
 
         Raises:
             AdapterError: If there is no adapter, or it does not fit; nothing is changed.
@@ -156,6 +171,8 @@ class NamedAdapters:
             others=FILE_PATTERNS,
         )
         saved = read_any(directory)
+        if kinds:
+            saved = with_kinds(saved, kinds)
         require_base(saved, self.model)
         if saved.lora is not None:
             raise AdapterError(

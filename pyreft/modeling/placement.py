@@ -45,12 +45,15 @@ class Placement:
         subspaces: For an intervention, the directions to edit for each row.
         rows: (B,) bool, the rows that are edited at all, or None for all; others are another
             adapter's.
+        in_order: Whether a token may have several interventions, each of which sees what those
+            before it made, as in upstream's convention.
     """
 
     masks: dict[int, Tensor]
     generated: frozenset[int] = frozenset()
-    subspaces: Mapping[int, Sequence] = field(default_factory=dict)
+    subspaces: Mapping[int, Sequence | Mapping] = field(default_factory=dict)
     rows: Tensor | None = None
+    in_order: bool = False
 
     @property
     def length(self) -> int:
@@ -121,7 +124,8 @@ def place(
     sites: Sequence[Site],
     tokens: Mapping[str | None, Tokens],
     explicit: Tensor | None = None,
-    subspaces: Mapping[int, Sequence] | None = None,
+    subspaces: Mapping[int, Sequence | Mapping] | None = None,
+    in_order: bool = False,
 ) -> Placement | None:
     """Choose the tokens of every intervention.
 
@@ -132,8 +136,10 @@ def place(
             not among them are not placed.
         explicit: (B, I, P) or (B, 1, P) positions that win over those of the interventions.
             A position is the index of a token in its sequence, padding not counted; negative
-            ones count from the end of the prompt, and -100 is none.
+            ones count from the end of the prompt, and -100 is none. A row that is all completion
+            counts as one prompt.
         subspaces: For an intervention, the directions to edit for each row.
+        in_order: Whether several may edit one token, one after the other.
 
     Returns:
         The placement, or None if no intervention has positions there.
@@ -148,13 +154,20 @@ def place(
         masks = _spec_masks(interventions, sites, tokens)
     if not masks:
         return None
-    _refuse_collisions(interventions, sites, masks)
+    collision = _find_collision(interventions, sites, masks)
+    if collision is not None and not in_order:
+        other, index, row, column = collision
+        raise ValueError(
+            f"interventions {other} and {index} both edit {interventions[index].place}, at column "
+            f"{column} of row {row}: positions of interventions on one layer must be disjoint (Wu "
+            "et al. 2024, section 3)."
+        )
     completion = frozenset(
         index
         for index in masks
         if explicit is None and (spec := interventions[index].positions) and spec.edits_completion
     )
-    return Placement(masks, completion, subspaces or {})
+    return Placement(masks, completion, subspaces or {}, in_order=collision is not None)
 
 
 def place_generated(
@@ -162,7 +175,7 @@ def place_generated(
     sites: Sequence[Site],
     stack: str | None,
     text: Tensor,
-    subspaces: Mapping[int, Sequence],
+    subspaces: Mapping[int, Sequence | Mapping],
 ) -> Placement | None:
     """Choose among generated tokens: only `all` and `completion` edit them.
 
@@ -232,15 +245,17 @@ def _explicit_masks(
 def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Tensor:
     """(B, I, P) positions -> (B, I, T) bool."""
     explicit = explicit.to(device=tokens.prompt.device, dtype=torch.long)
-    n, length = tokens.prompt_length[:, None], tokens.prompt.shape[1]  # (B, 1, 1), T
+    # Where labels begin with a row's first token, all of it is what positions count.
+    prompt = torch.where(tokens.prompt_length > 0, tokens.prompt, tokens.text)
+    n, length = prompt.sum(1)[:, None, None], prompt.shape[1]  # (B, 1, 1), T
     none = explicit == NO_POSITION
     outside = ~none & ((explicit >= n) | (explicit < -n))
     if bool(outside.any()):
         row, _, slot = (int(i) for i in outside.nonzero()[0])
         given = int(explicit[outside][0])
-        prompt = "the prompt" if stack is None else f"the prompt of the {stack}"
+        where = "the prompt" if stack is None else f"the prompt of the {stack}"
         raise ValueError(
-            f"position {given} (row {row}, slot {slot}) is outside {prompt}, which has "
+            f"position {given} (row {row}, slot {slot}) is outside {where}, which has "
             f"{int(n[row])} tokens. Positions count the tokens of the prompt, padding not "
             f"counted, also under left padding; {NO_POSITION} stands for no position."
         )
@@ -248,24 +263,20 @@ def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Ten
     hit = torch.zeros(*wanted.shape[:2], length + 1, dtype=torch.bool, device=wanted.device)
     hit.scatter_(2, wanted, True)
     index = tokens.index.clamp(min=0)[:, None, :].expand(-1, wanted.shape[1], -1)
-    return hit.gather(2, index) & tokens.prompt[:, None, :]
+    return hit.gather(2, index) & prompt[:, None, :]
 
 
-def _refuse_collisions(
+def _find_collision(
     interventions: Sequence[InterventionConfig], sites: Sequence[Site], masks: dict[int, Tensor]
-) -> None:
-    """On one layer the positions of interventions are disjoint (Wu et al. 2024, section 3)."""
+) -> tuple[int, int, int, int] | None:
+    """The first token that two interventions edit: both of them, its row and its column."""
     for index, mask in masks.items():
-        config = interventions[index]
         for other in range(index):
             if other not in masks or sites[other] != sites[index]:
                 continue
-            if share_no_head(config, interventions[other]):
+            if share_no_head(interventions[index], interventions[other]):
                 continue
             if bool((both := mask & masks[other]).any()):
                 row, column = (int(i) for i in both.nonzero()[0])
-                raise ValueError(
-                    f"interventions {other} and {index} both edit {config.place}, at column "
-                    f"{column} of row {row}: positions of interventions on one layer must be "
-                    "disjoint."
-                )
+                return other, index, row, column
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Edit:
     slots: Slots
     heads: tuple[int, ...] | None = None
     num_heads: int | None = None
-    subspaces: Sequence | None = None
+    subspaces: Sequence | Mapping | None = None
     weight: float = 1.0
 
 
@@ -91,7 +92,8 @@ def plan_pass(
                 one.weight,
             )
             edits.setdefault(adapter.sites[index].number, []).append(edit)
-    planner = _Planner(any(one.shared for one in placed), stacks)
+    in_order = any(one.placement.in_order for one in placed)
+    planner = _Planner(any(one.shared for one in placed), stacks, in_order)
     return {site: planner.plan(several) for site, several in edits.items()} or None
 
 
@@ -101,10 +103,16 @@ class _Planner:
     Args:
         summed: See `SiteEdits`.
         stacks: See `plan_pass`.
+        in_order: See `SiteEdits`.
     """
 
-    def __init__(self, summed: bool, stacks: dict[tuple, StackedInterventions] | None = None):
-        self._summed, self._stacks = summed, stacks
+    def __init__(
+        self,
+        summed: bool,
+        stacks: dict[tuple, StackedInterventions] | None = None,
+        in_order: bool = False,
+    ) -> None:
+        self._summed, self._stacks, self._in_order = summed, stacks, in_order
         self._joined: dict[tuple[int, ...], Slots] = {}
 
     def plan(self, edits: Sequence[Edit]) -> SiteEdits:
@@ -113,7 +121,7 @@ class _Planner:
         calls = []
         for edit in edits:
             whole = edit.num_heads is None and edit.subspaces is None
-            key = stacks_with(edit.intervention) if whole else None
+            key = stacks_with(edit.intervention) if whole and not self._in_order else None
             if key is None:
                 calls.append(Call(_Alone(edit), edit.slots))
             else:
@@ -123,7 +131,7 @@ class _Planner:
                 calls.append(Call(_Alone(group[0]), group[0].slots))
             else:
                 calls.append(Call(_Together(group, self._stack(group)), self._join(group)))
-        return SiteEdits(calls, self._summed)
+        return SiteEdits(calls, self._summed, self._in_order)
 
     def _stack(self, group: Sequence[Edit]) -> StackedInterventions:
         modules = tuple(edit.intervention for edit in group)
@@ -184,7 +192,9 @@ class _Alone:
 
 def _edit_alone(edit: Edit, chosen: Tensor) -> Tensor:
     extra: dict[str, Any] = {}
-    if edit.subspaces is not None:
+    if isinstance(edit.subspaces, Mapping):
+        extra["subspaces"] = edit.subspaces
+    elif edit.subspaces is not None:
         extra["subspaces"] = [edit.subspaces[row] for row in edit.slots.rows.tolist()]
     if edit.num_heads is None:
         return _call(edit.intervention, chosen, extra)
@@ -198,10 +208,15 @@ def _edit_alone(edit: Edit, chosen: Tensor) -> Tensor:
 
 def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
     _require_width(intervention, chosen)
-    # Any module may assume that hidden states are as wide a type as its parameters.
-    own = next((p.dtype for p in intervention.parameters()), chosen.dtype)
+    # Any module may assume that hidden states are as wide a type as its parameters, or of the type
+    # of some of them: upstream's kinds have R in float32 beside a bfloat16 source.
+    own = {p.dtype for p in intervention.parameters()}
+    alike = chosen.dtype in own
+    wide = chosen.dtype if alike else reduce(torch.promote_types, own, chosen.dtype)
     with torch.autocast(chosen.device.type, enabled=False):
-        edited = intervention(chosen.to(torch.promote_types(chosen.dtype, own)), **extra)
+        edited = intervention(chosen.to(wide), **extra)
+    if not isinstance(edited, Tensor):
+        edited = getattr(edited, "output", edited)  # of pyvene's InterventionOutput
     if not isinstance(edited, Tensor) or edited.shape != chosen.shape:
         found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
         raise ValueError(

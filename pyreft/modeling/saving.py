@@ -17,8 +17,10 @@ from pyreft.modeling.adapter import (
     require_base,
     require_sizes,
     take_adapter,
+    with_kinds,
 )
 from pyreft.modeling.attached import AttachedAdapter
+from pyreft.modeling.build import Kinds
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.modeling.merging import export_lora, merge_and_unload
 from pyreft.modeling.named import NamedAdapters
@@ -178,6 +180,7 @@ class SavedAdapter(NamedAdapters):
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
+        kinds: Kinds = (),
     ) -> Self:
         """Put a saved adapter on its base model, in evaluation mode.
 
@@ -185,7 +188,8 @@ class SavedAdapter(NamedAdapters):
             ReftModel.from_pretrained(base, "user/repo", revision="v1")
             ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
 
-        Nothing in the directory is run: kinds are names of classes that are registered already.
+        Nothing in the directory is run: kinds are names of classes that are registered already, or
+        that `kinds` gives.
 
         Args:
             model: The base model it was trained on. Without one, the base model that the adapter
@@ -200,6 +204,8 @@ class SavedAdapter(NamedAdapters):
             local_files_only: Use what is in the cache, as with HF_HUB_OFFLINE=1.
             model_kwargs: For the base model that is loaded: arguments of transformers'
                 `from_pretrained`, such as `dtype` and `device_map`.
+            kinds: The classes of interventions of your own, `[MyIntervention]`; or by the name of
+                the kind a class, or a function that makes the module, `{"MyIntervention": make}`.
 
         Raises:
             AdapterError: If there is no adapter, or one for another model, or its base model
@@ -223,6 +229,8 @@ class SavedAdapter(NamedAdapters):
             where: Any = {"revision": revision, "subfolder": subfolder, "others": FILE_PATTERNS}
             place = find_adapter(place, **where, **cache)
         adapter = read_any(place)
+        if kinds:
+            adapter = with_kinds(adapter, kinds)
         if alone:
             model = load_named_base(adapter, model_kwargs=model_kwargs, **cache)
         return cls._of_adapter(adapter, model)

@@ -45,8 +45,16 @@ class StandIn(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The base model's config."""
+        """The base model's config; to set it to itself, as scripts do, changes nothing."""
         return self.model.config
+
+    @config.setter
+    def config(self, value: Any) -> None:
+        if value is not self.model.config:
+            raise AttributeError(
+                "config is the base model's, and the adapter's is reft_config: neither can be "
+                f"replaced, got {type(value).__name__}."
+            )
 
     @property
     def generation_config(self) -> Any:

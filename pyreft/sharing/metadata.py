@@ -45,7 +45,7 @@ def hub_metadata(adapter: Adapter, training: TrainingFacts | None, name: str) ->
     """The metadata of the Hub, as YAML."""
     told = dict(training.metadata) if training is not None else {}
     model = hub_name(adapter.base)
-    kinds = sorted({one.kind for one in adapter.config.representations if one.kind})
+    kinds = sorted({one.kind for one in adapter.config.representations})
     tags = ["reft", "representation-finetuning", *kinds, *_listed(told.get("tags"))]
     datasets = [] if training is None else [*_listed(told.get("datasets")), *training.datasets]
     task = TASKS.get(adapter.base.get("task"))

@@ -208,9 +208,10 @@ def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
 
 def _describe(one: InterventionConfig) -> str:
     """The kind and what was chosen of its arguments."""
-    chosen = {name: one.arguments.get(name) for name in ("dropout", "act_fn")}
-    said = one.kind or "a module of no registered kind"
-    said += "" if one.low_rank_dimension is None else f" of rank {one.low_rank_dimension}"
+    chosen = {name: (one.arguments or {}).get(name) for name in ("dropout", "act_fn")}
+    said = one.kind + (
+        "" if one.low_rank_dimension is None else f" of rank {one.low_rank_dimension}"
+    )
     return printable(said + "".join(f", {name} {value}" for name, value in chosen.items() if value))
 
 

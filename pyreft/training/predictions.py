@@ -130,7 +130,7 @@ def take_prompts(inputs: Mapping[str, Any], pad_token_id: int) -> dict[str, Tens
 
 def _generate(model: Any, inputs: Mapping[str, Any], arguments: dict[str, Any]) -> Tensor:
     """The tokens that the model writes, (B, at most so many as asked for)."""
-    for name in ("intervention_locations", "subspaces"):
+    for name in ("intervention_locations", "leading_pad", "subspaces"):
         if inputs.get(name) is not None:
             arguments[name] = inputs[name]
     # Scores and hidden states of each step have no place among predictions.

@@ -159,6 +159,8 @@ class ReusesFrozen(Trainer):
             return "the model is compiled"
         if getattr(self.accelerator, "parallelism_config", None) is not None:
             return "one text is computed by several processes"
+        if self.model.follows_upstream:
+            return "the model's forward is one in upstream's convention"
         if self.compute_loss_func is not None and self.model.can_generate():
             return "compute_loss_func reads the logits of all tokens"
         return None

@@ -11,10 +11,16 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from pyreft.compat.columns import without_leading_pad
 from pyreft.data.collator import ReftDataCollator
-from pyreft.installed.trainer_methods import trainer_steps_by_methods
+from pyreft.installed.trainer_methods import (
+    takes_items,
+    trainer_steps_by_methods,
+    without_items,
+)
 from pyreft.modeling import ReftModel
 from pyreft.modeling.lora import frozen_lora
+from pyreft.positions import PositionSpec
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
 from pyreft.training.distributed import ReplicatedAdapter
@@ -69,6 +75,15 @@ class ReftTrainer(
     # The Trainer makes a model of `model_init` before it has these.
     data_collator: Any = None
     train_dataset: Any = None
+    # Whether `compute_loss` takes the number of tokens in a step.
+    _takes_items = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("compute_loss")
+        if own is not None and not takes_items(own):
+            cls._takes_items = False
+            cls.compute_loss = without_items(own)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -93,6 +108,9 @@ class ReftTrainer(
             kwargs["data_collator"] = ReftDataCollator(tokenizer=tokenizer, model=model)
         self.learning_rate_ratios = learning_rate_ratios
         super().__init__(model, *args, **kwargs)
+        if not self._takes_items:
+            # The Trainer then divides by the number of accumulated batches, as it did.
+            self.model_accepts_loss_kwargs = False
         if learning_rate_ratios:
             self._check_ratios(learning_rate_ratios)
         self._warn_if_unsaveable()
@@ -119,7 +137,9 @@ class ReftTrainer(
         known = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
         if not known:
-            self._signature_columns += list(inspect.signature(self.model.model.forward).parameters)
+            # A subclass of ReftModel may have a `forward` in upstream's convention.
+            for forward in (self.model.model.forward, ReftModel.forward):
+                self._signature_columns += list(inspect.signature(forward).parameters)
             # Other collators make tensors of all that they get, and ids may be text.
             if isinstance(self.data_collator, ReftDataCollator):
                 self._signature_columns.append("id")
@@ -185,13 +205,10 @@ class ReftTrainer(
 
         The model is told where prompts end also where the Trainer keeps the labels to itself.
         """
-        inputs = {name: value for name, value in inputs.items() if name != "id"}
+        inputs = without_leading_pad({n: value for n, value in inputs.items() if n != "id"})
         open_ended = any(c.positions is None for c in self.model.reft_config.representations)
         if open_ended and "intervention_locations" not in inputs:
-            raise ValueError(
-                "the config leaves positions to the batch, and the batch has none: say positions "
-                'in the config ("f7+l7"), or use a data module that makes intervention_locations.'
-            )
+            self._edit_every_token()
         labels, continues = inputs.get("labels"), self.model.can_generate()
         require_tokens(self.model.model, inputs)
         if isinstance(labels, Tensor):
@@ -199,6 +216,15 @@ class ReftTrainer(
         if self._takes_labels and isinstance(labels, Tensor) and continues:
             inputs = self._tell_completion(inputs, labels)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _edit_every_token(self) -> None:
+        """What upstream does where neither config nor batch has positions."""
+        logger.warning(
+            "The config leaves positions to the batch, and the batch has none: every token is "
+            'edited, positions="all". Say positions in the config ("f7+l7") if others are meant.'
+        )
+        configs = self.model.reft_config.representations
+        self.model.record_positions([c.positions or PositionSpec.parse("all") for c in configs])
 
     def _tell_completion(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """The inputs with what labels would tell a model that does not get them."""

@@ -72,9 +72,13 @@ def test_prompts_and_completions_are_texts_in_pairs(
         make_module(tokenizer, None, inputs, outputs)
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_and_never_cut(limited, make_module):
-    with pytest.raises(ValueError, match=r"row 1: the prompt has 10 tokens.*max_length=10"):
-        make_module(limited, None, ["a", "a" * 10], ["b", "b"])
+def test_a_prompt_that_leaves_no_room_is_left_out_and_never_cut(limited, make_module, caplog):
+    data = make_module(limited, None, ["a", "a" * 10], ["b", "b"])["train_dataset"]
+    assert [len(ids) for ids in data["input_ids"]] == [3]
+    assert "1 of 2 prompts have max_length=10 tokens or more" in caplog.text
+    assert "left out (rows 1)" in caplog.text
+    with pytest.raises(ValueError, match=r"2 of 2 prompts have max_length=10.*model_max_length"):
+        make_module(limited, None, ["a" * 11, "a" * 10], ["b", "b"])
 
 
 def test_what_is_cut_from_completions_is_stated(limited, make_module, caplog):

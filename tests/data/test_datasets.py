@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyreft
-from conftest import by_the_rule
+from conftest import by_the_rule, make_base
 
 # Upstream's prompts, character by character: scripts must reproduce.
 WITHOUT_INPUT = (
@@ -67,20 +67,36 @@ def text(tokenizer, ids):
     return tokenizer.decode([i for i in ids if i != -100])
 
 
+def own(example):
+    """An example with positions, without the pad token before it, which they count as 0."""
+    length = len(example["input_ids"])
+    by_token = {
+        name: values[1:]
+        for name, values in example.items()
+        if isinstance(values, torch.Tensor) and values.shape == (length,)
+    }
+    assert example["attention_mask"][0] == 0
+    located = [[p - 1 if p else -100 for p in one] for one in example["intervention_locations"]]
+    return example | by_token | {"intervention_locations": located}
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_no_token_is_added_and_none_is_hidden(wide, task):
-    """Upstream puts a pad token before every text, and takes the pad id for padding (10)."""
+def test_one_pad_token_is_put_before_a_text_that_has_positions(wide, task):
+    """As upstream does, whose scripts count from it; no other token is hidden (defect 10)."""
     wide.pad_token = wide.eos_token
-    for example in build(task, wide, position="l1"):
-        assert len(example["attention_mask"]) == len(example["input_ids"])
-        assert bool((example["attention_mask"] == 1).all())
-        assert example["input_ids"][0] != wide.pad_token_id
+    for with_positions, without in zip(
+        build(task, wide, position="l1"), build(task, wide), strict=True
+    ):
+        assert bool((without["attention_mask"] == 1).all())
+        assert without["input_ids"][0] != wide.pad_token_id == with_positions["input_ids"][0]
+        assert own(with_positions)["input_ids"].tolist() == without["input_ids"].tolist()
+        assert own(with_positions)["attention_mask"].tolist() == without["attention_mask"].tolist()
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_last_position_is_the_last_prompt_token(wide, task):
     """Upstream's is the one before (defect 7)."""
-    for example in build(task, wide, position="l1", num_interventions=2):
+    for example in map(own, build(task, wide, position="l1", num_interventions=2)):
         labels, n = example["labels"], len(example["input_ids"])
         if isinstance(labels, torch.Tensor):
             n = int((labels != -100).int().argmax())
@@ -100,7 +116,7 @@ def test_short_prompts_edit_no_token_twice_and_none_of_the_answer(tokenizer, n, 
         num_interventions=2,
         share_weights=share,
     )
-    located = [[p for p in one if p != -100] for one in data[0]["intervention_locations"]]
+    located = [[p for p in one if p != -100] for one in own(data[0])["intervention_locations"]]
     expected = by_the_rule(n, 3, 3)
     assert located == [expected] * 2 if share else located[0] + located[1] == expected
 
@@ -120,9 +136,38 @@ def test_positions_do_not_depend_on_the_padding_side(wide, task, side):
     batch = pyreft.ReftDataCollator(tokenizer=wide)([data[0], data[1]])
     for index in range(2):
         ids = batch["input_ids"][index][batch["attention_mask"][index] == 1]
-        assert ids.tolist() == data[index]["input_ids"].tolist()
-        found = [p for p in batch["intervention_locations"][index, 0].tolist() if p != -100]
-        assert found == [p for p in data[index]["intervention_locations"][0] if p != -100]
+        assert ids.tolist() == own(data[index])["input_ids"].tolist()
+        found = [p for p in batch["intervention_locations"][index, 0].tolist() if p]
+        assert found == [p for p in data[index]["intervention_locations"][0] if p]
+    assert batch["leading_pad"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("task", ["generation", "raw", "supervised"])
+def test_the_pad_token_changes_no_number(wide, task, side):
+    wide.padding_side = side
+    base = make_base("llama")
+    config = {"layer": 1, "component": "block_output", "low_rank_dimension": 2}
+    open_model, closed = (
+        pyreft.get_reft_model(base, pyreft.ReftConfig(representations=config | more))
+        for more in ({}, {"positions": "f1+l2"})
+    )
+    closed.interventions.load_state_dict(open_model.interventions.state_dict())
+    data = build(task, wide, position="f1+l2", share_weights=True)
+    collate = pyreft.ReftDataCollator(tokenizer=wide)
+    batch, plain = collate(list(data)), collate(list(build(task, wide)))
+    for rows in (slice(None), slice(0, 1)):  # of one row as well
+        here = {name: values[rows] for name, values in batch.items() if name != "id"}
+        there = {name: values[rows] for name, values in plain.items() if name != "id"}
+        loss = open_model(**here).loss
+        torch.testing.assert_close(loss, closed(**there).loss, rtol=1e-5, atol=1e-5)
+        text = {n: here[n] for n in ("input_ids", "attention_mask")}
+        # As upstream's trainer hands them on: columns, of which the first is the pad token.
+        if side == "right":
+            where = here["intervention_locations"].permute(1, 0, 2).tolist()
+            at = {"sources->base": (None, where)}
+            _, outputs = open_model(text, unit_locations=at, labels=here["labels"])
+            torch.testing.assert_close(outputs.loss, loss, rtol=1e-5, atol=1e-5)
 
 
 def test_supervised_prompts_are_alpacas(wide):
@@ -159,7 +204,7 @@ def test_preferences_are_given_to_other_trainers_as_pairs(wide):
 
 @pytest.mark.parametrize("task", ["raw", "preference"])
 def test_other_splits_are_prompts_to_generate_from(wide, task):
-    (example, _) = build(task, wide, data_split="test", position="l1")
+    (example, _) = map(own, build(task, wide, data_split="test", position="l1"))
     assert text(wide, example["input_ids"]) == (WITH_INPUT if task == "preference" else "ab")
     assert "labels" not in example
     assert example["intervention_locations"] == [[len(example["input_ids"]) - 1]]
@@ -197,7 +242,7 @@ def test_labels_make_a_batch(tokenizer, labels, dtype):
 
 
 def test_the_input_may_be_its_own_label_or_have_none(tokenizer):
-    example = build("classification", tokenizer, label_field="text", position="f1")[0]
+    example = own(build("classification", tokenizer, label_field="text", position="f1")[0])
     assert example["labels"].tolist() == example["input_ids"].tolist()
     assert "labels" not in build("classification", tokenizer, label_field=None)[0]
 
@@ -233,17 +278,20 @@ def test_positions_that_only_the_model_can_find_are_left_to_it(tokenizer, positi
 
 def test_long_completions_are_cut_and_never_prompts(tokenizer, caplog):
     rows = [{"prompt": "a" * 10, "completion": "b" * 90}]
-    (example,) = build("generation", tokenizer, rows, position="l1")
+    (example,) = map(own, build("generation", tokenizer, rows, position="l1"))
     assert len(example["input_ids"]) == 64
     assert example["intervention_locations"] == [[9]]
     assert "the completions of 1 of 1" in caplog.text
-    rows[0]["prompt"] = "a" * 64
-    with pytest.raises(ValueError, match="row 0: the prompt has 64 tokens"):
-        build("generation", tokenizer, rows)
+    rows = [{"prompt": "a" * 64, "completion": "b"}, *rows]
+    (example,) = build("generation", tokenizer, rows, position="l1")
+    assert example["id"] == 1
+    assert "1 of 2 prompts have max_length=64 tokens or more" in caplog.text
+    with pytest.raises(ValueError, match="1 of 1 prompts have max_length=64 tokens or more"):
+        build("generation", tokenizer, rows[:1])
 
 
 def test_long_texts_are_cut_and_counted(tokenizer, caplog):
     rows = [{"text": "a" * 70, "label": 0}, {"text": "b", "label": 1}]
     data = build("classification", tokenizer, rows, position="l1")
-    assert data[0]["intervention_locations"] == [[63]]
+    assert own(data[0])["intervention_locations"] == [[63]]
     assert "the texts of 1 of 2 examples were cut to fit max_length=64, by 6" in caplog.text

@@ -52,7 +52,7 @@ def trainer(model, data, tokenizer, directory, **changes):
 def test_a_subclass_says_what_a_row_becomes(tokenizer):
     data = build(Mine, tokenizer, keep=1, position="f1+l1", share_weights=True)
     assert len(data) == 1 and isinstance(data, torch.utils.data.Dataset)
-    assert data[0]["intervention_locations"] == [[0, 4]]
+    assert data[0]["intervention_locations"] == [[1, 5]]  # a pad token is before it
     assert (data.first_n, data.last_n) == (1, 1)
     assert data.raw_dataset is None
     assert build(Mine, tokenizer, data_split="test").raw_dataset[0] == ROWS[0]
@@ -71,7 +71,7 @@ def test_a_subclass_may_choose_positions(tokenizer):
             assert kwargs["num_interventions"] == 1
             return {**result, "intervention_locations": [[1]], "id": -id}
 
-    assert build(First, tokenizer)[1]["intervention_locations"] == [[0]]
+    assert build(First, tokenizer)[1]["intervention_locations"] == [[1]]
     assert build(Second, tokenizer)[1]["id"] == -1
 
 
@@ -92,7 +92,7 @@ def test_positions_that_the_adapter_would_not_find_are_not_recorded(tokenizer, t
     data = Shifted(
         "task", None, tokenizer, dataset=rows, position="l1", prompt="a", answer="b", keep=2
     )
-    assert data[0]["intervention_locations"] == [[3]]
+    assert data[0]["intervention_locations"] == [[4]]
     assert "2 of 2 examples have positions that are not those of" in caplog.text
     trainer(model, data, tokenizer, tmp_path).train()
     assert model.reft_config.representations[0].positions is None

@@ -171,7 +171,7 @@ WRONG = [
     ({"kind": "os.system"}, r"unknown kind of intervention 'os\.system'.*register_intervention"),
     ({"arguments": [1]}, r"'arguments' of an intervention cannot be \[1\]"),
     ({"arguments": {}}, "low_rank_dimension"),
-    ({"arguments": {**ARGUMENTS, "rank": 2}}, "unexpected keyword argument 'rank'"),
+    ({"arguments": {**ARGUMENTS, "rank": 2}}, "has no argument 'rank'"),
     ({"arguments": {**ARGUMENTS, "embed_dim": 16}}, "of width 16; .* width 32"),
     ({"arguments": {**ARGUMENTS, "embed_dim": 10**12}}, "width|embed_dim"),  # and no allocation
     ({"arguments": {**ARGUMENTS, "low_rank_dimension": 2.5}}, "2.5"),

@@ -5,40 +5,22 @@ import stat
 
 import pytest
 import torch
-from round_trip import FILES, SAVED, Plain, assert_same, content, round_trip, wrap
-from torch import nn
+from round_trip import FILES, SAVED, assert_same, content, round_trip, wrap
 
 import pyreft
-from conftest import WIDTH, make_base
+from conftest import make_base
 from pyreft import ReftModel
-
-
-@pyreft.register_intervention("checkpoint_open")
-class Open(nn.Module):
-    """Arguments that no attribute can be found for."""
-
-    def __init__(self, embed_dim, **options):
-        super().__init__()
-        self.embed_dim, self.options = embed_dim, options
-
-    def forward(self, hidden):
-        return hidden * self.options.get("scale", 1.0)
-
 
 # ---- what cannot be saved is refused, and nothing is written -------------------------------------
 
 
 def cannot_be_saved():
-    at = {"layer": 0, "positions": "l1"}
     return {
-        "class is not registered": {**at, "intervention": nn.Linear(WIDTH, WIDTH)},
         "register it with pyreft.register_position": {
             "layer": 0,
             "low_rank_dimension": 2,
             "positions": lambda tokens: tokens.prompt,
         },
-        "get_config": {**at, "intervention": Open(WIDTH, scale=2.0)},
-        "no JSON": {**at, "intervention": Plain(WIDTH, scale=torch.tensor(2.0))},
     }
 
 

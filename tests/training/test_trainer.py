@@ -106,20 +106,29 @@ def test_prompts_end_where_labels_begin_also_if_the_trainer_keeps_the_labels(
     assert_close(weights(kept), weights(plain), atol=1e-4)
 
 
-def test_positions_that_nobody_says_are_an_error(tokenizer, tmp_path):
-    config = pyreft.ReftConfig(representations={"layer": 1, "low_rank_dimension": 4})
-    model = pyreft.get_reft_model(make_base("llama"), config)
-    with pytest.raises(ValueError, match="the config leaves positions to the batch"):
+def test_where_nobody_says_positions_every_token_is_edited(tokenizer, tmp_path, caplog):
+    """As upstream does; the adapter then knows it, and acts so where it is loaded."""
+    entry = {"layer": 1, "low_rank_dimension": 4}
+    told, untold = (
+        reft_model_of({**entry, **positions}) for positions in ({"positions": "all"}, {})
+    )
+    for model in (told, untold):
         make_trainer(model, tokenizer, tmp_path).train()
+    assert_equal(weights(untold), weights(told))
+    assert 'every token is edited, positions="all"' in caplog.text
+    untold.save_pretrained(tmp_path / "adapter")
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path / "adapter")
+    assert str(loaded.reft_config.representations[0].positions) == "all"
+
+
+def reft_model_of(representation):
+    torch.manual_seed(1)
+    config = pyreft.ReftConfig(representations=representation)
+    return pyreft.get_reft_model(make_base("llama"), config)
 
 
 def test_a_run_that_cannot_be_saved_says_so_when_it_begins(tokenizer, tmp_path, caplog):
-    class Unregistered(pyreft.LoreftIntervention):
-        pass
-
-    module = Unregistered(embed_dim=32, low_rank_dimension=2)
-    representation = {"layer": 1, "intervention": module, "positions": "l1"}
-    config = pyreft.ReftConfig(representations=representation)
-    model = pyreft.get_reft_model(make_base("llama"), config)
+    unnamed = {"layer": 1, "low_rank_dimension": 2, "positions": lambda tokens: tokens.prompt}
+    model = reft_model_of(unnamed)
     make_trainer(model, tokenizer, tmp_path)
     assert "This run will fail when it saves" in caplog.text

@@ -1,0 +1,194 @@
+"""Upstream's calling convention of a `ReftModel`: the batch as a dict, `unit_locations`, a pair."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from pyreft.compat.columns import read_locations
+from pyreft.compat.locations import locations_tensor
+
+
+class UpstreamCalls:
+    """How scripts written for stanfordnlp/pyreft 0.1.0 call a `ReftModel`.
+
+    Called with a dict as first argument, the model follows upstream's convention:
+
+        _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
+        _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
+
+    and returns the pair (outputs of the bare base model or None, outputs edited). Interventions
+    without positions, in config and call, edit every token. Deviation: a unit location is the
+    index of a token in its sequence, padding not counted, and upstream's is a column of the padded
+    batch; which of them a script means under left padding, see `read_locations`.
+    """
+
+    # What `ReftModel` defines.
+    model: Any
+    _generate: Any
+    _run: Any
+    _adapter: Any
+    _disabled: int
+    disable_adapter: Any
+    if TYPE_CHECKING:
+        interventions = reft_config = property()
+
+    # Whether a subclass has a `forward` of its own in upstream's convention.
+    follows_upstream = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (own := vars(cls).get("forward")) is not None:
+            cls.follows_upstream = "base" in list(inspect.signature(own).parameters)[1:2]
+
+    def _forward_upstream(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        subspaces: Any = None,
+        labels: Tensor | None = None,
+        output_original_output: bool = False,
+        return_dict: bool | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        _refuse_sources(sources, source_representations)
+        extra = {"labels": labels, "use_cache": use_cache, "subspaces": subspaces, **kwargs}
+        inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
+        beside = inputs.get("intervention_locations")
+        placed = self._unit_locations(base, unit_locations, beside, labels=labels)
+        inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
+        inputs["in_order"] = True
+        original = None
+        if output_original_output:
+            with self.disable_adapter():
+                original = self._run(self.model, dict(inputs))
+        edited = self._run(self.model, inputs)
+        return UpstreamOutput(original, edited) if return_dict else (original, edited)
+
+    def _unit_locations(
+        self,
+        base: Mapping[str, Any],
+        given: Any,
+        beside: Any,
+        copies: int = 1,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor] | None:
+        """The argument that says where to edit, None if `unit_locations` do not."""
+        locations = locations_tensor(given, len(self.interventions), _rows(base), copies)
+        if locations is None:
+            return None
+        if beside is not None:
+            raise TypeError(
+                "give positions once, as unit_locations, which may be columns as upstream has "
+                "them, or as intervention_locations, which are tokens of each row."
+            )
+        specs = [config.positions for config in self.reft_config.representations]
+        from_data = len(self._adapter.left_to_batch) == len(specs)
+        found = read_locations(locations, base, specs, labels, from_data)
+        return {"intervention_locations": found}
+
+    def _generate_upstream(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        intervene_on_prompt: bool = False,
+        subspaces: Any = None,
+        output_original_output: bool = False,
+        positions: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        _refuse_sources(sources, source_representations)
+        if unit_locations is not None and not intervene_on_prompt:
+            raise ValueError(
+                "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
+                'To edit every generated token, give the intervention the positions "completion".'
+            )
+        names = ("intervention_locations", "adapter_names")
+        edits = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
+        inputs = dict(base) | kwargs
+        copies = inputs.get("num_beams") or 1
+        beside = edits.get("intervention_locations", inputs.get("intervention_locations"))
+        placed = self._unit_locations(base, unit_locations, beside, copies)
+        if placed is not None:
+            edits |= placed
+        elif positions is None:
+            positions = "all" if intervene_on_prompt else "completion"
+        edits |= {"positions": positions, "subspaces": subspaces, "in_order": True}
+        original = None
+        if output_original_output:
+            with self.disable_adapter():
+                original = self._generate(dict(inputs))
+        return original, self._generate(inputs, **edits)
+
+    def _call_subclass(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+        """Call a `forward` that a subclass wrote in upstream's convention, as upstream's trainer.
+
+        Args:
+            call: What runs it.
+            inputs: The arguments in transformers' convention.
+        """
+        named = {n: v for n, v in inputs.items() if n in ("labels", "use_cache")}
+        locations, subspaces = (inputs.get(n) for n in ("intervention_locations", "subspaces"))
+        if locations is not None:
+            listed = locations.permute(1, 0, 2).tolist()
+            named["unit_locations"] = {"sources->base": (None, listed)}
+        if subspaces is not None:
+            named["subspaces"] = subspaces
+        apart = ("intervention_locations", "subspaces", *named)
+        found = call({n: v for n, v in inputs.items() if n not in apart}, **named)
+        return found[1] if isinstance(found, tuple) and len(found) == 2 else found
+
+
+@dataclass
+class UpstreamOutput(ModelOutput):
+    """What a call in upstream's convention returns with `return_dict=True`.
+
+    Args:
+        original_outputs: What the bare base model returned, if that was asked for.
+        intervened_outputs: What it returned edited.
+        collected_activations: None; pyvene's interventions that collect are not part of ReFT.
+    """
+
+    original_outputs: Any = None
+    intervened_outputs: Any = None
+    collected_activations: Any = None
+
+
+def is_upstream_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call follows upstream's convention, the batch being a dict."""
+    return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
+
+
+def refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
+    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
+        if name in arguments:
+            raise TypeError(
+                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
+                "batch as a dict; here positions are intervention_locations."
+            )
+
+
+def _rows(base: Mapping[str, Any]) -> int:
+    tensors = [value for value in base.values() if isinstance(value, Tensor)]
+    if not tensors:
+        raise TypeError(
+            f"a batch is a dict of tensors, input_ids among them; got {dict(base)!r}. A tokenizer "
+            'makes one with return_tensors="pt".'
+        )
+    return tensors[0].shape[0]
+
+
+def _refuse_sources(sources: Any, source_representations: Any) -> None:
+    if any(source is not None for source in (sources, source_representations)):
+        raise ValueError("ReFT interventions have no sources; give None for them.")

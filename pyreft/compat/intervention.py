@@ -1,0 +1,185 @@
+"""What scripts written for upstream, and pyvene beneath it, ask of an intervention."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Arguments of pyvene's base class and of upstream's rotation, and the values that change nothing.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "init_orth": (True,),
+    "keep_last_dim": (True, False),
+    "use_fast": (True, False),
+    "subspace_partition": (None,),
+    "source_representation": (None,),
+    "hidden_source_representation": (None,),
+}
+
+
+class UpstreamInterventionMixin(nn.Module):
+    """Upstream's calling conventions of an intervention.
+
+    Attributes:
+        given: What the constructor was called with, by name. Constructors in upstream's style
+            take `**kwargs`, from which nothing else could tell.
+    """
+
+    given: dict[str, Any]
+
+    # What pyvene reads of an intervention.
+    trainable = True
+    is_source_constant = True
+    is_repr_distributed = True
+    keep_last_dim = True
+    use_fast = False
+    subspace_partition = None
+    source_representation = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        join_pyvene()
+        made = super().__new__(cls)
+        # nn.Module has no dictionaries to register it in yet.
+        made.__dict__["given"] = _by_name(cls, args, kwargs)
+        return made
+
+    def __getitem__(self, index: int) -> Self:
+        """The module itself at 0: before 0.1.8, pyvene kept pairs of a module and its hook."""
+        if index != 0:
+            raise IndexError(f"there is the module alone, at [0]; got [{index}].")
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's state dict; called on the module alone, its keys are upstream's as well."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return found if args or kwargs else _StateDict(found, _nearest_kind(self))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; the keys may be upstream's, such as "rotate_layer", which holds R^T.
+
+        Raises:
+            ValueError: If upstream's tensors do not fit, or its R is not orthonormal.
+        """
+        return super().load_state_dict(_our_tensors(self, state_dict), *args, **kwargs)
+
+
+def join_pyvene() -> None:
+    """Make our interventions pyvene's as well, for `isinstance`, once a script has imported that.
+
+    Of its code nothing runs: our constructors do not call its own.
+    """
+    names = ["SourcelessIntervention", "TrainableIntervention"]
+    names.append("DistributedRepresentationIntervention")
+    theirs: Any = tuple(getattr(sys.modules.get("pyvene"), name, None) for name in names)
+    if None not in theirs and UpstreamInterventionMixin.__bases__ != theirs:
+        UpstreamInterventionMixin.__bases__ = theirs
+
+
+def refuse_unknown(cls: type, extra: Mapping[str, Any], known: list[str], strict: bool) -> None:
+    """Check arguments of a constructor that a kind has no use for.
+
+    Args:
+        cls: The class of the intervention.
+        extra: The arguments.
+        known: Those that it has use for.
+        strict: Whether any other is an error. Not so where a subclass hands on all that it is
+            given, as upstream's do.
+
+    Raises:
+        TypeError: If an argument is unknown, or is known with another effect than none.
+    """
+    for name, value in extra.items():
+        if name in _WITHOUT_EFFECT:
+            if value not in _WITHOUT_EFFECT[name]:
+                raise TypeError(
+                    f"{cls.__name__} takes {name}={_WITHOUT_EFFECT[name][0]!r}, as upstream's "
+                    f"default has it; got {value!r}."
+                )
+        elif strict:
+            close = get_close_matches(name, known, n=1)
+            advice = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+            raise TypeError(f"{cls.__name__} has no argument {name!r}. {advice}")
+
+
+class InterventionDict(nn.ModuleDict):
+    """Interventions by key; keys of older releases of pyvene, with dots, are known as well."""
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return super().__getitem__(key.replace(".", "_"))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and super().__contains__(key.replace(".", "_"))
+
+
+class _StateDict(OrderedDict):
+    """A state dict that answers to upstream's keys too, without having them."""
+
+    def __init__(self, found: Mapping[str, Any], kind: str | None) -> None:
+        super().__init__(found)
+        self._metadata = getattr(found, "_metadata", None)
+        self._kind = kind
+
+    def __missing__(self, key: str) -> Tensor:
+        if self._kind is None:
+            raise KeyError(key)
+        from pyreft.compat.upstream_tensors import write_intervention
+
+        return write_intervention(self._kind, {}, self)[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _StateDict:
+        return _StateDict({n: deepcopy(value, memo) for n, value in self.items()}, self._kind)
+
+    def __reduce__(self) -> Any:
+        # Whoever saves it has a plain state dict.
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict in our names, whosever they are."""
+    theirs = "rotate_layer" in state_dict or any(".parametrizations." in n for n in state_dict)
+    kind = _nearest_kind(module)
+    if not theirs or kind is None:
+        return state_dict
+    from pyreft.compat.upstream_tensors import read_intervention
+
+    found, _, tensors = read_intervention(kind, state_dict)
+    if found != kind:
+        raise ValueError(
+            f"the rows of its R are not orthonormal, so it is no {type(module).__name__}: upstream "
+            f"leaves them so after loading and training on. Load it into the kind {found!r}."
+        )
+    return tensors
+
+
+def _nearest_kind(module: nn.Module) -> str | None:
+    """The built-in kind that a module is, or derives from."""
+    from pyreft.interventions.kinds import KINDS
+
+    return next((kind for kind, cls in KINDS.items() if isinstance(module, cls)), None)
+
+
+def _by_name(cls: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor's call by name; empty if they do not fit, as it will say."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+    except TypeError:
+        return {}
+    found: dict[str, Any] = {}
+    for name, parameter in list(bound.signature.parameters.items())[1:]:
+        if parameter.kind == parameter.VAR_KEYWORD:
+            found |= bound.arguments.get(name, {})
+        elif parameter.kind != parameter.VAR_POSITIONAL and name in bound.arguments:
+            found[name] = bound.arguments[name]
+    return found
+
+
+join_pyvene()

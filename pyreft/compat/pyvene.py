@@ -1,0 +1,141 @@
+"""pyvene's classes of interventions: its own where it is installed, and the same without it.
+
+Scripts derive interventions of their own from these, imported from `pyreft.interventions`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyreft.compat.intervention import UpstreamInterventionMixin
+from pyreft.config import ReftConfig
+
+NAMES = (
+    "Intervention",
+    "TrainableIntervention",
+    "ConstantSourceIntervention",
+    "SourcelessIntervention",
+    "DistributedRepresentationIntervention",
+)
+
+
+def find_class(name: str) -> type[nn.Module]:
+    """pyvene's class of a name, or ours that does its work."""
+    if importlib.util.find_spec("pyvene") is not None:
+        import pyvene
+
+        found: type[nn.Module] = getattr(pyvene, name)
+        return found
+    return {cls.__name__: cls for cls in _OURS}[name]
+
+
+def is_config(config: Any) -> bool:
+    """Whether it is pyvene's config of interventions."""
+    named = any(cls.__name__ == "IntervenableConfig" for cls in type(config).__mro__)
+    return named and hasattr(config, "representations")
+
+
+def read_config(config: Any) -> ReftConfig:
+    """pyvene's config as ours.
+
+    Raises:
+        ValueError: If it asks for what ReFT does not have.
+    """
+    if config.mode != "parallel":
+        raise ValueError(f"ReFT has no sources to run before the base, so no mode={config.mode!r}.")
+    types, rows = config.intervention_types, config.representations
+    listed = list(types) if isinstance(types, (list, tuple)) else [types] * len(rows)
+    representations = []
+    for row, cls in zip(rows, listed, strict=True):
+        entry = row._asdict()
+        if entry["intervention"] is None and entry["intervention_type"] is None:
+            entry["intervention_type"] = cls
+        if entry["intervention"] is not None:
+            entry["intervention_type"] = None
+        representations.append(entry)
+    return ReftConfig(representations=representations)
+
+
+class LowRankRotateLayer(nn.Module):
+    """R^T as a free matrix, x -> x R^T, which starts orthonormal; upstream's module.
+
+    `torch.nn.utils.parametrizations.orthogonal` keeps it so. The built-in kinds use
+    `pyreft.interventions.OrthonormalProjection`.
+
+    Args:
+        n: D, the width of the input.
+        m: R, the number of directions.
+        init_orth: Whether it starts orthonormal; else it is left uninitialized.
+
+    Shape:
+        x: (..., D) -> (..., R), in the type of the weight.
+    """
+
+    def __init__(self, n: int, m: int, init_orth: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(int(n), int(m)))
+        if init_orth:
+            nn.init.orthogonal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype) @ self.weight
+
+
+class Intervention(UpstreamInterventionMixin):
+    """The base class of pyvene's interventions.
+
+    Args:
+        **kwargs: `embed_dim`, the width that is edited; others are for subclasses.
+
+    Attributes:
+        embed_dim, interchange_dim: The width, as tensors, which are saved as pyvene's are.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.keep_last_dim = kwargs.get("keep_last_dim", False)
+        self.use_fast = kwargs.get("use_fast", False)
+        self.subspace_partition = kwargs.get("subspace_partition")
+        width = kwargs.get("embed_dim")
+        for name in ("embed_dim", "interchange_dim"):
+            self.register_buffer(name, None if width is None else torch.tensor(int(width)))
+
+    def set_interchange_dim(self, interchange_dim: Any) -> None:
+        """Set the width that is edited."""
+        self.interchange_dim = torch.as_tensor(interchange_dim)
+
+
+class TrainableIntervention(Intervention):
+    """An intervention with parameters."""
+
+    def tie_weight(self, linked_intervention: nn.Module) -> None:
+        """Nothing: ReFT shares weights by sharing modules."""
+
+
+class ConstantSourceIntervention(Intervention):
+    """An intervention whose source is a constant."""
+
+
+class SourcelessIntervention(Intervention):
+    """An intervention without a source."""
+
+
+class DistributedRepresentationIntervention(nn.Module):
+    """An intervention on a basis of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.is_repr_distributed = True
+
+
+_OURS = (
+    Intervention,
+    TrainableIntervention,
+    ConstantSourceIntervention,
+    SourcelessIntervention,
+    DistributedRepresentationIntervention,
+)
