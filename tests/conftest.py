@@ -20,15 +20,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pyreft.interventions import LowRankIntervention, built_in_kinds
+from pyreft.interventions.bases import OrthonormalBasis
+
 torch.set_num_threads(1)
 # So that what these assert is shown as in a test.
 pytest.register_assert_rewrite("reft", "round_trip", "runs")
 
 VOCAB, WIDTH, LAYERS = 99, 32, 3
-KINDS = ["loreft", "noreft", "direft", "nodireft", "consreft", "lobireft"]
-# The kinds that edit along orthonormal directions, and those that learn a constant.
-ORTHONORMAL = ["loreft", "direft", "consreft", "lobireft"]
-CONSTANT = ["consreft", "lobireft"]
+# The low-rank kinds, those of them that edit along orthonormal directions, that learn a constant.
+LOW_RANK = {k: c for k, c in built_in_kinds().items() if issubclass(c, LowRankIntervention)}
+KINDS = list(LOW_RANK)
+ORTHONORMAL = [kind for kind, cls in LOW_RANK.items() if issubclass(cls, OrthonormalBasis)]
+CONSTANT = [kind for kind, cls in LOW_RANK.items() if cls.constant_source]
 
 
 def pytest_report_header():

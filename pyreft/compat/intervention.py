@@ -49,14 +49,42 @@ class UpstreamInterventionMixin(nn.Module):
         join_pyvene()
         made = super().__new__(cls)
         # nn.Module has no dictionaries to register it in yet.
-        made.__dict__["given"] = _by_name(cls, args, kwargs)
+        made.__dict__["given"] = cls.given_by_name(args, kwargs)
         return made
+
+    @classmethod
+    def given_by_name(cls, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a constructor's call by name; none if they do not fit, as it will say.
+
+        Those without effect are left out.
+        """
+        try:
+            bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+        except TypeError:
+            return {}
+        found: dict[str, Any] = {}
+        for name, parameter in list(bound.signature.parameters.items())[1:]:
+            if parameter.kind == parameter.VAR_KEYWORD:
+                found |= bound.arguments.get(name, {})
+            elif parameter.kind != parameter.VAR_POSITIONAL and name in bound.arguments:
+                found[name] = bound.arguments[name]
+        return {name: value for name, value in found.items() if name not in _WITHOUT_EFFECT}
 
     def __getitem__(self, index: int) -> Self:
         """The module itself at 0: before 0.1.8, pyvene kept pairs of a module and its hook."""
         if index != 0:
             raise IndexError(f"there is the module alone, at [0]; got [{index}].")
         return self
+
+    def edit_nothing(self) -> None:
+        """Set the parameters so that the edit is zero; a kind that can do so says how.
+
+        Raises:
+            ValueError: If this one does not.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say how it edits nothing: define edit_nothing() in it."
+        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """torch's state dict; called on the module alone, its keys are upstream's as well."""
@@ -162,24 +190,10 @@ def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[st
 
 def _nearest_kind(module: nn.Module) -> str | None:
     """The built-in kind that a module is, or derives from."""
-    from pyreft.interventions.kinds import KINDS
+    from pyreft.compat.shapes import KINDS
+    from pyreft.interventions.registry import intervention_class
 
-    return next((kind for kind, cls in KINDS.items() if isinstance(module, cls)), None)
-
-
-def _by_name(cls: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor's call by name; empty if they do not fit, as it will say."""
-    try:
-        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
-    except TypeError:
-        return {}
-    found: dict[str, Any] = {}
-    for name, parameter in list(bound.signature.parameters.items())[1:]:
-        if parameter.kind == parameter.VAR_KEYWORD:
-            found |= bound.arguments.get(name, {})
-        elif parameter.kind != parameter.VAR_POSITIONAL and name in bound.arguments:
-            found[name] = bound.arguments[name]
-    return found
+    return next((kind for kind in KINDS if isinstance(module, intervention_class(kind))), None)
 
 
 join_pyvene()

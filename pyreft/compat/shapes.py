@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pyreft.interventions.kinds import KINDS, OrthonormalBasis
-
-CONSTANT = [kind for kind, cls in KINDS.items() if cls.constant_source]
-ORTHONORMAL = [kind for kind, cls in KINDS.items() if issubclass(cls, OrthonormalBasis)]
+# The kinds that upstream has.
+KINDS = ("loreft", "noreft", "direft", "nodireft", "consreft", "lobireft")
+CONSTANT = ("consreft", "lobireft")
+ORTHONORMAL = ("loreft", "direft", "consreft", "lobireft")
 
 
 def require_tensors(kind: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyreft.compat.shapes import CONSTANT
+from pyreft.compat.shapes import CONSTANT, KINDS
 from pyreft.compat.torch_files import read_torch_file, write_torch_file
 from pyreft.compat.upstream_tensors import read_intervention, write_intervention
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
@@ -37,10 +37,7 @@ FILE_PATTERNS = (CONFIG_NAME, "intkey_*.bin", MODEL_NAME)
 logger = logging.getLogger(__name__)
 
 _CLASS = "<class 'pyreft.interventions.{}Intervention'>"
-_KINDS = {
-    _CLASS.format(kind.capitalize()): kind
-    for kind in ("loreft", "noreft", "direft", "nodireft", "consreft", "lobireft")
-}
+_KINDS = {_CLASS.format(kind.capitalize()): kind for kind in KINDS}
 # The fields of a representation in their order, as pyvene writes it.
 _FIELDS = (
     *("layer", "component", "unit", "max_number_of_units", "low_rank_dimension"),

@@ -31,7 +31,7 @@ _BESIDE = ("representations", "kind", "intervention_types", "modules_to_save")
 _ARGUMENTS = ("rank", "dropout", "act_fn", "add_bias", "dtype")
 
 
-@dataclass
+@dataclass(repr=False)
 class ReftConfig:
     """Which interventions an adapter has.
 
@@ -113,9 +113,19 @@ class ReftConfig:
                 f"the component {self.component!r} is a path, which says the layer by itself: "
                 "leave out layers."
             )
-        changed = [name for name in _ARGUMENTS if getattr(self, name) != getattr(ReftConfig, name)]
+        changed = [name for name in _ARGUMENTS if self._says(name)]
         if self.arguments is not None and changed:
             raise ValueError(f"{', '.join(changed)} goes into arguments, where those are given.")
+
+    def __repr__(self) -> str:
+        """What is chosen; of representations each, without the fields of the short form."""
+        if self.representations is not None:
+            listed = "".join(f"\n    {one!r}," for one in self.representations)
+            beside = f", modules_to_save={self.modules_to_save}" if self.modules_to_save else ""
+            return f"ReftConfig(representations=[{listed}\n]{beside})"
+        main = ("layers", "positions", "kind", "rank")
+        names = [f.name for f in fields(self) if f.name in main or self._says(f.name)]
+        return f"ReftConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def _read_representations(self) -> list[InterventionConfig]:
         changed = [
@@ -210,7 +220,19 @@ class ReftConfig:
         }
         # A class of the user's own may have none of them.
         cls = intervention_class(str(self.kind))
-        return {name: value for name, value in given.items() if takes_argument(cls, name)}
+        taken = {name: value for name, value in given.items() if takes_argument(cls, name)}
+        fields = {"low_rank_dimension": "rank"}
+        ignored = [n for n in (fields.get(n, n) for n in given if n not in taken) if self._says(n)]
+        if ignored:
+            raise ValueError(
+                f"the kind {self.kind!r} takes no {', '.join(ignored)}: its constructor arguments "
+                "go into arguments={...}."
+            )
+        return taken
+
+    def _says(self, field: str) -> bool:
+        """Whether a field has another value than its default."""
+        return bool(getattr(self, field) != getattr(ReftConfig, field))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: a list under "interventions", or the short form."""

@@ -4,16 +4,15 @@ from typing import Any
 
 from pyreft.interventions.arithmetic import join, scale, select_directions
 from pyreft.interventions.base import LowRankIntervention
-from pyreft.interventions.kinds import (
-    ConsreftIntervention,
-    DireftIntervention,
-    LobireftIntervention,
-    LoreftIntervention,
-    NodireftIntervention,
-    NoreftIntervention,
-)
+from pyreft.interventions.kinds.consreft import ConsreftIntervention
+from pyreft.interventions.kinds.direft import DireftIntervention
+from pyreft.interventions.kinds.lobireft import LobireftIntervention
+from pyreft.interventions.kinds.loreft import LoreftIntervention
+from pyreft.interventions.kinds.nodireft import NodireftIntervention
+from pyreft.interventions.kinds.noreft import NoreftIntervention
 from pyreft.interventions.projection import OrthonormalProjection
 from pyreft.interventions.registry import (
+    built_in_kinds,
     constructor_arguments,
     intervention_class,
     kind_of,
@@ -34,6 +33,7 @@ __all__ = [
     "NoreftIntervention",
     "OrthonormalProjection",
     "StackedInterventions",
+    "built_in_kinds",
     "constructor_arguments",
     "intervention_class",
     "join",

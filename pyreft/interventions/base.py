@@ -51,6 +51,8 @@ class LowRankIntervention(UpstreamInterventionMixin):
         TypeError: If there is no argument of a name.
     """
 
+    # Whether this class itself, and no subclass of it, computes what `forms` says of the two below.
+    of_one_formula = False
     constant_source = False
     # Whether the edit replaces the projection of the hidden state, or comes on top of it.
     replaces_projection = False

@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyreft.interventions.kinds import KINDS
-
 logger = logging.getLogger(__name__)
 
-_kinds: dict[str, type[nn.Module]] = {**KINDS}
+_kinds: dict[str, type[nn.Module]] = {}
 
 
 def register_intervention(kind: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -75,6 +73,15 @@ def intervention_class(kind: str) -> type[nn.Module]:
     return _kinds[kind]
 
 
+def built_in_kinds() -> dict[str, type[nn.Module]]:
+    """The kinds of this package, by name."""
+    return {kind: cls for kind, cls in _kinds.items() if _is_built_in(cls)}
+
+
+def _is_built_in(cls: type) -> bool:
+    return cls.__module__.startswith(f"{__package__}.kinds.")
+
+
 def kind_of(intervention: nn.Module | type[nn.Module]) -> str:
     """The kind of a module, or of a class.
 
@@ -101,7 +108,7 @@ def tensors_of(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | N
     Raises:
         ValueError, TypeError, RuntimeError: If there is none of these arguments.
     """
-    if _kinds.get(kind) not in KINDS.values():
+    if kind not in built_in_kinds():
         return None
     return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
 
@@ -142,8 +149,6 @@ def _find_arguments(intervention: Any) -> dict[str, Any]:
     cls = type(intervention)
     told, given = hasattr(intervention, "get_config"), getattr(intervention, "given", {})
     arguments: dict[str, Any] = dict(intervention.get_config()) if told else {}
-    if cls in KINDS.values():
-        return arguments
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     anything = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     if anything and not (told or given):
@@ -163,9 +168,6 @@ def _find_arguments(intervention: Any) -> dict[str, Any]:
     for name, value in given.items():
         if anything and name not in arguments:
             arguments[name] = value
-        elif isinstance(value, torch.dtype) and isinstance(arguments[name], str):
-            # As a constructor of the user's own was given it, who may not know it as a string.
-            arguments[name] = getattr(torch, arguments[name].removeprefix("torch."))
     arguments.pop("device", None)
     found = {name: _write(value) for name, value in arguments.items()}
     try:
@@ -191,11 +193,19 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments from JSON, as a constructor was given them: "torch.float32" is a type again."""
+def read_arguments(arguments: Mapping[str, Any], cls: Any = None) -> dict[str, Any]:
+    """Arguments from JSON, as a constructor was given them: "torch.float32" is a type again.
+
+    Args:
+        arguments: The arguments.
+        cls: What they are for. Kinds with our `get_config` have a type as "float32" there, and
+            constructors of subclasses may not know it as a string.
+    """
     found = dict(arguments)
     for name, value in arguments.items():
-        if isinstance(value, str) and value.startswith("torch."):
+        ours = name == "dtype" and hasattr(cls, "given_by_name")
+        if isinstance(value, str) and (ours or value.startswith("torch.")):
             dtype = getattr(torch, value.removeprefix("torch."), value)
-            found[name] = dtype if isinstance(dtype, torch.dtype) else value
+            floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+            found[name] = dtype if floating else value
     return found

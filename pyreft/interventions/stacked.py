@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyreft.installed.modules import forward_hooks_of
-from pyreft.interventions.base import LowRankIntervention
-from pyreft.interventions.forms import Form, read_stacked
-from pyreft.interventions.kinds import KINDS, FreeBasis, OrthonormalBasis
+from pyreft.interventions.bases import FreeBasis, OrthonormalBasis
+from pyreft.interventions.forms import Form, has_form, read_stacked
 from pyreft.interventions.projection import OrthonormalProjection
 
 _PARTS = (nn.Linear, OrthonormalProjection)
-# Some replace it on a class of ours.
-_FORWARD = LowRankIntervention.forward
 
 
 class StackedWeights(NamedTuple):
@@ -105,8 +102,7 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     Modules of a user's own, ones that somebody hooked or changed, and ones that are stored in less
     than float32 run by themselves.
     """
-    # Subclasses may compute something else.
-    if type(intervention) not in KINDS.values() or type(intervention).forward is not _FORWARD:
+    if not has_form(intervention):
         return None
     assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
     parts = list(intervention.modules())

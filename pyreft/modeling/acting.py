@@ -7,6 +7,7 @@ adapter_names          one name for each row of the batch, "__base__" for none
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.config import InterventionConfig
+from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.calls import Batch, read_batch
 from pyreft.modeling.plan import Placed
@@ -197,3 +199,30 @@ def _warn_without_positions(
             "No intervention has positions, so this call runs the bare base model. Say positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
+
+
+def say_nothing_is_edited(base: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Say that no token of a call is edited: an error where the adapter is trained.
+
+    Args:
+        base: The base model.
+        inputs: What it is called with.
+
+    Raises:
+        ValueError: If the model is trained.
+    """
+    with suppress(UncountedStateError):
+        if not cached_tokens(inputs):
+            _say(base, list(inputs))
+
+
+def _say(base: PreTrainedModel, names: Sequence[str]) -> None:
+    texts = [name for name in names if name.endswith(("input_ids", "inputs_embeds"))]
+    if texts:
+        why = f"no position of the adapter is among the tokens of {', '.join(texts)}"
+    else:
+        why = f"the call has no text tokens, but {', '.join(names) or 'nothing'}"
+    said = f"Nothing is edited in this call: {why}."
+    if base.training and torch.is_grad_enabled():
+        raise ValueError(f"{said} So nothing would be learned from it.")
+    logger.warning_once(f"{said} It runs the bare base model.")

@@ -73,13 +73,16 @@ class AttachedAdapter(nn.Module):
         require_places(resolved, self.sites)
 
     def describe(self) -> list[str]:
-        """Lines for people: each intervention, and what else is trained."""
-        lines = []
-        for config, (key, module) in zip(
-            self.config.representations, self.interventions.items(), strict=True
+        """Lines for people: one for interventions of equal layers, one for what else is trained."""
+        alike: dict[str, list[int | None]] = {}
+        for config, module in zip(
+            self.config.representations, self.interventions.values(), strict=True
         ):
             at = "the batch's positions" if config.positions is None else repr(config.positions)
-            lines.append(f"  {key}: {type(module).__name__}({module.extra_repr()}) at {at}")
+            heads = "" if config.heads is None else f", heads {', '.join(map(str, config.heads))}"
+            said = f"{type(module).__name__}({module.extra_repr()}) at {at}"
+            alike.setdefault(f"{config.component}{heads}: {said}", []).append(config.layer)
+        lines = [f"  {_name_layers(layers)}{said}" for said, layers in alike.items()]
         if self.trained.names:
             lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
         return lines
@@ -151,3 +154,16 @@ class AttachedAdapter(nn.Module):
         self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
         self.interventions.requires_grad_(False)
         self.trained.take_off()
+
+
+def _name_layers(layers: Sequence[int | None]) -> str:
+    """As "layers 0-3, 7 "; nothing of paths, which say the layer themselves."""
+    indices = sorted({layer for layer in layers if layer is not None})
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"layer{'s' if len(indices) > 1 else ''} {shown} " if runs else ""

@@ -92,7 +92,7 @@ def _make_kind(config: InterventionConfig, make: Callable[..., nn.Module]) -> nn
     if config.arguments is None and isinstance(make, type):
         raise ValueError(_without_arguments(config))
     try:
-        module = make(**read_arguments(config.arguments or {}))
+        module = make(**read_arguments(config.arguments or {}, make))
     except TypeError as error:
         raise ValueError(
             f"{make!r} does not make the intervention at {config.place} from "
@@ -145,7 +145,7 @@ def _build(config: InterventionConfig, width: int) -> nn.Module:
     if takes_argument(cls, "embed_dim"):
         arguments.setdefault("embed_dim", width)
     try:
-        return cls(**read_arguments(arguments))
+        return cls(**read_arguments(arguments, cls))
     except TypeError as error:
         raise ValueError(
             f"cannot make the intervention at {config.place} of kind {config.kind!r} from "

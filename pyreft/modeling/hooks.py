@@ -117,12 +117,13 @@ class EditHooks:
             )
 
     @contextmanager
-    def editing(self, placed: Sequence[Placed]) -> Iterator[None]:
-        """Edit so in the forward passes inside the block."""
+    def editing(self, placed: Sequence[Placed]) -> Iterator[Edits | None]:
+        """Edit so in the forward passes inside the block, which is given the edits."""
         outer, before = self.placed, self._edits.get(threading.get_ident())
-        self._set(plan_pass(placed))
+        edits = plan_pass(placed)
+        self._set(edits)
         try:
-            yield
+            yield edits
         finally:
             self._set(before)
             if not outer:

@@ -18,13 +18,18 @@ from pyreft.compat.methods import UpstreamMethods
 from pyreft.compat.pyvene import is_config, read_config
 from pyreft.config import ReftConfig
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
-from pyreft.modeling.acting import find_acting, place_in_batch, place_in_call
+from pyreft.modeling.acting import (
+    find_acting,
+    place_in_batch,
+    place_in_call,
+    say_nothing_is_edited,
+)
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.generation import read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
 from pyreft.modeling.lora import without_lora
 from pyreft.modeling.named import NamedAdapters, require_name
-from pyreft.modeling.plan import Placed
+from pyreft.modeling.plan import Placed, edits_something
 from pyreft.modeling.pushing import PushedAdapter
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.shared_prefix import share_beginning
@@ -132,12 +137,17 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
             inputs: Its arguments, and those of `forward` that are for edits alone.
         """
         self._hooks.require()
+        # What a call says itself, it may say of no token.
+        said = ("intervention_locations", "adapter_names")
+        looks = not self._disabled and all(inputs.get(name) is None for name in said)
         if self._placed and threading.get_ident() in self._placed:
-            placed = self._placed[threading.get_ident()]
+            placed, looks = self._placed[threading.get_ident()], False
         else:
             placed = self.place(inputs)
         self._replicas.before_forward(self)
-        with self._hooks.editing(placed):
+        with self._hooks.editing(placed) as edits:
+            if looks and not edits_something(edits):
+                say_nothing_is_edited(self.model, inputs)
             outputs = run(**inputs)
             if torch.is_grad_enabled():
                 self._hooks.keep_for_recomputation(outputs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.interventions import StackedInterventions, stacks_with
+from pyreft.interventions.forms import has_form
 from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.edits import Call, SiteEdits
 from pyreft.modeling.placement import Placement
@@ -95,6 +96,12 @@ def plan_pass(
     in_order = any(one.placement.in_order for one in placed)
     planner = _Planner(any(one.shared for one in placed), stacks, in_order)
     return {site: planner.plan(several) for site, several in edits.items()} or None
+
+
+def edits_something(edits: Edits | None) -> bool:
+    """Whether any token is edited."""
+    calls = [call for site in (edits or {}).values() for call in site.calls]
+    return any(call.slots.scatter.numel() for call in calls)
 
 
 class _Planner:
@@ -184,18 +191,34 @@ class _Alone:
         self._edit = edit
 
     def __call__(self, chosen: Tensor) -> Tensor:
-        edited = _edit_alone(self._edit, chosen)
+        edited = self._call(chosen)
         if self._edit.weight == 1.0:
             return edited
         return chosen + self._edit.weight * (edited - chosen)
 
+    def _call(self, chosen: Tensor) -> Tensor:
+        edit, kept = self._edit, self._edit.slots.kept
+        by_itself = has_form(edit.intervention) or isinstance(edit.subspaces, Mapping)
+        if kept is None or by_itself or not kept.numel():
+            return _edit_alone(edit, chosen, edit.slots.rows)
+        # A module of the user's own may mix the tokens of a row, so it sees no others: rows with
+        # equally many are edited together.
+        counts = torch.bincount(kept // chosen.shape[1], minlength=len(chosen))
+        edited = chosen.clone()
+        for count in counts.unique().tolist():
+            groups = (counts == count).nonzero().flatten()
+            part = _edit_alone(edit, chosen[groups, :count], edit.slots.rows[groups])
+            edited[groups, :count] = part
+        return edited
 
-def _edit_alone(edit: Edit, chosen: Tensor) -> Tensor:
+
+def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
+    """Edit groups of tokens (G, P, D), of these rows (G,) of the batch."""
     extra: dict[str, Any] = {}
     if isinstance(edit.subspaces, Mapping):
         extra["subspaces"] = edit.subspaces
     elif edit.subspaces is not None:
-        extra["subspaces"] = [edit.subspaces[row] for row in edit.slots.rows.tolist()]
+        extra["subspaces"] = [edit.subspaces[row] for row in rows.tolist()]
     if edit.num_heads is None:
         return _call(edit.intervention, chosen, extra)
     by_head = chosen.unflatten(-1, (edit.num_heads, -1))  # (G, P, H, D / H)

@@ -38,6 +38,9 @@ class ReftTrainerForRewardModeling(ReftTrainer):
             with.
     """
 
+    # Scores are the logits of texts, which an evaluation of the loss alone computes too.
+    reads_outputs = False
+
     def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
         tokenizer = kwargs.get("tokenizer") or kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None:

@@ -77,10 +77,15 @@ class ReftTrainer(
     train_dataset: Any = None
     # Whether `compute_loss` takes the number of tokens in a step.
     _takes_items = True
+    # Whether it reads more of the outputs than the loss where an evaluation wants that alone. A
+    # subclass that has a `compute_loss` of its own and does not may say so.
+    reads_outputs = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = vars(cls).get("compute_loss")
+        if own is not None and "reads_outputs" not in vars(cls):
+            cls.reads_outputs = True
         if own is not None and not takes_items(own):
             cls._takes_items = False
             cls.compute_loss = without_items(own)  # type: ignore[method-assign]
@@ -249,9 +254,7 @@ class ReftTrainer(
         """The Trainer's, without the ids of examples."""
         inputs = {name: value for name, value in inputs.items() if name != "id"}
         generates = getattr(self.args, "predict_with_generate", False)
-        # What a subclass computes may need the logits.
-        own = type(self).compute_loss.__module__.startswith("pyreft.")
-        self._loss_only = own and bool(prediction_loss_only or generates)
+        self._loss_only = not self.reads_outputs and bool(prediction_loss_only or generates)
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
