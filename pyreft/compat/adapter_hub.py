@@ -156,7 +156,8 @@ def _positions(config: Mapping[str, Any], unit: int) -> PositionSpec | None:
     first, last = config["prefix_positions"], config["suffix_positions"]
     if not config["tied_weights"]:
         first, last = (0, last) if unit else (first, 0)
-    return PositionSpec(first=first, last=last) if first or last else None
+    parts = [f"f{first}"] * bool(first) + [f"l{last}"] * bool(last)
+    return PositionSpec.parse("+".join(parts)) if parts else None
 
 
 def _read_unit(

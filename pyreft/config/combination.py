@@ -10,7 +10,6 @@ from torch import nn
 from pyreft.config.disjoint import share_no_head
 from pyreft.config.intervention import InterventionConfig
 from pyreft.interventions import constructor_arguments, join, kind_of, scale
-from pyreft.positions import PositionSpec
 
 # One intervention of an adapter: the adapter's index, the intervention, the adapter's weight.
 Part = tuple[int, InterventionConfig, float]
@@ -98,25 +97,29 @@ def _require_one_rule(adapters: Sequence[Sequence[InterventionConfig]]) -> None:
     What a prompt is too short for is all that an adapter has of them at a place, see
     `PositionSpec.select`.
     """
-    places: dict[str, dict[int, PositionSpec]] = {}
+    places: dict[str, dict[int, tuple[int, int]]] = {}
     for index, configs in enumerate(adapters):
         for config in configs:
             if (spec := config.positions) and (spec.first or spec.last):
                 at = places.setdefault(config.place, {})
-                beside = at.get(index, PositionSpec())
-                ends = max(spec.first, beside.first), max(spec.last, beside.last)
-                at[index] = PositionSpec(*ends)
+                first, last = at.get(index, (0, 0))
+                at[index] = max(spec.first, first), max(spec.last, last)
     for place, at in places.items():
-        (one, spec), *others = at.items()
+        (one, ends), *others = at.items()
         for other, differing in others:
-            if differing != spec:
-                tokens = max(spec.first, differing.first) + max(spec.last, differing.last)
+            if differing != ends:
+                tokens = sum(map(max, zip(ends, differing, strict=True)))
                 raise ValueError(
-                    f"adapters {one} and {other} edit {spec} and {differing} of {place}: in "
+                    f"adapters {one} and {other} edit {_name_ends(*ends)} and "
+                    f"{_name_ends(*differing)} of {place}: in "
                     f"prompts of fewer than {tokens} tokens one adapter would edit other tokens "
                     "than both do. Activate both with set_adapter, which takes weights too, or "
                     "train them at the same positions."
                 )
+
+
+def _name_ends(first: int, last: int) -> str:
+    return "+".join([f"f{first}"] * bool(first) + [f"l{last}"] * bool(last))
 
 
 def _combined(

@@ -54,7 +54,7 @@ class ReftConfig:
             `modules_to_save`.
         layers: "all", an index, or indices; negative ones count from the last layer.
         component: Where in the layer; see `pyreft.modeling.components`.
-        positions: A position spec; see `pyreft.positions.grammar`.
+        positions: A position spec; see `pyreft.positions.words`.
         kind: Name of the kind of intervention, or its class.
         rank: Dimension of the subspace.
         tied: Whether one set of weights edits all positions of a layer. With False, each part of

@@ -2,28 +2,36 @@
 
 "f2+l1"   prompt  p p p p p | c c c     (padding anywhere is skipped)
 edited            x x . . x | . . .
+
+spec := word ("+" word)*, the words of `pyreft.positions.words`; "all" is prompt + completion
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from pyreft.positions.grammar import (
-    GRAMMAR,
-    REGIONS,
-    PositionFunction,
-    find_function,
-    find_name,
-    in_order,
-    read_index,
-    read_string,
-)
 from pyreft.positions.tokens import Tokens
+from pyreft.positions.words import (
+    WORDS,
+    At,
+    Chosen,
+    Completion,
+    Ends,
+    First,
+    Last,
+    PositionFunction,
+    Prompt,
+    Word,
+    describe_grammar,
+    registered_names,
+)
+
+_ALL = (Completion(), Prompt())
 
 
 @dataclass(frozen=True)
@@ -31,19 +39,28 @@ class PositionSpec:
     """An immutable, parsed position spec. Make one with `PositionSpec.parse`.
 
     Args:
-        first: Number of tokens at the start of the prompt.
-        last: Number of tokens at the end of the prompt.
-        regions: Any of "prompt" and "completion".
-        indices: Explicit positions in the prompt; negative ones count from its end.
-        functions: Registered names, or functions, from `Tokens` to a (B, T) bool mask.
+        words: Its parts, one of each class but functions, in the order of the classes.
     """
 
-    first: int = 0
-    last: int = 0
-    regions: frozenset[str] = frozenset()
-    indices: tuple[int, ...] = ()
-    # A function may get its name later, and a name another function.
-    functions: tuple[str | PositionFunction, ...] = field(default=(), hash=False)
+    words: tuple[Word, ...]
+
+    @classmethod
+    def of(cls, *words: Word) -> PositionSpec:
+        """A spec of words in any order, of which the same class may be there several times.
+
+        Raises:
+            ValueError: If a word is given twice that a spec has once.
+        """
+        found: list[Word] = []
+        for word in words:
+            there = [one for one in found if type(one) is type(word) and not _differ(one, word)]
+            if not there:
+                found.append(word)
+                continue
+            if (both := there[0].merged(word)) is None:
+                raise ValueError(f"{str(word)!r} is given twice")
+            found[found.index(there[0])] = both
+        return cls(tuple(sorted(found, key=_order)))
 
     @classmethod
     def parse(
@@ -58,89 +75,73 @@ class PositionSpec:
         if isinstance(spec, PositionSpec):
             return spec
         if isinstance(spec, str):
-            return cls(**read_string(spec))
+            return cls._parse_text(spec)
         if isinstance(spec, Integral) and not isinstance(spec, bool):
-            return cls(indices=(read_index(spec),))
+            return cls.of(At.of([spec]))
         if callable(spec):
-            return cls(functions=(spec,))
+            return cls.of(Chosen(spec))
         if isinstance(spec, Iterable) and not isinstance(spec, (bytes, Mapping)):
             indices = tuple(spec)
             if not indices:
-                raise ValueError(f"the list of positions is empty; {GRAMMAR}.")
+                raise ValueError(f"the list of positions is empty; {describe_grammar()}.")
             if any(not isinstance(i, Integral) or isinstance(i, bool) for i in indices):
                 raise TypeError(f"positions in a list must be integers, got {list(indices)!r}.")
-            return cls(indices=in_order(read_index(i) for i in indices))
-        raise TypeError(f"cannot read {spec!r} as positions; {GRAMMAR}.")
+            return cls.of(At.of(indices))
+        raise TypeError(f"cannot read {spec!r} as positions; {describe_grammar()}.")
 
-    def __eq__(self, other: object) -> bool:
-        """Whether both say the same; a function and its registered name do."""
-        return isinstance(other, PositionSpec) and self._meaning() == other._meaning()
-
-    def _meaning(self) -> tuple:
-        functions = [find_function(function) for function in self.functions]
-        return self.first, self.last, self.regions, self.indices, functions
+    @classmethod
+    def _parse_text(cls, spec: str) -> PositionSpec:
+        words: list[Word] = []
+        try:
+            for part in (part.strip() for part in spec.split("+")):
+                words += _read(part)
+            return cls.of(*words)
+        except ValueError as error:
+            raise ValueError(f"position spec {spec!r}: {error}; {describe_grammar()}.") from None
 
     def __str__(self) -> str:
         """The spec in the grammar; raises ValueError for a function that has no name."""
-        parts = [f"f{self.first}"] * bool(self.first) + [f"l{self.last}"] * bool(self.last)
-        parts += ["all"] if self.edits_all else sorted(self.regions)
-        parts += [str(index) for index in self.indices]
-        for function in self.functions:
-            if (name := find_name(function)) is None:
-                raise ValueError(
-                    f"the position function {function!r} has no name, so it cannot be saved; "
-                    'register it with pyreft.register_position("name", function) and use the name.'
-                )
-            parts.append(name)
-        return "+".join(parts)
+        shown = [str(word) for word in self.words if not (self.edits_all and word in _ALL)]
+        if self.edits_all:
+            place = next(i for i, word in enumerate(self.words) if word in _ALL)
+            shown.insert(place, "all")
+        return "+".join(shown)
 
     def __repr__(self) -> str:
-        named = all(find_name(function) for function in self.functions)
-        return f"PositionSpec({str(self) if named else self.functions!r})"
+        unnamed = tuple(w.function for w in self.words if isinstance(w, Chosen) and not w.name)
+        return f"PositionSpec({unnamed or str(self)!r})"
 
     def parts(self) -> list[PositionSpec]:
         """The specs whose sum this is, one for each set of weights if weights are not tied."""
-        parts = [PositionSpec(first=self.first)] * bool(self.first)
-        parts += [PositionSpec(last=self.last)] * bool(self.last)
-        parts += [PositionSpec(regions=frozenset({region})) for region in sorted(self.regions)]
-        parts += [PositionSpec(indices=(index,)) for index in self.indices]
-        return parts + [PositionSpec(functions=(function,)) for function in self.functions]
+        return [PositionSpec((alone,)) for word in self.words for alone in word.alone()]
+
+    @property
+    def first(self) -> int:
+        """The number of tokens at the start of the prompt."""
+        return next((word.count for word in self.words if isinstance(word, First)), 0)
+
+    @property
+    def last(self) -> int:
+        """The number of tokens at the end of the prompt."""
+        return next((word.count for word in self.words if isinstance(word, Last)), 0)
 
     @property
     def edits_all(self) -> bool:
         """Whether every token is edited."""
-        return self.regions == frozenset(REGIONS)
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether the spec needs a prompt to select anything."""
-        return bool(self.first or self.last or self.indices or self.regions == {"prompt"})
+        return set(_ALL) <= set(self.words)
 
     @property
     def edits_completion(self) -> bool:
         """Whether tokens after the prompt, and so generated ones, are edited."""
-        return "completion" in self.regions
+        return _ALL[0] in self.words
 
     def overlaps(self, other: PositionSpec) -> bool:
         """Whether both specs certainly choose a common token in some prompt that is long enough."""
-        theirs = [find_function(function) for function in other.functions]
-        if any(find_function(function) in theirs for function in self.functions):
+        functions = [word for word in self.words if isinstance(word, Chosen)]
+        if any(word in other.words for word in functions):
             return True
-        if self.edits_completion and other.edits_completion:
-            return True
-        if "prompt" in self.regions or "prompt" in other.regions:
-            rest = other if "prompt" in self.regions else self
-            return bool("prompt" in rest.regions or rest.first or rest.last or rest.indices)
-        return bool(
-            (self.first and other.first)
-            or (self.last and other.last)
-            or any(self._has(index) for index in other.indices)
-            or any(other._has(index) for index in self.indices)
-        )
-
-    def _has(self, index: int) -> bool:
-        """Whether an explicit position is one of this spec's, in a prompt that is long enough."""
-        return index in self.indices or 0 <= index < self.first or -self.last <= index < 0
+        ours, theirs = ([s for word in spec.words for s in word.spans()] for spec in (self, other))
+        return any(one.meets(another) for one in ours for another in theirs)
 
     def select(self, tokens: Tokens, site: tuple[int, int] | None = None) -> Tensor:
         """Choose this spec's tokens in a batch.
@@ -161,42 +162,44 @@ class PositionSpec:
             ValueError: If a prompt is empty, an explicit position is outside a prompt, or a
                 function's mask is not a (B, T) bool mask on tokens.
         """
-        chosen = torch.zeros_like(tokens.prompt)
-        if self.reads_prompt:
+        if not self.edits_all and any(word.reads_prompt for word in self.words):
             _refuse_empty(self, tokens)
-        if self.first or self.last:
-            p, s = site if site is not None else (self.first, self.last)
-            n = tokens.prompt_length
-            short = n < p + s
-            first = torch.where(short, (n // 2).clamp(max=self.first), self.first)
-            last = torch.where(short, ((n + 1) // 2).clamp(max=self.last), self.last)
-            chosen |= tokens.prompt & ((tokens.index < first) | (tokens.index >= n - last))
-        if "prompt" in self.regions:
-            chosen |= tokens.prompt
-        if "completion" in self.regions:
-            chosen |= tokens.completion
-        if self.indices:
-            chosen |= self._select_indices(tokens)
-        for function in self.functions:
-            chosen |= _select_by_function(function, tokens)
+        ends = Ends(*(site if site is not None else (self.first, self.last)))
+        chosen = torch.zeros_like(tokens.prompt)
+        for word in self.words:
+            chosen |= word.select(tokens, ends)
         return chosen
 
-    def _select_indices(self, tokens: Tokens) -> Tensor:
-        shortest = int(tokens.prompt_length.min())
-        for index in self.indices:
-            if not -shortest <= index < shortest:
-                row = (
-                    f" of row {int(tokens.prompt_length.argmin())}"
-                    if len(tokens.prompt) > 1
-                    else ""
-                )
-                raise ValueError(
-                    f"position {index} is outside the prompt{row}, which has {shortest} tokens: "
-                    f"positions go from {-shortest} to {shortest - 1}."
-                )
-        wanted = torch.tensor(self.indices, device=tokens.prompt.device)
-        wanted = torch.where(wanted < 0, wanted + tokens.prompt_length, wanted)  # (B, P)
-        return tokens.prompt & (tokens.index[:, :, None] == wanted[:, None, :]).any(-1)
+
+def _read(part: str) -> tuple[Word, ...]:
+    if part == "all":
+        return _ALL
+    for cls in WORDS:
+        try:
+            if (word := cls.parse(part)) is not None:
+                return (word,)
+        except ValueError as error:
+            raise ValueError(f"{part!r} {error}") from None
+    names = registered_names()
+    known = f" (registered functions: {', '.join(names)})" if names else ""
+    raise ValueError(
+        f"cannot read {part!r}{known}. A function of your own is registered first, with "
+        "pyreft.register_position"
+    )
+
+
+def _order(word: Word) -> tuple[int, str]:
+    """Of the classes; functions by their names."""
+    return WORDS.index(type(word)), "" if _has_no_name(word) else str(word)
+
+
+def _differ(one: Word, other: Word) -> bool:
+    """Whether they are functions, of which a spec may have several."""
+    return isinstance(one, Chosen) and one != other
+
+
+def _has_no_name(word: Word) -> bool:
+    return isinstance(word, Chosen) and word.name is None
 
 
 def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
@@ -208,21 +211,3 @@ def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:
             "prompt and a completion, or a chat given to pyreft.make_examples), or choose the "
             'positions "all" or "completion".'
         )
-
-
-def _select_by_function(function: str | PositionFunction, tokens: Tokens) -> Tensor:
-    name = repr(function)
-    chosen = find_function(function)(tokens)
-    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
-        raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
-    if chosen.shape != tokens.prompt.shape:
-        raise ValueError(
-            f"position function {name} must return a mask of shape {tuple(tokens.prompt.shape)}, "
-            f"got {tuple(chosen.shape)}."
-        )
-    if bool((chosen & ~tokens.prompt).any()):
-        raise ValueError(
-            f"position function {name} chose tokens outside the prompt. It is not asked about "
-            'generated tokens: for those there are "completion" and "all".'
-        )
-    return chosen

@@ -26,13 +26,15 @@ from pyreft.config import InterventionConfig
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import stack_named
 from pyreft.positions import PositionSpec
-from pyreft.positions.grammar import find_name
+from pyreft.positions.words import Span, Word
 
 # Whatever a file says, a picture stays one.
 MAX_LAYERS, MAX_ROWS = 160, 40
 UNTOUCHED = "."
 _SEVERAL = "#"
 _MAX_TEXT = 100
+# What spans of the prompt are counted from, and parts of the text that are one span.
+_ANCHORS, _WHOLE = ("start", "end"), ("prompt", "completion")
 # The index of the layer in a path: "model.layers[3].output", "model.layers.3.output".
 _INDEX = re.compile(r"\[(\d{1,9})\]|\.(\d{1,9})(?=[.\[])")
 
@@ -128,10 +130,9 @@ def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: boo
         rows.append(_Row("completion", "", _cells(there, columns)))
     chosen: dict[str, list[_Edit]] = {}
     for edit in edits:
-        functions = () if edit.positions is None else edit.positions.functions
-        names = [find_name(function) or repr(function) for function in functions]
-        by = ["each batch"] if edit.positions is None else names
-        for name in by:
+        words = () if edit.positions is None else edit.positions.words
+        by = [_name(word) for word in words if not _is_placed(word)]
+        for name in ["each batch"] if edit.positions is None else by:
             chosen.setdefault(printable(name), []).append(edit)
     if chosen and all(set(row.cells) == {UNTOUCHED} for row in rows):
         rows = []
@@ -140,18 +141,16 @@ def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: boo
 
 def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[_Row]:
     """The prompt in order, cut where edits begin and end; neighbours that are alike are one row."""
-    specs = [edit.positions for edit in edits if edit.positions is not None]
-    cuts = {0} | {spec.first for spec in specs} | {-spec.last for spec in specs}
-    for index in {index for spec in specs for index in spec.indices}:
-        cuts |= {index, index + 1}
+    spans = {span for edit in edits for span in _spans(edit) if span.anchor in _ANCHORS}
+    cuts = {0} | {cut for span in spans for cut in (span.first, span.stop) if cut is not None}
     ahead, behind = (sorted(c for c in cuts if sign * c >= 0) for sign in (1, -1))
     # None and None are the tokens between the ends, which no count from an end reaches.
-    spans: list[tuple[int | None, int | None]] = [
+    between: list[tuple[int | None, int | None]] = [
         *((first, end - 1) for first, end in pairwise(ahead)),
         (None, None),
         *((first, end - 1) for first, end in pairwise(behind)),
     ]
-    drawn = [(*s, _cells([e for e in edits if _covers(e, s[0])], columns)) for s in spans]
+    drawn = [(*s, _cells([e for e in edits if _covers(e, s[0])], columns)) for s in between]
     if len({cells for *_, cells in drawn}) == 1:
         return [_Row("prompt", "", drawn[0][2])]
     groups = groupby(drawn, key=lambda d: (d[0] is None, (d[0] or 0) < 0, d[2]))
@@ -161,10 +160,30 @@ def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[
 
 def _covers(edit: _Edit, first: int | None) -> bool:
     """Whether an edit is on the tokens from `first` to the next cut; None is between the ends."""
-    spec = edit.positions
-    if spec is None or "prompt" in spec.regions or first is None:
-        return spec is not None and "prompt" in spec.regions
-    return 0 <= first < spec.first or -spec.last <= first < 0 or first in spec.indices
+    spans = [span for span in _spans(edit) if span.anchor in (*_ANCHORS, "prompt")]
+    if first is None:
+        return any(span.anchor == "prompt" for span in spans)
+    here = Span("start" if first >= 0 else "end", first, first + 1)
+    return any(span.meets(here) for span in spans)
+
+
+def _spans(edit: _Edit) -> list[Span]:
+    """Where an edit is in a long prompt, as far as its positions say."""
+    words = () if edit.positions is None else edit.positions.words
+    return [span for word in words for span in word.spans()]
+
+
+def _is_placed(word: Word) -> bool:
+    """Whether it has rows of its own in the picture of the prompt."""
+    spans = word.spans()
+    return bool(spans) and all(span.anchor in (*_ANCHORS, *_WHOLE) for span in spans)
+
+
+def _name(word: Word) -> str:
+    try:
+        return str(word)
+    except ValueError:
+        return repr(getattr(word, "function", word))
 
 
 def _tokens(first: int | None, last: int | None) -> str:

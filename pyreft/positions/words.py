@@ -1,0 +1,344 @@
+"""The words of position specs. A word is one class: it parses, prints, selects, and says where.
+
+    f<n>          the first n tokens of the prompt          First
+    l<n>          the last n tokens of the prompt           Last
+    prompt        every token of the prompt                 Prompt
+    completion    every token after it, generated ones too  Completion
+    <index>       tokens of the prompt; -1 is its last      At
+    <name>        what a registered function returns        Chosen
+
+Nothing else names them: a new word is a subclass of `Word` here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyreft.positions.tokens import Tokens
+
+PositionFunction = Callable[[Tokens], Tensor]
+
+_functions: dict[str, PositionFunction] = {}
+WORDS: list[type[Word]] = []
+
+
+class Span(NamedTuple):
+    """Tokens of a prompt that is long enough, or all of a part of the text.
+
+    Args:
+        anchor: What they are counted from: "start" or "end" of the prompt, or a word's own. Spans
+            of different anchors have no token in common.
+        first, stop: From the first of them to before the last; negative before the anchor. None
+            for all of the prompt, or of the completion.
+    """
+
+    anchor: str
+    first: int | None = None
+    stop: int | None = None
+
+    def meets(self, other: Span) -> bool:
+        """Whether both have a token in common."""
+        outside = "completion" in (self.anchor, other.anchor)
+        if outside or self.first is None or other.first is None:
+            return not outside or self.anchor == other.anchor
+        same, stops = self.anchor == other.anchor, (self.stop or 0, other.stop or 0)
+        return same and max(self.first, other.first) < min(stops)
+
+
+class Ends(NamedTuple):
+    """How many tokens at both ends of the prompt all that edits one layer is to edit."""
+
+    first: int
+    last: int
+
+
+class Word:
+    """A part of a position spec.
+
+    Attributes:
+        syntax, meaning: For people: how it is written, and what it edits.
+        reads_prompt: Whether it needs a prompt to select anything.
+    """
+
+    syntax: ClassVar[str] = ""
+    meaning: ClassVar[str] = ""
+    reads_prompt: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "syntax" in vars(cls):
+            WORDS.append(cls)
+
+    @classmethod
+    def parse(cls, text: str) -> Word | None:
+        """The word that a part of a spec is, None if it is another.
+
+        Raises:
+            ValueError: If it is this word, and selects nothing.
+        """
+        raise NotImplementedError
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        """(B, T) bool, the tokens of a batch.
+
+        Args:
+            tokens: The batch.
+            ends: See `PositionSpec.select`.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        raise NotImplementedError
+
+    def spans(self) -> tuple[Span, ...]:
+        """Where its tokens are in a long prompt, as far as that is known."""
+        return ()
+
+    def alone(self) -> list[Word]:
+        """The words that have weights of their own where weights are not tied."""
+        return [self]
+
+    def merged(self, other: Word) -> Word | None:
+        """One word for this and another of its class; None if a spec has it once."""
+        return self if self == other else None
+
+
+@dataclass(frozen=True)
+class _Counted(Word):
+    """A letter and how many tokens."""
+
+    count: int
+    letter: ClassVar[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Word | None:
+        if not (match := re.fullmatch(f"{cls.letter}([0-9]+)", text)):
+            return None
+        if not (count := read_index(int(match[1]))):
+            raise ValueError("selects nothing")
+        return cls(count)
+
+    def __str__(self) -> str:
+        return f"{self.letter}{self.count}"
+
+    def merged(self, other: Word) -> Word | None:
+        return None
+
+
+class First(_Counted):
+    syntax, meaning, letter = "f<n>", "first n prompt tokens", "f"
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        n = tokens.prompt_length
+        count = torch.where(n < sum(ends), (n // 2).clamp(max=self.count), self.count)
+        return tokens.prompt & (tokens.index < count)
+
+    def spans(self) -> tuple[Span, ...]:
+        return (Span("start", 0, self.count),)
+
+
+class Last(_Counted):
+    syntax, meaning, letter = "l<n>", "last n prompt tokens", "l"
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        n = tokens.prompt_length
+        count = torch.where(n < sum(ends), ((n + 1) // 2).clamp(max=self.count), self.count)
+        return tokens.prompt & (tokens.index >= n - count)
+
+    def spans(self) -> tuple[Span, ...]:
+        return (Span("end", -self.count, 0),)
+
+
+@dataclass(frozen=True)
+class _Region(Word):
+    """All of a part of the text."""
+
+    @classmethod
+    def parse(cls, text: str) -> Word | None:
+        return cls() if text == cls.syntax else None
+
+    def __str__(self) -> str:
+        return self.syntax
+
+    def spans(self) -> tuple[Span, ...]:
+        return (Span(self.syntax),)
+
+
+class Completion(_Region):
+    syntax, meaning, reads_prompt = "completion", "every token after the prompt", False
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        return tokens.completion
+
+
+class Prompt(_Region):
+    syntax, meaning = "prompt", "every token of the prompt"
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        return tokens.prompt
+
+
+@dataclass(frozen=True)
+class At(Word):
+    """Explicit tokens of the prompt, each once, as they lie in a long one."""
+
+    indices: tuple[int, ...]
+
+    syntax, meaning = "<index>", "a token of the prompt, negative from its end"
+
+    @classmethod
+    def of(cls, indices: Iterable[Integral | int]) -> At:
+        """Indices in any order."""
+        read = {read_index(index) for index in indices}
+        return cls(tuple(sorted(read, key=lambda index: (index < 0, index))))
+
+    @classmethod
+    def parse(cls, text: str) -> Word | None:
+        return cls.of([int(text)]) if re.fullmatch(r"-?[0-9]+", text) else None
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.indices))
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        shortest = int(tokens.prompt_length.min())
+        for index in self.indices:
+            if not -shortest <= index < shortest:
+                row = f" of row {int(tokens.prompt_length.argmin())}"
+                raise ValueError(
+                    f"position {index} is outside the prompt{row if len(tokens.prompt) > 1 else ''}"
+                    f", which has {shortest} tokens: positions go from {-shortest} to "
+                    f"{shortest - 1}."
+                )
+        wanted = torch.tensor(self.indices, device=tokens.prompt.device)
+        wanted = torch.where(wanted < 0, wanted + tokens.prompt_length, wanted)  # (B, P)
+        return tokens.prompt & (tokens.index[:, :, None] == wanted[:, None, :]).any(-1)
+
+    def spans(self) -> tuple[Span, ...]:
+        anchors = (("end" if index < 0 else "start", index) for index in self.indices)
+        return tuple(Span(anchor, index, index + 1) for anchor, index in anchors)
+
+    def alone(self) -> list[Word]:
+        return [At((index,)) for index in self.indices]
+
+    def merged(self, other: Word) -> Word | None:
+        assert isinstance(other, At)
+        return At.of((*self.indices, *other.indices))
+
+
+class Chosen(Word):
+    """What a function chooses of a prompt; a function and its registered name are the same word."""
+
+    syntax, meaning = "<name>", "what a registered function returns"
+    reads_prompt = False
+
+    def __init__(self, function: str | PositionFunction) -> None:
+        # A function may get its name later, and a name another function.
+        self._function = function
+
+    @classmethod
+    def parse(cls, text: str) -> Word | None:
+        return cls(text) if text in _functions else None
+
+    @property
+    def function(self) -> PositionFunction:
+        """The function itself."""
+        given = self._function
+        return _functions[given] if isinstance(given, str) else given
+
+    @property
+    def name(self) -> str | None:
+        """The name it is registered under, None if it is not."""
+        if isinstance(self._function, str):
+            return self._function
+        return next((name for name, one in _functions.items() if one == self._function), None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chosen) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(Chosen)
+
+    def __str__(self) -> str:
+        if self.name is None:
+            raise ValueError(
+                f"the position function {self._function!r} has no name, so it cannot be saved; "
+                'register it with pyreft.register_position("name", function) and use the name.'
+            )
+        return self.name
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        name = repr(self._function)
+        chosen = self.function(tokens)
+        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
+            raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
+        if chosen.shape != tokens.prompt.shape:
+            raise ValueError(
+                f"position function {name} must return a mask of shape "
+                f"{tuple(tokens.prompt.shape)}, got {tuple(chosen.shape)}."
+            )
+        if bool((chosen & ~tokens.prompt).any()):
+            raise ValueError(
+                f"position function {name} chose tokens outside the prompt. It is not asked about "
+                'generated tokens: for those there are "completion" and "all".'
+            )
+        return chosen
+
+
+def register_position(name: str, function: PositionFunction) -> PositionFunction:
+    """Give a position function a name, so that configs can use it and checkpoints can hold it.
+
+    Args:
+        name: A Python identifier that is no part of the grammar already.
+        function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
+
+    Raises:
+        ValueError: If the name is reserved or no identifier.
+    """
+    word = name if isinstance(name, str) else ""
+    reserved = word == "all" or any(_is_word(cls, word) for cls in WORDS if cls is not Chosen)
+    if not word.isidentifier() or reserved:
+        raise ValueError(f"{name!r} cannot name a position function: {describe_grammar()}.")
+    if not callable(function):
+        raise TypeError(f"a position function is callable, got {function!r}.")
+    _functions[name] = function
+    return function
+
+
+def registered_names() -> list[str]:
+    """The names of the registered functions."""
+    return sorted(_functions)
+
+
+def describe_grammar() -> str:
+    """What a spec may be, for errors."""
+    written = [f"{cls.syntax} ({cls.meaning})" for cls in WORDS if "<" in cls.syntax]
+    plain = sorted(cls.syntax for cls in WORDS if "<" not in cls.syntax)
+    return (
+        f'a position spec is parts joined by "+": {", ".join([*written, *plain])}, or all (both); '
+        'for example "f7+l7", "l1", "prompt", [0, -1]'
+    )
+
+
+def read_index(index: Integral | int) -> int:
+    """The index, which must be one of a text.
+
+    Raises:
+        ValueError: If no text is that long.
+    """
+    if not -(2**31) < int(index) < 2**31:
+        raise ValueError(f"the position {index} is beyond any text; {describe_grammar()}.")
+    return int(index)
+
+
+def _is_word(cls: type[Word], text: str) -> bool:
+    try:
+        return cls.parse(text) is not None
+    except ValueError:
+        return True
