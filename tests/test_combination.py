@@ -36,7 +36,7 @@ def combined_logits(weighted):
 
 
 def logits_by_hand(weighted):
-    """Each edit is computed from what the layer puts out, and all are added."""
+    """Each edit is computed from what the layer returns, and all are added."""
     base = make_base("llama").double()
 
     def edit(layer):

@@ -1,7 +1,7 @@
 """Directories of adapter-hub's `adapters` -> adapters: its LoReFT, NoReFT and DiReFT.
 
 What adapters 1.3.0 writes: `adapter_config.json`, and `pytorch_adapter.bin` or
-`adapter.safetensors`. It edits what a layer puts out, in units of weights: one for the first and
+`adapter.safetensors`. It edits what a layer returns, in units of weights: one for the first and
 last tokens together, or one for the first and one for the last. Deviation: it counts the last
 tokens from the end of the whole sequence, ours from the end of the prompt.
 """

@@ -14,7 +14,7 @@ from pyreft.compat.columns import read_locations
 from pyreft.compat.locations import locations_tensor
 
 
-class UpstreamCalls:
+class UpstreamCallsMixin:
     """How scripts written for stanfordnlp/pyreft 0.1.0 call a `ReftModel`.
 
     Called with a dict as first argument, the model follows upstream's convention:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.calls import UpstreamCalls
+from pyreft.compat.calls import UpstreamCallsMixin
 from pyreft.sharing import HubFiles, download_adapter
 
 
-class UpstreamMethods(UpstreamCalls):
+class UpstreamMethodsMixin(UpstreamCallsMixin):
     """What else scripts written for stanfordnlp/pyreft 0.1.0 call on a `ReftModel`."""
 
     # What `ReftModel` defines.

@@ -189,7 +189,7 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
         AdapterError: If upstream has no such intervention, or the directory is there already.
     """
     if adapter.lora is not None:
-        raise AdapterError(f"{adapter.origin} has a LoRA of PEFT's: upstream has no file for it.")
+        raise AdapterError(f"{adapter.origin} has PEFT's LoRA: upstream has no file for it.")
     configs: list[InterventionConfig] = adapter.config.representations or []
     given = [config.arguments or {} for config in configs]
     if not configs or any("embed_dim" not in arguments for arguments in given):

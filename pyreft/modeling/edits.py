@@ -70,7 +70,7 @@ def edit_output(edits: SiteEdits, module: nn.Module, inputs: Sequence[Any], outp
         edits: What to do to it.
         module: The module.
         inputs: What it was called with.
-        output: What it put out.
+        output: What it returned.
 
     Returns:
         The same, edited.
@@ -82,7 +82,7 @@ def edit_output(edits: SiteEdits, module: nn.Module, inputs: Sequence[Any], outp
     hidden = output[0] if several and output else output
     if not isinstance(hidden, Tensor):
         raise ValueError(
-            f"{type(module).__name__} puts out {type(output).__name__}, and no hidden state to "
+            f"{type(module).__name__} returns {type(output).__name__}, and no hidden state to "
             "edit: name a module inside it."
         )
     hidden = _edit_hidden(edits, hidden, _may_overwrite(module, hidden, inputs))

@@ -214,7 +214,7 @@ class _SiteHook:
 
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:
-    """The tensors that a model put out, however they are packed."""
+    """The tensors that a model returned, however they are packed."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping):

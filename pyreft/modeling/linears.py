@@ -19,8 +19,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def last_linears(base: Any, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
     """The linear maps whose outputs are those of modules, by the module.
 
-    The base model is run on a few tokens, to see whether what a module puts out is what a linear
-    map inside it puts out. What comes after it in a layer cannot be read off its structure.
+    The base model is run on a few tokens, to see whether what a module returns is what a linear
+    map inside it returns. What comes after it in a layer cannot be read off its structure.
     """
     found = {module: module for module in modules if _is_linear(module)}
     larger = [module for module in modules if module not in found]
@@ -69,7 +69,7 @@ def find_linear(
     module = component.module
     if module not in linears:
         raise ValueError(
-            f"what {type(module).__name__} puts out is not what a linear map puts out: a residual "
+            f"what {type(module).__name__} returns is not what a linear map returns: a residual "
             "sum, a norm or an activation comes after it. Name the linear map by a path, such as "
             '"model.layers[3].mlp.down_proj.output".'
         )

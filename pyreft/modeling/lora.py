@@ -130,7 +130,7 @@ def require_same_lora(adapter: Adapter, model: Any) -> None:
     """Raise AdapterError unless the model has the LoRA that the adapter was trained with."""
     if (adapter.lora is None) == bool(peft_tensors(model)):
         with_lora = ("this model", adapter.origin)[:: -1 if adapter.lora is not None else 1]
-        raise AdapterError(f"{with_lora[0]} has a LoRA of PEFT's, {with_lora[1]} has none.")
+        raise AdapterError(f"{with_lora[0]} has PEFT's LoRA, {with_lora[1]} has none.")
     if adapter.lora is not None:
         _check_lora(adapter, model.get_base_model())
         _require_equal(adapter, describe_lora(model))

@@ -1,4 +1,4 @@
-"""Interventions that a linear map can take up -> its weights, or a LoRA of PEFT's.
+"""Interventions that a linear map can take up -> its weights, or PEFT's LoRA.
 
 An intervention without an activation, on every token, at the output of y = A x + a, makes of it
 
@@ -182,7 +182,7 @@ def _changes(model: ReftModel) -> list[_Change]:
         with _naming(what):
             name, linear = find_linear(base, component, linears)
         change = _change(name, linear, form, weight)
-        # Each edit sees what the linear map puts out without the others, so they add up.
+        # Each edit sees what the linear map returns without the others, so they add up.
         changes[name] = changes[name].plus(change) if name in changes else change
     return list(changes.values())
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
 from pyreft.compat.columns import count_from_text
-from pyreft.compat.methods import UpstreamMethods
+from pyreft.compat.methods import UpstreamMethodsMixin
 from pyreft.compat.pyvene import is_config, read_config
 from pyreft.config import ReftConfig
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
@@ -28,13 +28,13 @@ from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.generation import read_prompt
 from pyreft.modeling.hooks import EditHooks, tensors_in
 from pyreft.modeling.lora import without_lora
-from pyreft.modeling.named import NamedAdapters, require_name
+from pyreft.modeling.named import AdaptersMixin, require_name
 from pyreft.modeling.plan import Placed, edits_something
-from pyreft.modeling.pushing import PushedAdapter
+from pyreft.modeling.pushing import PushingMixin
 from pyreft.modeling.replicas import Replicas
 from pyreft.modeling.shared_prefix import share_beginning
 from pyreft.modeling.stacks import has_two_stacks
-from pyreft.modeling.stand_in import StandIn
+from pyreft.modeling.stand_in import BaseModelMixin
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = (
@@ -49,7 +49,7 @@ _FOR_EDITS = (
 _SWITCHING = threading.Lock()
 
 
-class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Module):
+class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixin, nn.Module):
     """A frozen base model with an adapter of interventions.
 
     It is called, generates and is trained as the base model is: what is not defined here is
@@ -329,7 +329,7 @@ class ReftModel(PushedAdapter, NamedAdapters, UpstreamMethods, StandIn, nn.Modul
     def disable_adapter(self) -> Iterator[None]:
         """Run the bare base model inside the block, in every thread.
 
-        Heads are what they were, and a LoRA of PEFT's that is trained with the adapter is off. Of
+        Heads are what they were, and PEFT's LoRA that is trained with the adapter is off. Of
         blocks that overlap, in several threads, the last to end turns the adapter on again.
         """
         with _SWITCHING:

@@ -31,7 +31,7 @@ from pyreft.sharing import AdapterError, find_adapter
 _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
 
 
-class NamedAdapters:
+class AdaptersMixin:
     """The part of `ReftModel` that has several adapters; names and meanings are PEFT's.
 
     model.load_adapter("other", adapter_name="other")
@@ -121,7 +121,7 @@ class NamedAdapters:
         Raises:
             ValueError: If edits cannot be scaled or joined, with the reason, or a weight is not
                 finite; nothing is changed.
-            TypeError: If a weight is no number.
+            TypeError: If a weight is not a number.
         """
         names = list(adapters)
         self._require_known(names)
@@ -176,7 +176,7 @@ class NamedAdapters:
         require_base(saved, self.model)
         if saved.lora is not None:
             raise AdapterError(
-                f"{saved.origin} has a LoRA of PEFT's, which goes with one adapter alone: load it "
+                f"{saved.origin} has PEFT's LoRA, which goes with one adapter alone: load it "
                 "with ReftModel.from_pretrained, on a base model of its own."
             )
         if adapter_name in self.adapters:
@@ -210,7 +210,7 @@ class NamedAdapters:
         Raises:
             ValueError: If a name is not there, a weight is not finite, or two have heads of their
                 own for one part of the base model; nothing is changed.
-            TypeError: If a weight is no number.
+            TypeError: If a weight is not a number.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         self._require_known(names)

@@ -6,11 +6,11 @@ import tempfile
 
 from huggingface_hub import CommitInfo
 
-from pyreft.modeling.saving import SavedAdapter
+from pyreft.modeling.saving import SavingMixin
 from pyreft.sharing import push_directory
 
 
-class PushedAdapter(SavedAdapter):
+class PushingMixin(SavingMixin):
     """The part of `ReftModel` that pushes its adapter to the Hugging Face Hub."""
 
     def push_to_hub(

@@ -45,7 +45,7 @@ class Replicas:
 
         Args:
             model: The model.
-            outputs: The tensors that it put out, whose gradients are the first to be computed.
+            outputs: The tensors that it returned, whose gradients are the first to be computed.
         """
         if not _is_sharded(model):
             return

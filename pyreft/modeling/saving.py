@@ -23,7 +23,7 @@ from pyreft.modeling.attached import AttachedAdapter
 from pyreft.modeling.build import Kinds
 from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.modeling.merging import export_lora, merge_and_unload
-from pyreft.modeling.named import NamedAdapters
+from pyreft.modeling.named import AdaptersMixin
 from pyreft.modeling.named_base import load_named_base
 from pyreft.modeling.replicas import require_whole
 from pyreft.modeling.rollback import unchanged_by_failure
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class SavedAdapter(NamedAdapters):
+class SavingMixin(AdaptersMixin):
     """The part of `ReftModel` that saves and loads its adapter."""
 
     # What `ReftModel` defines.
@@ -71,7 +71,7 @@ class SavedAdapter(NamedAdapters):
         into a folder of its name in it.
 
         Parameters of the base model that are trained are saved with it: `modules_to_save`, and
-        whatever else requires a gradient. So is a LoRA of PEFT's, once more in PEFT's own files.
+        whatever else requires a gradient. So is PEFT's LoRA, once more in PEFT's own files.
         A save that is killed, or finds the disk full, leaves what was there before. A `README.md`
         that people wrote or edited stays as it is.
 
@@ -161,7 +161,7 @@ class SavedAdapter(NamedAdapters):
         return merge_and_unload(model, add_bias)
 
     def export_lora(self, directory: str | os.PathLike) -> None:
-        """Write the active adapters as a LoRA of PEFT's.
+        """Write the active adapters as PEFT's LoRA.
 
         See `pyreft.modeling.merging.export_lora`.
         """

@@ -22,7 +22,7 @@ _NOT_OF_BASE = (
 )
 
 
-class StandIn(nn.Module):
+class BaseModelMixin(nn.Module):
     """The part of `ReftModel` that answers what is asked of the base model."""
 
     # What `ReftModel` defines.

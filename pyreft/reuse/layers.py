@@ -1,7 +1,7 @@
-"""Layers that do not run: what they would put out is known, or not needed.
+"""Layers that do not run: what they would return is known, or not needed.
 
 layer S - 2      hands on what it gets
-layer S - 1      puts out the known hidden state        hooks on it run, and edit it
+layer S - 1      returns the known hidden state        hooks on it run, and edit it
 layer S          runs
 """
 
@@ -46,7 +46,7 @@ def _in_thread(
 
 
 class LayerOutput:
-    """What layers put out: the hidden state, or a tuple that begins with it.
+    """What layers return: the hidden state, or a tuple that begins with it.
 
     Found by watching one; all layers of a model are alike.
     """
@@ -65,7 +65,7 @@ class LayerOutput:
         return hidden if self._size is None else (hidden, *[None] * (self._size - 1))
 
     def handing_on(self) -> Callable[..., Any]:
-        """A `forward` that puts out what it gets."""
+        """A `forward` that returns what it gets."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -74,5 +74,5 @@ class LayerOutput:
         return forward
 
     def putting_out(self, hidden: Tensor) -> Callable[..., Any]:
-        """A `forward` that puts out this hidden state, whatever it gets."""
+        """A `forward` that returns this hidden state, whatever it gets."""
         return lambda *args, **kwargs: self.of(hidden)

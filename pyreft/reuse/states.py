@@ -30,7 +30,7 @@ def compute_states(plan: Plan, output: LayerOutput, ids: Tensor, start: int) -> 
 
     Args:
         plan: What is reused of the model.
-        output: What layers put out.
+        output: What layers return.
         ids: (M, T) token ids, from the first to the last that is computed.
         start: P, the index of the first token that is computed in every step.
 

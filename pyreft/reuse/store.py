@@ -61,7 +61,7 @@ class Store:
 
     Attributes:
         size: What is held in memory, in bytes.
-        output: What the layers of the model put out.
+        output: What the layers of the model return.
     """
 
     def __init__(self) -> None:

@@ -186,7 +186,7 @@ def _edits(adapter: Adapter) -> str:
         names = ", ".join(code(name) for name in adapter.config.modules_to_save)
         said += f"\n\nTrained with it, parts of the base model: {names}."
     if adapter.lora is not None:
-        said += "\n\nTrained with it, a LoRA of PEFT's, whose files lie beside it."
+        said += "\n\nTrained with it, PEFT's LoRA, whose files lie beside it."
     return said
 
 

@@ -20,7 +20,7 @@ LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FORMAT_VERSION = "2.0"
 # Of the config, in bytes. One intervention takes about 500.
 MAX_CONFIG = 4_000_000
-# Before the names of tensors: trained ones of the base model, and those of a LoRA of PEFT's.
+# Before the names of tensors: trained ones of the base model, and those of PEFT's LoRA.
 OF_BASE, OF_LORA = "base_model.", "peft."
 
 
@@ -28,7 +28,7 @@ class AdapterError(ValueError):
     """A directory that cannot be read as an adapter, or must not be written as one."""
 
     def __init__(self, message: str) -> None:
-        # It may quote what a stranger wrote.
+        # It may quote untrusted text.
         super().__init__(message if len(message) <= 2000 else f"{message[:2000]} ...")
 
 

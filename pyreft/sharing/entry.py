@@ -1,6 +1,6 @@
 """The JSON of `reft_config.json`: what may stand there, and what its fields become.
 
-Adapters come from strangers. JSON that leaves room for two readings is refused, and every field
+Adapters are untrusted. JSON that leaves room for two readings is refused, and every field
 is checked before anything is made from it.
 """
 
@@ -58,7 +58,7 @@ def make_entry(adapter: Adapter) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str) -> dict[str, Any]:
-    """The object that a JSON text of a stranger holds.
+    """The object that an untrusted JSON text holds.
 
     Raises:
         ValueError: If it is no JSON object, is too large, names a field twice, or has a number

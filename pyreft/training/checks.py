@@ -1,4 +1,4 @@
-"""What must not train on: labels that no class has, a loss that is no number."""
+"""What must not train on: labels that no class has, a non-finite loss."""
 
 from __future__ import annotations
 

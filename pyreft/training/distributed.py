@@ -24,7 +24,7 @@ from pyreft.modeling import ReftModel
 logger = logging.get_logger(__name__)
 
 
-class ReplicatedAdapter(Trainer):
+class DistributedMixin(Trainer):
     """The part of `ReftTrainer` that shards the base model, and nothing of its adapter."""
 
     # What the Trainer declares with types that these do not always have.

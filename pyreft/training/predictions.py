@@ -13,7 +13,7 @@ from transformers import GenerationConfig, Seq2SeqTrainer, Trainer
 from pyreft.modeling.boundary import find_tokens
 
 
-class GeneratedPredictions(Trainer):
+class GeneratedPredictionsMixin(Trainer):
     """Stands before a Trainer class: `compute_metrics` gets what the model writes.
 
     It does with `Seq2SeqTrainingArguments(predict_with_generate=True)`, as in transformers'

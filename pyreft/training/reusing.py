@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 _ROUNDING, _COARSE_ROUNDING = 1e-4, 3e-2
 
 
-class ReusesFrozen(Trainer):
+class ReuseMixin(Trainer):
     """The part of `ReftTrainer` that reuses what is the same in every step.
 
     Where nobody gets the logits, those without a label are not computed.
@@ -181,7 +181,7 @@ class ReusesFrozen(Trainer):
         whole, found = (float(loss.detach().mean()) for loss in losses)
         low = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
         allowed = (_COARSE_ROUNDING if low else _ROUNDING) * max(1.0, abs(whole))
-        # A loss that is no number is for others to see.
+        # A non-finite loss is for others to see.
         if abs(whole - found) > allowed:
             self.reuse.distrust(
                 f"the loss of the first batch is {found} with it, and {whole} without"

@@ -23,18 +23,18 @@ from pyreft.modeling.lora import frozen_lora
 from pyreft.positions import PositionSpec
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
-from pyreft.training.distributed import ReplicatedAdapter
+from pyreft.training.distributed import DistributedMixin
 from pyreft.training.measures import describe_interventions
-from pyreft.training.predictions import GeneratedPredictions
+from pyreft.training.predictions import GeneratedPredictionsMixin
 from pyreft.training.rates import parameter_groups, split_groups
-from pyreft.training.reusing import ReusesFrozen
+from pyreft.training.reusing import ReuseMixin
 from pyreft.training.threads import warn_if_threads_wait
 
 logger = logging.get_logger(__name__)
 
 
 class ReftTrainer(
-    AdapterCheckpoints, GeneratedPredictions, ReplicatedAdapter, ReusesFrozen, Trainer
+    AdapterCheckpoints, GeneratedPredictionsMixin, DistributedMixin, ReuseMixin, Trainer
 ):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 

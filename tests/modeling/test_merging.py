@@ -1,4 +1,4 @@
-"""What a linear map can take up goes into its weights, or into a LoRA of PEFT's; the rest stays."""
+"""What a linear map can take up goes into its weights, or into PEFT's LoRA; the rest stays."""
 
 import json
 
@@ -167,7 +167,7 @@ def test_several_active_adapters_are_merged_with_their_weights():
     assert difference(logits(model.merge_and_unload()), expected) <= 1e-4
 
 
-# ---- a LoRA of PEFT's ----------------------------------------------------------------------------
+# ---- PEFT's LoRA ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("architecture", "component"), PLACES)
@@ -243,8 +243,8 @@ def test_an_export_of_a_trained_head_is_refused(tmp_path):
         ({"positions": "f2+l1"}, "it edits PositionSpec"),
         ({"positions": "prompt"}, "it edits PositionSpec"),
         ({"act_fn": "relu"}, "its activation 'relu' is not linear"),
-        ({"component": "block_output"}, "what LlamaDecoderLayer puts out is not what a linear map"),
-        ({"component": "mlp_activation"}, "what SiLUActivation puts out is not|what SiLU puts out"),
+        ({"component": "block_output"}, "what LlamaDecoderLayer returns is not what a linear map"),
+        ({"component": "mlp_activation"}, "what SiLUActivation returns is not|what SiLU returns"),
         ({"component": "mlp_input"}, "it edits an input"),
         ({"component": "head_attention_value_output", "heads": [1]}, r"it edits the heads \[1\]"),
     ],
@@ -263,7 +263,7 @@ def test_what_a_linear_map_cannot_take_up_is_refused_and_named(
 
 
 def test_a_residual_sum_and_norm_after_the_linear_map_are_seen():
-    with pytest.raises(ValueError, match="what BertOutput puts out is not what a linear map"):
+    with pytest.raises(ValueError, match="what BertOutput returns is not what a linear map"):
         merge_and_unload(wrap("bert", "mlp_output"))
 
 

@@ -1,4 +1,4 @@
-"""Parts of the base model that are trained with the interventions: heads, and a LoRA of PEFT's."""
+"""Parts of the base model that are trained with the interventions: heads, and PEFT's LoRA."""
 
 import copy
 
@@ -245,7 +245,7 @@ def test_another_lora_is_refused(tmp_path):
     with pytest.raises(pyreft.AdapterError, match="has r 2, this model's has 4"):
         with_lora(r=4).load_weights(tmp_path)
     plain = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(**CONFIG))
-    with pytest.raises(pyreft.AdapterError, match=r"has a LoRA of PEFT's, this model has none"):
+    with pytest.raises(pyreft.AdapterError, match=r"has PEFT's LoRA, this model has none"):
         plain.load_weights(tmp_path)
 
 

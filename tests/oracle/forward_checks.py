@@ -163,7 +163,7 @@ def check_merge(pair):
 
 
 def check_export(pair):
-    """A LoRA of PEFT's takes up the edits."""
+    """PEFT's LoRA takes up the edits."""
     from peft import PeftModel
 
     arguments, rows = batch(pair.case)

@@ -1,4 +1,4 @@
-"""Adapters of strangers: what can be wrong with one, as (name, what it does to a directory).
+"""Untrusted adapters: what can be wrong with one, as (name, what it does to a directory).
 
 A damage is given a directory that holds a good adapter: of "plain" interventions, with a "head",
 or with a "lora".

@@ -1,4 +1,4 @@
-"""Adapters of strangers: no code runs, the error is our own, and the model is as it was."""
+"""Untrusted adapters: no code runs, the error is our own, and the model is as it was."""
 
 import os
 import resource

@@ -23,7 +23,7 @@ from conftest import make_base
 
 
 class Spoiled(pyreft.ReftTrainer):
-    """The loss of the third step is no number."""
+    """The loss of the third step is not a number."""
 
     value = math.nan
 
