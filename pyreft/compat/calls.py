@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from pyreft.compat.columns import read_locations
+from pyreft.compat.columns import read_locations, without_leading_pad
 from pyreft.compat.locations import locations_tensor
 
 
@@ -32,7 +32,6 @@ class UpstreamCallsMixin:
     model: Any
     _generate: Any
     _run: Any
-    _adapter: Any
     _disabled: int
     disable_adapter: Any
     if TYPE_CHECKING:
@@ -64,6 +63,8 @@ class UpstreamCallsMixin:
         inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
         beside = inputs.get("intervention_locations")
         placed = self._unit_locations(base, unit_locations, beside, labels=labels)
+        if placed is not None:
+            inputs.pop("leading_pad", None)  # which they have counted
         inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
         inputs["in_order"] = True
         original = None
@@ -91,9 +92,7 @@ class UpstreamCallsMixin:
                 "them, or as intervention_locations, which are tokens of each row."
             )
         specs = [config.positions for config in self.reft_config.representations]
-        from_data = len(self._adapter.left_to_batch) == len(specs)
-        found = read_locations(locations, base, specs, labels, from_data)
-        return {"intervention_locations": found}
+        return {"intervention_locations": read_locations(locations, base, specs, labels)}
 
     def _generate_upstream(
         self,
@@ -121,6 +120,7 @@ class UpstreamCallsMixin:
         placed = self._unit_locations(base, unit_locations, beside, copies)
         if placed is not None:
             edits |= placed
+            inputs.pop("leading_pad", None)
         elif positions is None:
             positions = "all" if intervene_on_prompt else "completion"
         edits |= {"positions": positions, "subspaces": subspaces, "in_order": True}
@@ -137,6 +137,7 @@ class UpstreamCallsMixin:
             call: What runs it.
             inputs: The arguments in transformers' convention.
         """
+        inputs = without_leading_pad(inputs)
         named = {n: v for n, v in inputs.items() if n in ("labels", "use_cache")}
         locations, subspaces = (inputs.get(n) for n in ("intervention_locations", "subspaces"))
         if locations is not None:

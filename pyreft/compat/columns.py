@@ -13,50 +13,43 @@ from pyreft.positions import NO_POSITION, PositionSpec
 
 logger = logging.get_logger(__name__)
 
+_BY_TOKEN = (
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids"),
+    *("completion_mask", "labels"),
+)
+
 
 def read_locations(
     locations: Tensor,
     batch: Mapping[str, Any],
     specs: Sequence[PositionSpec | None],
     labels: Tensor | None = None,
-    from_data: bool = False,
 ) -> Tensor:
     """Positions as indices of tokens, whichever way a script counts them.
 
     Upstream's are columns of the padded batch. Its data sets put a pad token before each text, so
     scripts count from that, add the padding of a batch, and take the pad token off again. Which of
     it a script does shows where the adapter knows its own positions; or in a pad token before
-    every row; or where they would be no tokens, or padding.
+    every row; or where they would be no tokens, or padding. Negative ones count from the end.
 
     Args:
         locations: (B, I, P), from `locations_tensor`.
         batch: What the model is called with.
         specs: The positions of each intervention, as far as they are known.
         labels: (B, T), which end the prompts.
-        from_data: Whether the adapter knows its positions from its data set, and from no config.
 
     Raises:
         ValueError: If they could be both, or are neither.
     """
-    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if not isinstance(ids, Tensor) or ids.dim() != 2:
+    text = _text(batch, len(locations))
+    if text is None:
         return locations
-    text = mask != 0 if isinstance(mask, Tensor) and mask.shape == ids.shape else ids == ids
-    text = text.cpu()
     before = text.int().argmax(1)[:, None, None]
     columns = _shift(locations, before)
-    expected = _expected(specs, ids.cpu(), text, labels)
-    readings = (locations, columns, _shift(locations, before - 1))
-    found = [r for r in readings if expected is not None and _sets(r) == expected]
-    if found and found[0] is readings[2]:
-        logger.warning_once(
-            "unit_locations are one less than the adapter's positions, as in scripts that take off "
-            "the pad token that upstream puts before a text. "
-            + ("The adapter's are edited." if from_data else "They are edited as they are.")
-            + " intervention_locations say without doubt where to edit."
-        )
-    if found and (from_data or found[0] is not readings[2]):
-        return found[0]
+    expected = _expected(specs, batch.get("input_ids"), text, labels)
+    for reading in (locations, columns):
+        if expected is not None and _sets(reading) == expected:
+            return reading
     given = (locations >= 0) & (before > 0)
     if not bool(given.any()):
         return locations
@@ -105,22 +98,48 @@ def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:
     leading = inputs.pop("leading_pad", None)
     if leading is None:
         return inputs
-    locations = inputs["intervention_locations"] = count_from_text(
+    inputs["intervention_locations"] = count_from_text(
         inputs.get("intervention_locations"), leading
     )
-    ids, cut = inputs["input_ids"], int(leading.min())
-    return {
-        name: value[:, cut:]
-        if isinstance(value, Tensor) and value.shape == ids.shape and value is not locations
-        else value
-        for name, value in inputs.items()
-    }
+    cut, shape = int(leading.min()), inputs["input_ids"].shape
+    for name in _BY_TOKEN:
+        value = inputs.get(name)
+        if not isinstance(value, Tensor) or value.shape != shape:
+            continue
+        # Labels of another kind may be as many by chance.
+        if name != "labels" or bool((value[:, :cut] == -100).all()):
+            inputs[name] = value[:, cut:]
+    return inputs
+
+
+def warn_of_pad_first(inputs: Mapping[str, Any]) -> None:
+    """Say how positions are counted where every row begins with one masked token."""
+    text = _text(inputs, None)
+    if text is not None and int(text.int().argmax(1).min()) == 1:
+        logger.warning_once(
+            "Every row of the batch begins with a masked token, and intervention_locations count "
+            "the tokens behind it. If they count that token too, as examples of upstream's data "
+            "sets do, collate with pyreft.ReftDataCollator, or give the batch leading_pad, a "
+            "(batch,) tensor of ones."
+        )
+
+
+def _text(batch: Mapping[str, Any], rows: int | None) -> Tensor | None:
+    """(B, T) bool on the CPU, what the attention mask admits; None without a batch of tokens."""
+    given = batch.get("input_ids")
+    given = batch.get("inputs_embeds") if given is None else given
+    if not isinstance(given, Tensor) or given.dim() < 2 or rows not in (None, len(given)):
+        return None
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == given.shape[:2]:
+        return (mask != 0).cpu()
+    return torch.ones(given.shape[:2], dtype=torch.bool)
 
 
 def _shift(locations: Tensor, by: Tensor) -> Tensor:
     """Positions less a number for each row; those before the first token are none."""
-    moved = torch.where(locations == NO_POSITION, locations, locations - by)
-    return moved.masked_fill((moved < 0) & ((locations >= 0) | (by < 0)), NO_POSITION)
+    moved = torch.where(locations < 0, locations, locations - by)
+    return moved.masked_fill((moved < 0) & (locations >= 0), NO_POSITION)
 
 
 def _sets(locations: Tensor) -> list[list[set[int]]]:
@@ -128,7 +147,7 @@ def _sets(locations: Tensor) -> list[list[set[int]]]:
 
 
 def _expected(
-    specs: Sequence[PositionSpec | None], ids: Tensor, text: Tensor, labels: Tensor | None
+    specs: Sequence[PositionSpec | None], ids: Any, text: Tensor, labels: Tensor | None
 ) -> list[list[set[int]]] | None:
     """Where the adapter itself would edit, None if it does not know or is not bound to prompts."""
     # Late, since the data side takes longer to import than all the rest.
@@ -137,9 +156,10 @@ def _expected(
     known = [spec for spec in specs if spec is not None]
     if len(known) < len(specs):
         return None
-    ends = None if labels is None or labels.shape != ids.shape else (labels.cpu() != -100) & text
+    ids = torch.zeros_like(text, dtype=torch.long) if ids is None else ids.cpu()
+    ends = None if labels is None or labels.shape != text.shape else (labels.cpu() != -100) & text
     found = []
-    for row in range(len(ids)):
+    for row in range(len(text)):
         own = ids[row][text[row]].tolist()
         n = len(own)
         if ends is not None and bool(ends[row].any()):

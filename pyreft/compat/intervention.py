@@ -32,9 +32,11 @@ class UpstreamInterventionMixin(nn.Module):
     Attributes:
         given: What the constructor was called with, by name. Constructors in upstream's style
             take `**kwargs`, from which nothing else could tell.
+        given_more: Whether there were more by place, for `*args`.
     """
 
     given: dict[str, Any]
+    given_more: bool
 
     # What pyvene reads of an intervention.
     trainable = True
@@ -49,26 +51,9 @@ class UpstreamInterventionMixin(nn.Module):
         join_pyvene()
         made = super().__new__(cls)
         # nn.Module has no dictionaries to register it in yet.
-        made.__dict__["given"] = cls.given_by_name(args, kwargs)
+        given, more = _read_call(cls, args, kwargs)
+        made.__dict__.update(given=given, given_more=more)
         return made
-
-    @classmethod
-    def given_by_name(cls, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a constructor's call by name; none if they do not fit, as it will say.
-
-        Those without effect are left out.
-        """
-        try:
-            bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
-        except TypeError:
-            return {}
-        found: dict[str, Any] = {}
-        for name, parameter in list(bound.signature.parameters.items())[1:]:
-            if parameter.kind == parameter.VAR_KEYWORD:
-                found |= bound.arguments.get(name, {})
-            elif parameter.kind != parameter.VAR_POSITIONAL and name in bound.arguments:
-                found[name] = bound.arguments[name]
-        return {name: value for name, value in found.items() if name not in _WITHOUT_EFFECT}
 
     def __getitem__(self, index: int) -> Self:
         """The module itself at 0: before 0.1.8, pyvene kept pairs of a module and its hook."""
@@ -98,6 +83,30 @@ class UpstreamInterventionMixin(nn.Module):
             ValueError: If upstream's tensors do not fit, or its R is not orthonormal.
         """
         return super().load_state_dict(_our_tensors(self, state_dict), *args, **kwargs)
+
+
+def _read_call(cls: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The arguments of a constructor's call by name, and whether there were more by place.
+
+    None if they do not fit, as the constructor will say. Those without effect are left out, and
+    what the constructor may change is copied.
+    """
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+    except TypeError:
+        return {}, False
+    found: dict[str, Any] = {}
+    more = False
+    for name, parameter in list(bound.signature.parameters.items())[1:]:
+        if parameter.kind == parameter.VAR_KEYWORD:
+            found |= bound.arguments.get(name, {})
+        elif parameter.kind == parameter.VAR_POSITIONAL:
+            more = bool(bound.arguments.get(name))
+        elif name in bound.arguments:
+            found[name] = bound.arguments[name]
+    plain = {n: value for n, value in found.items() if n not in _WITHOUT_EFFECT}
+    copied = {n: deepcopy(v) if isinstance(v, (list, dict, set)) else v for n, v in plain.items()}
+    return copied, more
 
 
 def join_pyvene() -> None:
@@ -151,7 +160,7 @@ class InterventionDict(nn.ModuleDict):
 class _StateDict(OrderedDict):
     """A state dict that answers to upstream's keys too, without having them."""
 
-    def __init__(self, found: Mapping[str, Any], kind: str | None) -> None:
+    def __init__(self, found: Any = (), kind: str | None = None) -> None:
         super().__init__(found)
         self._metadata = getattr(found, "_metadata", None)
         self._kind = kind
@@ -164,17 +173,20 @@ class _StateDict(OrderedDict):
         return write_intervention(self._kind, {}, self)[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _StateDict:
-        return _StateDict({n: deepcopy(value, memo) for n, value in self.items()}, self._kind)
+        copied = _StateDict({n: deepcopy(value, memo) for n, value in self.items()}, self._kind)
+        copied._metadata = deepcopy(self._metadata, memo)
+        return copied
 
     def __reduce__(self) -> Any:
         # Whoever saves it has a plain state dict.
-        return OrderedDict, (), None, None, iter(self.items())
+        return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
 
 def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state dict in our names, whosever they are."""
-    theirs = "rotate_layer" in state_dict or any(".parametrizations." in n for n in state_dict)
     kind = _nearest_kind(module)
+    names = [str(name) for name in state_dict] if isinstance(state_dict, Mapping) else []
+    theirs = "rotate_layer" in names or any(".parametrizations." in name for name in names)
     if not theirs or kind is None:
         return state_dict
     from pyreft.compat.upstream_tensors import read_intervention

@@ -36,6 +36,8 @@ class ReftClassificationDataset(ReftDataset):
 
     def preprocess(self, kwargs: dict[str, Any]) -> None:
         self._take(kwargs, "input_field", "label_field")
+        # Nobody counts from a pad token to classify, and positions that are learned would.
+        self.pad_mode = None
 
     def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
         fields = [self.input_field] if isinstance(self.input_field, str) else self.input_field

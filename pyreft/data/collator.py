@@ -75,6 +75,7 @@ class ReftDataCollator:
                 or labels are no numbers.
         """
         columns = _read_columns(instances)
+        leading = _leave_out_pad(columns)
         names = list(columns)
         _require_ids(columns["input_ids"])
         _require_numbers(columns.get("labels", []))
@@ -89,15 +90,14 @@ class ReftDataCollator:
         padded = [n for n in inner if n in by_token]
         rows = [{n: by_token[n][i] for n in padded} for i in range(len(instances))]
         batch = {n: v for n, v in self.data_collator(rows).items() if v is not None}
-        leading = _count_leading_pad(by_token["attention_mask"])
         if "intervention_locations" in columns:
             # A position on a pad token is none, as -100 is.
-            fill = 0 if leading else NO_POSITION
-            batch["intervention_locations"] = _stack_positions(
-                columns.pop("intervention_locations"), fill
-            )
-            batch |= leading
-        for name in columns:
+            fill, located = 0 if any(leading) else NO_POSITION, columns["intervention_locations"]
+            batch["intervention_locations"] = _stack_positions(located, fill)
+            if any(leading) or not bool(batch["attention_mask"][:, 0].any()):
+                batch["leading_pad"] = torch.tensor(leading)
+            names.remove("intervention_locations")
+        for name in names:
             if name in by_token and name not in padded:
                 batch[name] = _pad_like(batch["attention_mask"], by_token[name], fills[name])
             elif name not in by_token and not (self.decoder is not None and name in _OF_DECODER):
@@ -213,10 +213,36 @@ def _refuse_unlabelled(labels: Sequence[list]) -> None:
             )
 
 
-def _count_leading_pad(masks: Sequence[list]) -> dict[str, Tensor]:
-    """How many pad tokens examples begin with, which their positions count; upstream's have one."""
+def _leave_out_pad(columns: dict[str, list]) -> list[int]:
+    """How many pad tokens the text of each example begins with, which its positions count.
+
+    Upstream's have one. It is left out of examples that have labels for their tokens, which are
+    trained on; scripts that generate from prompts count from it.
+    """
+    columns.pop("leading_pad", None)
+    rows = range(len(columns["input_ids"]))
+    masks = columns.get("attention_mask", [[]] * len(rows))
     counts = [next((i for i, real in enumerate(mask) if real), 0) for mask in masks]
-    return {"leading_pad": torch.tensor(counts)} if any(counts) else {}
+    labels, ids = columns.get("labels", [None] * len(rows)), columns["input_ids"]
+    by_token = [_is_by_token(labels[i]) and len(labels[i]) == len(ids[i]) for i in rows]
+    marked = [set(labels[i][: counts[i]]) == {-100} for i in rows if by_token[i] and counts[i]]
+    if not any(counts) or not all(by_token) or not all(marked):
+        return counts
+    for name in (*_BY_TOKEN, *_OF_LABELS):
+        if name in columns:
+            columns[name] = [value[counts[i] :] for i, value in enumerate(columns[name])]
+    for i, located in enumerate(columns.get("intervention_locations", [])):
+        columns["intervention_locations"][i] = [
+            [_in_text(index, counts[i]) for index in row] for row in located
+        ]
+    return [0] * len(rows)
+
+
+def _in_text(index: int, leading: int) -> int:
+    """A position that counts so many pad tokens, as one that counts none."""
+    if index < 0:
+        return index
+    return index - leading if index >= leading else NO_POSITION
 
 
 def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor:

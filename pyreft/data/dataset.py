@@ -88,7 +88,8 @@ class ReftDataset(Dataset):
         self.tokenizer = tokenizer
         self.first_n = self.last_n = 0
         # What upstream's subclasses read that put in pad tokens themselves.
-        self.pad_mode, self.fields_to_mask = "first", ["input_ids"]
+        self.pad_mode: str | None = "first"
+        self.fields_to_mask = ["input_ids"]
         self.fields_to_pad = ["input_ids", "labels"]
         self._specs: list[PositionSpec] = []
         if position is not None:
@@ -217,18 +218,23 @@ class ReftDataset(Dataset):
     ) -> tuple[dict[str, Any], list[list[int]]]:
         """The example with a pad token before it, and positions that count it, 0 being none.
 
-        Scripts that evaluate by upstream's positions expect it; training leaves it out again.
+        Scripts that evaluate by upstream's positions expect it; the collator leaves it out of
+        examples with labels again.
         """
         length, pad = len(example["input_ids"]), self.tokenizer.pad_token_id
-        fills = {"input_ids": pad or 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORE}
-        found = dict(example)
-        for name, fill in fills.items():
+        fills = {"input_ids": pad or 0, "labels": IGNORE}
+        fills = {name: fill for name, fill in fills.items() if name in self.fields_to_pad}
+        ids, labels = plain(example["input_ids"]), plain(example.get("labels"))
+        if labels != ids and not (isinstance(labels, list) and labels[:1] == [IGNORE]):
+            fills.pop("labels", None)  # of something else than these tokens
+        found = {**example, "leading_pad": 1}
+        for name, fill in (fills | {"attention_mask": 0, "token_type_ids": 0}).items():
             values = example.get(name)
             if isinstance(values, torch.Tensor) and values.shape == (length,):
                 found[name] = torch.cat([values.new_tensor([fill]), values])
             elif isinstance(values, list) and len(values) == length:
                 found[name] = [fill, *values]
-        return found, [[0 if i == NO_POSITION else i + 1 for i in row] for row in locations]
+        return found, [[_behind_pad(index) for index in row] for row in locations]
 
     # ---- what a torch data set has ------------------------------------------------------
 
@@ -300,6 +306,11 @@ class ReftDataset(Dataset):
             counted = count_from_text(torch.as_tensor(found)[None], torch.tensor([before]))
             found = None if counted is None else counted[0]
         return n > 0 and plain(found) == locate(self._specs, ids, n)
+
+
+def _behind_pad(index: int) -> int:
+    """A position that counts a pad token before the text; negative ones count from the end."""
+    return 0 if index == NO_POSITION else index + 1 if index >= 0 else index
 
 
 def _require_columns(rows: Any, columns: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -147,45 +147,78 @@ def constructor_arguments(intervention: Any) -> dict[str, Any] | None:
 
 def _find_arguments(intervention: Any) -> dict[str, Any]:
     cls = type(intervention)
-    told, given = hasattr(intervention, "get_config"), getattr(intervention, "given", {})
-    arguments: dict[str, Any] = dict(intervention.get_config()) if told else {}
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    anything = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-    if anything and not (told or given):
-        raise ValueError("its constructor takes any arguments, and it has no get_config()")
-    # A subclass may inherit get_config() and have more arguments.
-    for parameter in parameters:
-        name, several = parameter.name, (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.kind in several or name in arguments:
-            continue
-        if name in given or hasattr(intervention, name):
-            arguments[name] = given[name] if name in given else getattr(intervention, name)
-        elif name != "device":
-            raise ValueError(
-                f"its constructor takes {name!r}, which it keeps in no attribute of that name, and "
-                "it has no get_config()"
-            )
-    for name, value in given.items():
-        if anything and name not in arguments:
-            arguments[name] = value
+    if cls.__init__ is nn.Module.__init__:
+        parameters = []
+    if hasattr(intervention, "given") and _depth(cls, "__init__") < _depth(cls, "get_config"):
+        # An inherited get_config() says what the constructor of another class was given.
+        arguments = _as_given(parameters, intervention)
+    elif hasattr(intervention, "get_config"):
+        arguments = dict(intervention.get_config())
+    else:
+        arguments = _as_kept(parameters, intervention)
     arguments.pop("device", None)
     found = {name: _write(value) for name, value in arguments.items()}
     try:
-        json.dumps(found, allow_nan=False)
+        same = json.loads(json.dumps(found, allow_nan=False)) == _as_lists(found)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"they are no JSON ({error}), and it has no get_config() to give them as numbers, "
             "strings, lists and dicts"
         ) from None
+    if not same:
+        raise ValueError("JSON would change them, as keys that are numbers")
     return found
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up a class has a method; those of this package count as one."""
+    ours = (i for i, c in enumerate(cls.__mro__) if c.__module__.startswith(f"{__package__}."))
+    has = (i for i, c in enumerate(cls.__mro__) if name in vars(c))
+    return min(next(has, len(cls.__mro__)), next(ours, len(cls.__mro__)))
+
+
+def _as_given(parameters: Sequence[inspect.Parameter], intervention: Any) -> dict[str, Any]:
+    """The arguments of the call that made it, and the defaults of those it left out."""
+    for parameter in parameters:
+        several = parameter.kind == parameter.VAR_POSITIONAL
+        if parameter.kind == parameter.POSITIONAL_ONLY or (several and intervention.given_more):
+            raise ValueError(f"its constructor takes {parameter.name!r} by place alone")
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**defaults, **intervention.given}
+
+
+def _as_kept(parameters: Sequence[inspect.Parameter], intervention: Any) -> dict[str, Any]:
+    """The arguments that it keeps in attributes of the same names."""
+    arguments = {}
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError("its constructor takes any arguments, and it has no get_config()")
+        if hasattr(intervention, parameter.name):
+            arguments[parameter.name] = getattr(intervention, parameter.name)
+        elif parameter.name != "device":
+            raise ValueError(
+                f"its constructor takes {parameter.name!r}, which it keeps in no attribute of that "
+                "name, and it has no get_config()"
+            )
+    return arguments
 
 
 def _write(value: Any) -> Any:
     """An argument as JSON: types of torch as "torch.float32", single numbers as Python's."""
     if isinstance(value, torch.dtype):
         return str(value)
+    if isinstance(value, str) and value.startswith("torch."):
+        raise ValueError(f"the text {value!r} would come back as a type of torch")
     single = isinstance(value, (torch.Tensor, np.generic, np.ndarray)) and value.ndim == 0
     return value.item() if single else value
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    if isinstance(value, dict):
+        return {name: _as_lists(one) for name, one in value.items()}
+    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 @lru_cache(maxsize=100)
@@ -193,19 +226,11 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def read_arguments(arguments: Mapping[str, Any], cls: Any = None) -> dict[str, Any]:
-    """Arguments from JSON, as a constructor was given them: "torch.float32" is a type again.
-
-    Args:
-        arguments: The arguments.
-        cls: What they are for. Kinds with our `get_config` have a type as "float32" there, and
-            constructors of subclasses may not know it as a string.
-    """
+def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments from JSON, as a constructor was given them: "torch.float32" is a type again."""
     found = dict(arguments)
     for name, value in arguments.items():
-        ours = name == "dtype" and hasattr(cls, "given_by_name")
-        if isinstance(value, str) and (ours or value.startswith("torch.")):
+        if isinstance(value, str) and value.startswith("torch."):
             dtype = getattr(torch, value.removeprefix("torch."), value)
-            floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-            found[name] = dtype if floating else value
+            found[name] = dtype if isinstance(dtype, torch.dtype) else value
     return found

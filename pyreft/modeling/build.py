@@ -38,6 +38,7 @@ def build_interventions(
     Raises:
         ValueError: If an argument is out of range or the width of a module is another.
     """
+    _require_one_class(configs)
     built: list[InterventionConfig] = []
     for config, component in zip(configs, components, strict=True):
         width = _width(config, component, default_width)
@@ -61,6 +62,18 @@ def build_interventions(
     return built
 
 
+def _require_one_class(configs: Sequence[InterventionConfig]) -> None:
+    """Raise ValueError for modules of several classes that files would know by one name."""
+    classes: dict[str, type] = {}
+    for config in configs:
+        cls = type(config.intervention)
+        if config.intervention is not None and classes.setdefault(config.kind, cls) is not cls:
+            raise ValueError(
+                f"two classes of the adapter are called {config.kind!r}, so that files could not "
+                'tell them apart: put @pyreft.register_intervention("another_name") on one.'
+            )
+
+
 def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
     """Make the interventions of kinds that the caller brings.
 
@@ -72,9 +85,9 @@ def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
         ValueError: If what was saved does not fit the class, or there is no such kind in it.
         TypeError: If it is neither class nor function, or makes no module.
     """
-    named = kinds if isinstance(kinds, Mapping) else {kind_of(cls): cls for cls in kinds}
     found = {one.kind for one in config.representations}
-    if unknown := sorted(set(named) - found):
+    named = kinds if isinstance(kinds, Mapping) else _by_kind(kinds)
+    if isinstance(kinds, Mapping) and (unknown := sorted(set(named) - found)):
         raise ValueError(
             f"kinds has {', '.join(unknown)}, the adapter has {', '.join(sorted(found))}: give "
             "them by name, kinds={name: class}."
@@ -88,11 +101,22 @@ def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
     return replace(config, representations=made)
 
 
+def _by_kind(classes: Iterable[type[nn.Module]]) -> dict[str, type[nn.Module]]:
+    """Classes by their kinds; those that an adapter does not have are no error."""
+    listed: list[Any] = [classes] if isinstance(classes, type) else list(classes)
+    if any(not isinstance(cls, type) for cls in listed):
+        raise TypeError(f"kinds is a list of classes, or a dict by the names of kinds: {listed}.")
+    named = {kind_of(cls): cls for cls in listed}
+    if len(named) < len(set(listed)):
+        raise TypeError(f"two of the classes {listed} are one kind: give them by name, in a dict.")
+    return named
+
+
 def _make_kind(config: InterventionConfig, make: Callable[..., nn.Module]) -> nn.Module:
     if config.arguments is None and isinstance(make, type):
         raise ValueError(_without_arguments(config))
     try:
-        module = make(**read_arguments(config.arguments or {}, make))
+        module = make(**read_arguments(config.arguments or {}))
     except TypeError as error:
         raise ValueError(
             f"{make!r} does not make the intervention at {config.place} from "
@@ -145,7 +169,7 @@ def _build(config: InterventionConfig, width: int) -> nn.Module:
     if takes_argument(cls, "embed_dim"):
         arguments.setdefault("embed_dim", width)
     try:
-        return cls(**read_arguments(arguments, cls))
+        return cls(**read_arguments(arguments))
     except TypeError as error:
         raise ValueError(
             f"cannot make the intervention at {config.place} of kind {config.kind!r} from "

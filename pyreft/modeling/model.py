@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
-from pyreft.compat.columns import count_from_text
+from pyreft.compat.columns import count_from_text, warn_of_pad_first
 from pyreft.compat.methods import UpstreamMethodsMixin
 from pyreft.compat.pyvene import is_config, read_config
 from pyreft.config import ReftConfig
@@ -166,6 +166,8 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
         told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
         given, leading = told["intervention_locations"], inputs.pop("leading_pad", None)
         told["intervention_locations"] = count_from_text(given, leading)
+        if given is not None and leading is None:
+            warn_of_pad_first(inputs)
         if self._disabled:
             return []
         names, positions = told["adapter_names"], told.pop("positions")

@@ -171,18 +171,18 @@ class _Region(Word):
         return (Span(self.syntax),)
 
 
-class Completion(_Region):
-    syntax, meaning, reads_prompt = "completion", "every token after the prompt", False
-
-    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
-        return tokens.completion
-
-
 class Prompt(_Region):
     syntax, meaning = "prompt", "every token of the prompt"
 
     def select(self, tokens: Tokens, ends: Ends) -> Tensor:
         return tokens.prompt
+
+
+class Completion(_Region):
+    syntax, meaning, reads_prompt = "completion", "every token after the prompt", False
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        return tokens.completion
 
 
 @dataclass(frozen=True)
@@ -318,10 +318,12 @@ def registered_names() -> list[str]:
 
 def describe_grammar() -> str:
     """What a spec may be, for errors."""
+    plain = ", ".join(cls.syntax for cls in WORDS if "<" not in cls.syntax)
     written = [f"{cls.syntax} ({cls.meaning})" for cls in WORDS if "<" in cls.syntax]
-    plain = sorted(cls.syntax for cls in WORDS if "<" not in cls.syntax)
+    counted = ", ".join(one for one in written if "<n>" in one)
+    others = ", ".join(one for one in written if "<n>" not in one)
     return (
-        f'a position spec is parts joined by "+": {", ".join([*written, *plain])}, or all (both); '
+        f'a position spec is parts joined by "+": {counted}, {plain}, all (these two), {others}; '
         'for example "f7+l7", "l1", "prompt", [0, -1]'
     )
 

@@ -80,6 +80,8 @@ class ReftTrainer(
     # Whether it reads more of the outputs than the loss where an evaluation wants that alone. A
     # subclass that has a `compute_loss` of its own and does not may say so.
     reads_outputs = False
+    # Whether a batch had positions of its own.
+    _located = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -212,8 +214,11 @@ class ReftTrainer(
         """
         inputs = without_leading_pad({n: value for n, value in inputs.items() if n != "id"})
         open_ended = any(c.positions is None for c in self.model.reft_config.representations)
-        if open_ended and "intervention_locations" not in inputs:
-            self._edit_every_token()
+        located = "intervention_locations" in inputs
+        self._located |= located
+        if open_ended and not located:
+            inputs = {**inputs, "positions": "all"}
+            self._say_every_token()
         labels, continues = inputs.get("labels"), self.model.can_generate()
         require_tokens(self.model.model, inputs)
         if isinstance(labels, Tensor):
@@ -222,14 +227,18 @@ class ReftTrainer(
             inputs = self._tell_completion(inputs, labels)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _edit_every_token(self) -> None:
-        """What upstream does where neither config nor batch has positions."""
-        logger.warning(
+    def _say_every_token(self) -> None:
+        """Neither config nor batch has positions, where upstream edits every token.
+
+        A run all of whose batches are such records it, so that the adapter acts so when loaded.
+        """
+        logger.warning_once(
             "The config leaves positions to the batch, and the batch has none: every token is "
             'edited, positions="all". Say positions in the config ("f7+l7") if others are meant.'
         )
-        configs = self.model.reft_config.representations
-        self.model.record_positions([c.positions or PositionSpec.parse("all") for c in configs])
+        if self.model.training and not self._located:
+            configs = self.model.reft_config.representations
+            self.model.record_positions([c.positions or PositionSpec.parse("all") for c in configs])
 
     def _tell_completion(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """The inputs with what labels would tell a model that does not get them."""
@@ -240,7 +249,7 @@ class ReftTrainer(
                 told["decoder_input_ids"] = made
         elif "input_ids" not in inputs or labels.shape != inputs["input_ids"].shape:
             return inputs
-        if "completion_mask" not in inputs and "intervention_locations" not in inputs:
+        if "completion_mask" not in inputs:
             told["completion_mask"] = labels != -100
         return {**inputs, **told}
 
@@ -252,7 +261,7 @@ class ReftTrainer(
         ignore_keys: list[str] | None = None,
     ) -> Any:
         """The Trainer's, without the ids of examples."""
-        inputs = {name: value for name, value in inputs.items() if name != "id"}
+        inputs = without_leading_pad({n: value for n, value in inputs.items() if n != "id"})
         generates = getattr(self.args, "predict_with_generate", False)
         self._loss_only = not self.reads_outputs and bool(prediction_loss_only or generates)
         try:

@@ -65,17 +65,31 @@ def test_what_could_be_both_or_is_neither_is_an_error(rows, given, message):
         read_locations(locations(*given), batch(*rows), OPEN)
 
 
-@pytest.mark.parametrize("from_data", [True, False])
-def test_a_pad_token_that_is_taken_off_without_being_there_is_seen(from_data, caplog):
-    """Upstream's compute_metrics takes one off; positions of the data set say that it does."""
-    rows, given = batch("abcd", "..ab"), locations([-1, 2], [1, 2])
-    found = read_locations(given, rows, F1_L1, from_data=from_data)
-    expected = locations([0, 3], [0, 1]) if from_data else given
-    if from_data:
-        assert found.tolist() == expected.tolist()
-        assert "The adapter's are edited" in caplog.text
-    else:
-        assert "They are edited as they are" in caplog.text
+def test_negative_positions_count_from_the_end_under_any_padding():
+    rows = batch("abcdefgh", "...abcde")
+    found = read_locations(locations([-1, 6], [-1, 7]), rows, OPEN)
+    assert found.tolist() == locations([-1, 6], [-1, 4]).tolist()
+    embedded = {
+        "inputs_embeds": torch.zeros(1, 5, 3),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1]]),
+    }
+    found = read_locations(locations([4]), embedded, OPEN)
+    assert found.tolist() == locations([2]).tolist()
+    counted = count_from_text(locations([-1, 0, 2]), torch.tensor([1]))
+    assert counted.tolist() == locations([-1, NONE, 1]).tolist()
+
+
+def test_only_columns_of_tokens_lose_the_pad_token():
+    given = {
+        **batch(".abc"),
+        "labels": torch.tensor([[1, 0, 2, 3]]),  # of something else, as many by chance
+        "scores": torch.ones(1, 4),
+        "leading_pad": torch.tensor([1]),
+        "intervention_locations": locations([1]),
+    }
+    found = without_leading_pad(given)
+    assert found["input_ids"].shape == (1, 3)
+    assert found["labels"].shape == found["scores"].shape == (1, 4)
 
 
 def test_labels_end_the_prompt_that_positions_are_in():

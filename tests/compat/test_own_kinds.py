@@ -91,7 +91,7 @@ def test_what_is_loaded_without_the_class_says_what_to_pass(killed):
         ({**KINDS, "Scaled": Rotated}, "has the unknown tensor|lacks tensor"),
         ({**KINDS, "Scaled": nn.Identity}, "lacks tensor|has the unknown tensor"),
         ({**KINDS, "Scaled": nn.Linear}, "does not make the intervention"),
-        ([pyreft.NoreftIntervention], "kinds has noreft"),
+        ([pyreft.NoreftIntervention], "saved without the arguments of its class Shifted"),
     ],
 )
 def test_a_class_that_is_not_the_one_that_was_saved_is_refused(killed, kinds, message):
@@ -150,6 +150,85 @@ def test_an_argument_that_is_no_json_is_unknown(tmp_path, caplog):
 
     loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path, kinds={"Called": make})
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+class Wider(pyreft.LoreftIntervention):
+    """Gives its base other arguments than it was given itself, and has a default of its own."""
+
+    def __init__(self, embed_dim, low_rank_dimension, act_fn="relu", powers=(1, 2), **kwargs):
+        super().__init__(embed_dim, 2 * low_rank_dimension, **kwargs)
+        self.act = torch.nn.ReLU() if act_fn == "relu" else torch.nn.Identity()
+        self.powers, self.alpha = sum(powers), kwargs.get("alpha", 1.0)
+
+    def forward(self, base, source=None, subspaces=None):
+        return base + self.powers * self.act(super().forward(base) - base)
+
+
+class Changing(pyreft.LoreftIntervention):
+    def __init__(self, *, scales, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scales.pop(0) + len(scales)
+
+    def forward(self, base, source=None, subspaces=None):
+        return base + self.scale * (super().forward(base) - base)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (Wider, {"low_rank_dimension": 2}),
+        (Wider, {"low_rank_dimension": 1, "act_fn": None, "powers": (3,)}),
+        (Changing, {"low_rank_dimension": 2, "scales": [2, 5, 7]}),
+    ],
+)
+def test_what_the_constructor_was_given_is_saved(cls, arguments, tmp_path):
+    module = cls(embed_dim=WIDTH, **arguments)
+    entry = {"layer": 0, "component": "block_output", "positions": "l1", "intervention": module}
+    model = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(representations=entry))
+    model.save_pretrained(tmp_path)
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path, kinds=[cls, Scaled])
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"extra": {1: 2.0}}, "JSON would change them"),
+        ({"extra": "torch.float32"}, "would come back as a type of torch"),
+        ({"extra": object()}, "no JSON"),
+    ],
+)
+def test_arguments_that_files_would_change_are_unknown(given, message, caplog):
+    class Extra(pyreft.LoreftIntervention):
+        def __init__(self, extra, **kwargs):
+            super().__init__(**kwargs)
+
+    module = Extra(embed_dim=WIDTH, low_rank_dimension=2, **given)
+    entry = {"layer": 0, "component": "block_output", "positions": "l1", "intervention": module}
+    config = pyreft.ReftConfig(representations=entry)
+    assert config.to_dict()["interventions"][0]["arguments"] is None
+    assert message in caplog.text
+
+
+def test_two_classes_that_files_could_not_tell_apart_are_refused():
+    def make(value):
+        class Act(nn.Module):
+            def forward(self, hidden):
+                return hidden + value
+
+        return Act()
+
+    entries = [
+        {"layer": layer, "component": "block_output", "positions": "l1", "intervention": module}
+        for layer, module in enumerate([make(1.0), make(2.0)])
+    ]
+    with pytest.raises(ValueError, match="two classes of the adapter are called 'Act'"):
+        pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(representations=entries))
+
+
+def test_kinds_are_classes(killed):
+    with pytest.raises(TypeError, match="kinds is a list of classes"):
+        pyreft.ReftModel.from_pretrained(make_base("llama"), killed[0], kinds=[nn.Identity()])
 
 
 def test_two_classes_of_one_name_are_two_kinds():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import DataCollatorForSeq2Seq
 
 import pyreft
 from conftest import by_the_rule, make_base
@@ -68,7 +69,12 @@ def text(tokenizer, ids):
 
 
 def own(example):
-    """An example with positions, without the pad token before it, which they count as 0."""
+    """An example with positions, without the pad token before it, which they count as 0.
+
+    Examples of classifiers have none.
+    """
+    if "leading_pad" not in example:
+        return example
     length = len(example["input_ids"])
     by_token = {
         name: values[1:]
@@ -84,13 +90,13 @@ def own(example):
 def test_one_pad_token_is_put_before_a_text_that_has_positions(wide, task):
     """As upstream does, whose scripts count from it; no other token is hidden (defect 10)."""
     wide.pad_token = wide.eos_token
-    for with_positions, without in zip(
-        build(task, wide, position="l1"), build(task, wide), strict=True
-    ):
-        assert bool((without["attention_mask"] == 1).all())
-        assert without["input_ids"][0] != wide.pad_token_id == with_positions["input_ids"][0]
-        assert own(with_positions)["input_ids"].tolist() == without["input_ids"].tolist()
-        assert own(with_positions)["attention_mask"].tolist() == without["attention_mask"].tolist()
+    located, plain = build(task, wide, position="l1"), build(task, wide)
+    for found, expected in zip(located, plain, strict=True):
+        assert bool((expected["attention_mask"] == 1).all())
+        assert expected["input_ids"][0] != wide.pad_token_id
+        assert ("leading_pad" in found) == (task != "classification")
+        for name in ("input_ids", "attention_mask"):
+            assert own(found)[name].tolist() == expected[name].tolist()
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -135,11 +141,13 @@ def test_positions_do_not_depend_on_the_padding_side(wide, task, side):
     data = build(task, wide, position="f1+l1", share_weights=True)
     batch = pyreft.ReftDataCollator(tokenizer=wide)([data[0], data[1]])
     for index in range(2):
+        example = own(data[index])
         ids = batch["input_ids"][index][batch["attention_mask"][index] == 1]
-        assert ids.tolist() == own(data[index])["input_ids"].tolist()
-        found = [p for p in batch["intervention_locations"][index, 0].tolist() if p]
-        assert found == [p for p in data[index]["intervention_locations"][0] if p]
-    assert batch["leading_pad"].tolist() == [1, 1]
+        assert ids.tolist() == example["input_ids"].tolist()
+        found = [p for p in batch["intervention_locations"][index, 0].tolist() if p != -100]
+        assert found == [p for p in example["intervention_locations"][0] if p != -100]
+    # With labels the pad token is left out, and is in no batch to train on.
+    assert "leading_pad" not in batch
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -162,12 +170,43 @@ def test_the_pad_token_changes_no_number(wide, task, side):
         loss = open_model(**here).loss
         torch.testing.assert_close(loss, closed(**there).loss, rtol=1e-5, atol=1e-5)
         text = {n: here[n] for n in ("input_ids", "attention_mask")}
-        # As upstream's trainer hands them on: columns, of which the first is the pad token.
+        # As upstream's trainer hands them on.
         if side == "right":
             where = here["intervention_locations"].permute(1, 0, 2).tolist()
             at = {"sources->base": (None, where)}
             _, outputs = open_model(text, unit_locations=at, labels=here["labels"])
             torch.testing.assert_close(outputs.loss, loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("collate", ["ours", "upstream's", "transformers'"])
+def test_prompts_alone_keep_the_pad_token_and_say_so(wide, side, collate):
+    """Upstream's scripts count from it when they generate."""
+    wide.padding_side = side
+    base = make_base("llama")
+    config = {"layer": 1, "component": "block_output", "low_rank_dimension": 2}
+    model = pyreft.get_reft_model(base, pyreft.ReftConfig(representations=config))
+    data = build("raw", wide, position="f1+l1", share_weights=True, data_split="test")
+    collator = {
+        "ours": pyreft.ReftDataCollator(tokenizer=wide),
+        "upstream's": lambda items: dict(DataCollatorForSeq2Seq(wide)(items)),
+        "transformers'": DataCollatorForSeq2Seq(wide),
+    }[collate]
+    both = collator([data[0], data[0]])
+    assert both["leading_pad"].tolist() == [1, 1] and both["input_ids"].shape[1] == 3
+    inputs = {name: value for name, value in both.items() if name != "id"}
+    ids = wide(["ab", "ab"], return_tensors="pt")["input_ids"]
+    expected = model(ids, positions="f1+l1").logits
+    torch.testing.assert_close(model(**inputs).logits[:, 1:], expected, rtol=1e-5, atol=1e-5)
+    # As compute_metrics does: the column of the first token, less one for the pad token.
+    located = both["intervention_locations"].permute(1, 0, 2)
+    columns = (located + 1 - 1).tolist()
+    text = {name: both[name] for name in ("input_ids", "attention_mask")}
+    _, outputs = model(text, unit_locations={"sources->base": (None, columns)})
+    torch.testing.assert_close(outputs.logits[:, 1:], expected, rtol=1e-5, atol=1e-5)
+    # A loop that loses what the batch says is told how positions are counted.
+    text["intervention_locations"] = both["intervention_locations"] - 1
+    torch.testing.assert_close(model(**text).logits[:, 1:], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_supervised_prompts_are_alpacas(wide):
