@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,9 +38,15 @@ def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
     yield from module._forward_pre_hooks.values()
 
 
-def output_hooks_of_others(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    """The hooks on a module that see its output, but for pyreft's."""
-    return (hook for hook in module._forward_hooks.values() if not is_own(hook))
+def any_is_hooked(modules: Iterable[nn.Module]) -> bool:
+    """Whether a forward pass of any of the modules calls a hook."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def others_see_outputs(modules: Iterable[nn.Module]) -> bool:
+    """Whether a hook that is not pyreft's sees the output of any of the modules."""
+    hooked = (module._forward_hooks for module in modules)
+    return any(not is_own(hook) for hooks in hooked if hooks for hook in hooks.values())
 
 
 def is_own(hook: Callable[..., Any]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyreft.installed.modules import forward_hooks_of
+from pyreft.installed.modules import any_is_hooked
 from pyreft.interventions.bases import FreeBasis, OrthonormalBasis
 from pyreft.interventions.forms import Form, has_form, read_stacked
 from pyreft.interventions.projection import OrthonormalProjection
@@ -109,7 +109,7 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     learned = [p for p in parts[1:] if next(p.parameters(recurse=False), None) is not None]
     if any(type(part) not in _PARTS for part in learned):
         return None
-    if any("forward" in vars(p) or any(forward_hooks_of(p)) for p in parts):
+    if any("forward" in vars(part) for part in parts) or any_is_hooked(parts):
         return None
     types = {parameter.dtype for parameter in intervention.parameters()}
     if not types <= {torch.float32, torch.float64} or len(types) > 1:

@@ -16,7 +16,7 @@ from pyreft.installed.modules import (
     functions_name_saved_outputs,
     is_view,
     modules_list_hooks,
-    output_hooks_of_others,
+    others_see_outputs,
     saves_output,
 )
 from pyreft.modeling.slots import Slots
@@ -129,7 +129,7 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
         return False
     if is_view(hidden) or not hidden.is_contiguous():
         return False
-    if any(any(output_hooks_of_others(m)) for m in module.modules()):
+    if others_see_outputs(module.modules()):
         return False
     if hidden.requires_grad and hidden.grad_fn is None:
         return False

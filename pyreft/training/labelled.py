@@ -25,11 +25,11 @@ from pyreft.installed.losses import (
     replaced_loss,
 )
 from pyreft.installed.modules import (
-    forward_hooks_of,
+    any_is_hooked,
     is_compiled,
     modules_list_hooks,
     modules_say_if_compiled,
-    output_hooks_of_others,
+    others_see_outputs,
 )
 from pyreft.installed.tuners import is_peft_model
 from pyreft.modeling.boundary import shift_labels
@@ -98,7 +98,7 @@ class LabelledLoss:
 
     def _watched(self) -> bool:
         """Whether hooks of others see the logits, or gather a head that lies in shards."""
-        return any(forward_hooks_of(self._head)) or any(output_hooks_of_others(self._base))
+        return any_is_hooked([self._head]) or others_see_outputs([self._base])
 
     @property
     def possible(self) -> bool:
