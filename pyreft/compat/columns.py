@@ -85,7 +85,7 @@ def count_from_text(locations: Tensor | None, leading: Tensor | None) -> Tensor 
     """
     if locations is None or leading is None:
         return locations
-    return _shift(locations, leading.to(locations.device)[:, None, None])
+    return _shift(locations, torch.as_tensor(leading, device=locations.device).view(-1, 1, 1))
 
 
 def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,8 @@ class Renamed(pyreft.NodireftIntervention):
 
 
 def test_the_six_say_what_they_compute():
-    assert sorted(built_in_kinds()) == [
-        *("consreft", "direft", "lobireft", "loreft", "nodireft", "noreft")
-    ]
-    for cls in built_in_kinds().values():
-        assert has_form(cls(embed_dim=8, low_rank_dimension=2))
+    for kind in ("consreft", "direft", "lobireft", "loreft", "nodireft", "noreft"):
+        assert has_form(built_in_kinds()[kind](embed_dim=8, low_rank_dimension=2))
 
 
 @pytest.mark.parametrize("cls", [Twice, Renamed])
