@@ -65,6 +65,14 @@ def test_a_spec_that_does_not_parse_shows_itself_and_the_grammar(spec):
     assert repr(spec) in str(raised.value)
 
 
+def test_the_parts_of_a_spec_have_the_order_that_files_have():
+    """Untied interventions are saved in this order."""
+    spec = PositionSpec.parse("4+prompt+l2+test_even+f3+completion+-1")
+    parts = ["f3", "l2", "completion", "prompt", "4", "-1", "test_even"]
+    assert [str(part) for part in spec.parts()] == parts
+    assert [str(part) for part in PositionSpec.parse("all").parts()] == ["completion", "prompt"]
+
+
 def test_an_empty_list_of_positions_is_refused():
     with pytest.raises(ValueError, match="empty"):
         PositionSpec.parse([])

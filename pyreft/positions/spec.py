@@ -31,7 +31,7 @@ from pyreft.positions.words import (
     registered_names,
 )
 
-_ALL = (Prompt(), Completion())
+_ALL = (Completion(), Prompt())
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PositionSpec:
     @property
     def edits_completion(self) -> bool:
         """Whether tokens after the prompt, and so generated ones, are edited."""
-        return _ALL[1] in self.words
+        return _ALL[0] in self.words
 
     def overlaps(self, other: PositionSpec) -> bool:
         """Whether both specs certainly choose a common token in some prompt that is long enough."""

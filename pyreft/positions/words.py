@@ -7,7 +7,8 @@
     <index>       tokens of the prompt; -1 is its last      At
     <name>        what a registered function returns        Chosen
 
-Nothing else names them: a new word is a subclass of `Word` here.
+Nothing else names them: a new word is a subclass of `Word` here. Their order here is that of the
+parts of a spec, and so of untied interventions in files: new ones come last.
 """
 
 from __future__ import annotations
@@ -171,18 +172,18 @@ class _Region(Word):
         return (Span(self.syntax),)
 
 
-class Prompt(_Region):
-    syntax, meaning = "prompt", "every token of the prompt"
-
-    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
-        return tokens.prompt
-
-
 class Completion(_Region):
     syntax, meaning, reads_prompt = "completion", "every token after the prompt", False
 
     def select(self, tokens: Tokens, ends: Ends) -> Tensor:
         return tokens.completion
+
+
+class Prompt(_Region):
+    syntax, meaning = "prompt", "every token of the prompt"
+
+    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
+        return tokens.prompt
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ def registered_names() -> list[str]:
 
 def describe_grammar() -> str:
     """What a spec may be, for errors."""
-    plain = ", ".join(cls.syntax for cls in WORDS if "<" not in cls.syntax)
+    plain = ", ".join(sorted((cls.syntax for cls in WORDS if "<" not in cls.syntax), reverse=True))
     written = [f"{cls.syntax} ({cls.meaning})" for cls in WORDS if "<" in cls.syntax]
     counted = ", ".join(one for one in written if "<n>" in one)
     others = ", ".join(one for one in written if "<n>" not in one)
