@@ -6,7 +6,7 @@ import tempfile
 
 import torch
 from adapter_cases import NAMES, interventions
-from bases import make, place, with_lora
+from bases import HEADS, make, place, with_lora
 from comparing import require
 from formulas import Parameters
 from position_rules import AFTER_LARGE, RefusedError, after_large, split
@@ -138,9 +138,17 @@ def refuse_config(case):
         one = dataclasses.replace(alone, active=((name, 1.0),))
         edits = row_edits(one, 0)
         refuse(case.architecture, edits, [Turn(0, 900)], 1000, read=900)
+        by_function = set()
         for edit in edits:
-            *_, stack = place(case.architecture, edit.config["layer"], edit.config["component"])
+            path, side, *_, stack = place(
+                case.architecture, edit.config["layer"], edit.config["component"]
+            )
             words = set(split(edit.config["positions"]))
+            if AFTER_LARGE in words:
+                here = {(path, side, h) for h in edit.config.get("heads") or range(HEADS)}
+                if here & by_function:
+                    raise RefusedError("two interventions are where one function says")
+                by_function |= here
             if stack == "encoder" and "completion" in words and "prompt" not in words:
                 raise RefusedError("an encoder reads no completion")
 
