@@ -157,6 +157,7 @@ def test_methods_are_gone():
             tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
         ),
         "model": make_base("llama"),
+        "reft_model.config": make_base("llama").config,
     }
     for row in rows(Method):
         assert not hasattr(owners[row.owner], row.old), row.old
@@ -545,3 +546,16 @@ def test_scripts_are_not_run_and_nothing_heavy_is_imported(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "nothing to change\ncode 0\n[]\n"
+
+
+def test_the_config_of_the_adapter_is_found_where_it_is_read(migrated):
+    script = (
+        "import pyreft\n"
+        'reft_config = pyreft.ReftConfig(representations={"layer": 1})\n'
+        "reft_model = pyreft.get_reft_model(model, reft_config)\n"
+        "print(reft_model.config.representations, reft_config.representations)\n"
+    )
+    text, said = migrated(script)
+    assert text == script
+    assert said.count("representations is gone") == 1
+    assert "script.py:4: representations is gone: write reft_model.reft_config" in said

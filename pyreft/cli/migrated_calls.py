@@ -10,7 +10,7 @@ from pyreft.cli.script_names import Names
 from pyreft.compat.renamed import ROWS, rows_of
 from pyreft.compat.rows import Argument, Default, Method, Value
 
-_METHODS = {row.old for row in ROWS if isinstance(row, Method)}
+_METHODS = {row.old: row.owner for row in ROWS if isinstance(row, Method)}
 _LOADED_BY = {"transformers", "pyreft"}
 _NO_MODELS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
 
@@ -46,7 +46,10 @@ class Calls:
 
     def is_method(self, node: ast.Attribute) -> bool:
         """Whether an attribute is likely one that transformers had, and not the script's own."""
-        known = node.attr in _METHODS and node.attr not in self.names.others
+        owner = _METHODS.get(node.attr, "")
+        _, _, part = owner.partition(".")
+        before = not part or (isinstance(node.value, ast.Attribute) and node.value.attr == part)
+        known = bool(owner) and before and node.attr not in self.names.others
         return known and bool(self.names.libraries & _LOADED_BY)
 
     def _argument(self, call: ast.Call, keyword: ast.keyword, rows: dict[str, Argument]) -> bool:

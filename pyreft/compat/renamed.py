@@ -85,7 +85,8 @@ def _cells(row: Row) -> list[str]:
         ]
     elif isinstance(row, Method):
         call = "call the tokenizer itself"
-        cells = ["transformers", f"`{row.owner}.{row.old}`", row.advice or call]
+        library = "pyreft" if row.owner.startswith("reft_model") else "transformers"
+        cells = [library, f"`{row.owner}.{row.old}`", row.advice or call]
     elif isinstance(row, Value):
         if row.library == "trl":
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyreft.compat.rows import Argument, Name, Override, Row
+from pyreft.compat.rows import Argument, Method, Name, Override, Row
 
 
 def _to_config(trainer: str, config: str, names: dict[str, str]) -> tuple[Argument, ...]:
@@ -130,6 +130,16 @@ TRL: tuple[Row, ...] = (
 )
 
 UPSTREAM: tuple[Row, ...] = (
+    Method(
+        "reft_model.config",
+        "representations",
+        "write reft_model.reft_config.representations; config is the base model's",
+    ),
+    Method(
+        "reft_model.config",
+        "intervention_types",
+        "write the kinds of reft_model.reft_config.representations",
+    ),
     Name(
         "pyvene",
         advice="pyreft no longer installs it: its base classes are in pyreft.interventions too. "

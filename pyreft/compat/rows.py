@@ -45,9 +45,10 @@ class Name:
 
 @dataclass(frozen=True)
 class Method:
-    """A method or attribute that objects of transformers no longer have.
+    """A method or attribute that objects of transformers or pyreft no longer have.
 
-    Without advice, the call of the method becomes a call of the object itself.
+    Without advice, the call of the method becomes a call of the object itself. An owner with a
+    dot, as "reft_model.config", is meant only where its last part is read before.
     """
 
     owner: str
