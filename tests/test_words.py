@@ -8,7 +8,7 @@ import torch
 
 from conftest import LAYERS, make_base
 from pyreft import PositionSpec, ReftConfig, Tokens, get_reft_model
-from pyreft.positions import words
+from pyreft.positions import functions, words
 from pyreft.sharing.picture import draw
 
 
@@ -16,7 +16,8 @@ from pyreft.sharing.picture import draw
 def middle(monkeypatch):
     """The word m<n>, the n tokens in the middle of the prompt."""
     monkeypatch.setattr(words, "WORDS", known := list(words.WORDS))
-    monkeypatch.setattr("pyreft.positions.spec.WORDS", known)
+    for module in ("spec", "functions"):
+        monkeypatch.setattr(f"pyreft.positions.{module}.WORDS", known)
 
     class Middle(words._Counted):
         syntax, meaning, letter = "m<n>", "the n tokens in the middle", "m"
@@ -78,7 +79,7 @@ def test_a_word_is_in_the_picture_and_in_what_errors_say(middle):
     with pytest.raises(ValueError, match=r"m<n> \(the n tokens in the middle\)"):
         PositionSpec.parse("x")
     with pytest.raises(ValueError, match="cannot name"):
-        words.register_position("m4", lambda tokens: tokens.prompt)
+        functions.register_position("m4", lambda tokens: tokens.prompt)
 
 
 def test_the_documentation_has_every_word():
@@ -86,7 +87,7 @@ def test_the_documentation_has_every_word():
     table = page[page.index("| spec | edits |") : page.index("```python")]
     written = " ".join(re.findall(r'"([^"]+)"', table))
     for cls in words.WORDS:
-        if cls is words.Chosen:
+        if cls is functions.Chosen:
             assert "registered name" in table
         elif cls is words.At:
             assert "-1" in written

@@ -15,20 +15,18 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from pyreft.positions.functions import Chosen, PositionFunction, registered_names
 from pyreft.positions.tokens import Tokens
 from pyreft.positions.words import (
     WORDS,
     At,
-    Chosen,
     Completion,
     Ends,
     First,
     Last,
-    PositionFunction,
     Prompt,
     Word,
     describe_grammar,
-    registered_names,
 )
 
 _ALL = (Completion(), Prompt())

@@ -5,7 +5,7 @@
     prompt        every token of the prompt                 Prompt
     completion    every token after it, generated ones too  Completion
     <index>       tokens of the prompt; -1 is its last      At
-    <name>        what a registered function returns        Chosen
+    <name>        what a registered function returns        Chosen, in `functions`
 
 Nothing else names them: a new word is a subclass of `Word` here. Their order here is that of the
 parts of a spec, and so of untied interventions in files: new ones come last.
@@ -14,7 +14,7 @@ parts of a spec, and so of untied interventions in files: new ones come last.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
@@ -24,9 +24,6 @@ from torch import Tensor
 
 from pyreft.positions.tokens import Tokens
 
-PositionFunction = Callable[[Tokens], Tensor]
-
-_functions: dict[str, PositionFunction] = {}
 WORDS: list[type[Word]] = []
 
 
@@ -233,90 +230,6 @@ class At(Word):
         return At.of((*self.indices, *other.indices))
 
 
-class Chosen(Word):
-    """What a function chooses of a prompt; a function and its registered name are the same word."""
-
-    syntax, meaning = "<name>", "what a registered function returns"
-    reads_prompt = False
-
-    def __init__(self, function: str | PositionFunction) -> None:
-        # A function may get its name later, and a name another function.
-        self._function = function
-
-    @classmethod
-    def parse(cls, text: str) -> Word | None:
-        return cls(text) if text in _functions else None
-
-    @property
-    def function(self) -> PositionFunction:
-        """The function itself."""
-        given = self._function
-        return _functions[given] if isinstance(given, str) else given
-
-    @property
-    def name(self) -> str | None:
-        """The name it is registered under, None if it is not."""
-        if isinstance(self._function, str):
-            return self._function
-        return next((name for name, one in _functions.items() if one == self._function), None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chosen) and self.function == other.function
-
-    def __hash__(self) -> int:
-        return hash(Chosen)
-
-    def __str__(self) -> str:
-        if self.name is None:
-            raise ValueError(
-                f"the position function {self._function!r} has no name, so it cannot be saved; "
-                'register it with pyreft.register_position("name", function) and use the name.'
-            )
-        return self.name
-
-    def select(self, tokens: Tokens, ends: Ends) -> Tensor:
-        name = repr(self._function)
-        chosen = self.function(tokens)
-        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
-            raise ValueError(f"position function {name} must return a bool tensor, got {chosen!r}.")
-        if chosen.shape != tokens.prompt.shape:
-            raise ValueError(
-                f"position function {name} must return a mask of shape "
-                f"{tuple(tokens.prompt.shape)}, got {tuple(chosen.shape)}."
-            )
-        if bool((chosen & ~tokens.prompt).any()):
-            raise ValueError(
-                f"position function {name} chose tokens outside the prompt. It is not asked about "
-                'generated tokens: for those there are "completion" and "all".'
-            )
-        return chosen
-
-
-def register_position(name: str, function: PositionFunction) -> PositionFunction:
-    """Give a position function a name, so that configs can use it and checkpoints can hold it.
-
-    Args:
-        name: A Python identifier that is no part of the grammar already.
-        function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
-
-    Raises:
-        ValueError: If the name is reserved or no identifier.
-    """
-    word = name if isinstance(name, str) else ""
-    reserved = word == "all" or any(_is_word(cls, word) for cls in WORDS if cls is not Chosen)
-    if not word.isidentifier() or reserved:
-        raise ValueError(f"{name!r} cannot name a position function: {describe_grammar()}.")
-    if not callable(function):
-        raise TypeError(f"a position function is callable, got {function!r}.")
-    _functions[name] = function
-    return function
-
-
-def registered_names() -> list[str]:
-    """The names of the registered functions."""
-    return sorted(_functions)
-
-
 def describe_grammar() -> str:
     """What a spec may be, for errors."""
     plain = ", ".join(sorted((cls.syntax for cls in WORDS if "<" not in cls.syntax), reverse=True))
@@ -338,10 +251,3 @@ def read_index(index: Integral | int) -> int:
     if not -(2**31) < int(index) < 2**31:
         raise ValueError(f"the position {index} is beyond any text; {describe_grammar()}.")
     return int(index)
-
-
-def _is_word(cls: type[Word], text: str) -> bool:
-    try:
-        return cls.parse(text) is not None
-    except ValueError:
-        return True
