@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
+from pyreft.data.leading_pad import leave_out_pad, plain
 from pyreft.positions import NO_POSITION, PositionSpec
 
 # Token columns, and what fills them up.
@@ -75,7 +76,7 @@ class ReftDataCollator:
                 or labels are no numbers.
         """
         columns = _read_columns(instances)
-        leading = _leave_out_pad(columns)
+        leading = leave_out_pad(columns)
         names = list(columns)
         _require_ids(columns["input_ids"])
         _require_numbers(columns.get("labels", []))
@@ -158,12 +159,6 @@ def _are_classes(labels: Sequence[Any], ids: Sequence[Any]) -> bool:
     return single and any(isinstance(one, list) and len(one) > 1 for one in ids)
 
 
-def plain(value: Any) -> Any:
-    """Tensors, arrays and tuples as lists and numbers."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _is_by_token(value: Any) -> bool:
     """Whether it is a list of one integer a token; a list of floats has one a class."""
     return isinstance(value, list) and not any(isinstance(one, float) for one in value)
@@ -211,38 +206,6 @@ def _refuse_unlabelled(labels: Sequence[list]) -> None:
                 f"example {index} of the batch has no label but -100, so it teaches nothing: its "
                 "completion is empty, or was cut off."
             )
-
-
-def _leave_out_pad(columns: dict[str, list]) -> list[int]:
-    """How many pad tokens the text of each example begins with, which its positions count.
-
-    Upstream's have one. It is left out of examples that have labels for their tokens, which are
-    trained on; scripts that generate from prompts count from it.
-    """
-    columns.pop("leading_pad", None)
-    rows = range(len(columns["input_ids"]))
-    masks = columns.get("attention_mask", [[]] * len(rows))
-    counts = [next((i for i, real in enumerate(mask) if real), 0) for mask in masks]
-    labels, ids = columns.get("labels", [None] * len(rows)), columns["input_ids"]
-    by_token = [_is_by_token(labels[i]) and len(labels[i]) == len(ids[i]) for i in rows]
-    marked = [set(labels[i][: counts[i]]) == {-100} for i in rows if by_token[i] and counts[i]]
-    if not any(counts) or not all(by_token) or not all(marked):
-        return counts
-    for name in (*_BY_TOKEN, *_OF_LABELS):
-        if name in columns:
-            columns[name] = [value[counts[i] :] for i, value in enumerate(columns[name])]
-    for i, located in enumerate(columns.get("intervention_locations", [])):
-        columns["intervention_locations"][i] = [
-            [_in_text(index, counts[i]) for index in row] for row in located
-        ]
-    return [0] * len(rows)
-
-
-def _in_text(index: int, leading: int) -> int:
-    """A position that counts so many pad tokens, as one that counts none."""
-    if index < 0:
-        return index
-    return index - leading if index >= leading else NO_POSITION
 
 
 def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor:

@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from pyreft.compat.columns import count_from_text
 from pyreft.compat.locations import get_intervention_locations
-from pyreft.data.collator import plain
+from pyreft.data.leading_pad import plain, put_pad_first
 from pyreft.data.locations import locate, spec_of_each
 from pyreft.data.sources import as_rows, load_rows
 from pyreft.data.tokenize import IGNORE, NoRoomError, describe_cut, describe_left_out, room
-from pyreft.positions import NO_POSITION, PositionSpec
+from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
 
@@ -193,9 +193,11 @@ class ReftDataset(Dataset):
         example |= self._subspaces(data_item) | result
         if locations is None:
             return example
-        if self.pad_mode == "first":
-            example, locations = self._with_pad_first(example, locations)
-        return example | {"intervention_locations": locations}
+        if self.pad_mode != "first":
+            return example | {"intervention_locations": locations}
+        return put_pad_first(
+            example, locations, self.tokenizer.pad_token_id or 0, self.fields_to_pad
+        )
 
     def get_intervention_locations(
         self, *, last_position: int, input_ids: Sequence[int] | None = None, **kwargs: Any
@@ -212,29 +214,6 @@ class ReftDataset(Dataset):
             shared = {n: kwargs[n] for n in ("num_interventions", "share_weights") if n in kwargs}
             return get_intervention_locations(last_position=last_position, **numbers, **shared)
         return locate(self._specs, input_ids, last_position) if self._specs else None
-
-    def _with_pad_first(
-        self, example: dict[str, Any], locations: list[list[int]]
-    ) -> tuple[dict[str, Any], list[list[int]]]:
-        """The example with a pad token before it, and positions that count it, 0 being none.
-
-        Scripts that evaluate by upstream's positions expect it; the collator leaves it out of
-        examples with labels again.
-        """
-        length, pad = len(example["input_ids"]), self.tokenizer.pad_token_id
-        fills = {"input_ids": pad or 0, "labels": IGNORE}
-        fills = {name: fill for name, fill in fills.items() if name in self.fields_to_pad}
-        ids, labels = plain(example["input_ids"]), plain(example.get("labels"))
-        if labels != ids and not (isinstance(labels, list) and labels[:1] == [IGNORE]):
-            fills.pop("labels", None)  # of something else than these tokens
-        found = {**example, "leading_pad": 1}
-        for name, fill in (fills | {"attention_mask": 0, "token_type_ids": 0}).items():
-            values = example.get(name)
-            if isinstance(values, torch.Tensor) and values.shape == (length,):
-                found[name] = torch.cat([values.new_tensor([fill]), values])
-            elif isinstance(values, list) and len(values) == length:
-                found[name] = [fill, *values]
-        return found, [[_behind_pad(index) for index in row] for row in locations]
 
     # ---- what a torch data set has ------------------------------------------------------
 
@@ -306,11 +285,6 @@ class ReftDataset(Dataset):
             counted = count_from_text(torch.as_tensor(found)[None], torch.tensor([before]))
             found = None if counted is None else counted[0]
         return n > 0 and plain(found) == locate(self._specs, ids, n)
-
-
-def _behind_pad(index: int) -> int:
-    """A position that counts a pad token before the text; negative ones count from the end."""
-    return 0 if index == NO_POSITION else index + 1 if index >= 0 else index
 
 
 def _require_columns(rows: Any, columns: Sequence[str]) -> None:

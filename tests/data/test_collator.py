@@ -94,3 +94,29 @@ def test_what_is_no_number_is_refused_as_a_label(label, tokenizer):
 def test_integers_for_several_classes_are_told_from_floats(tokenizer):
     with pytest.raises(ValueError, match="of several classes at once they are floats"):
         collate(tokenizer, [{"input_ids": [5, 6], "labels": [1, 0, 1]}])
+
+
+@pytest.mark.parametrize("said", [None, 0])
+def test_examples_that_were_padded_before_keep_their_positions(tokenizer, said, caplog):
+    """Positions count no padding, but for upstream's pad token: one before every text."""
+    more = {} if said is None else {"leading_pad": said}
+    examples = [
+        {
+            "input_ids": [0] * pads + [5, 6, 7],
+            "attention_mask": [0] * pads + [1, 1, 1],
+            "labels": [-100] * (pads + 2) + [7],
+            "intervention_locations": [[1]],
+            **more,
+        }
+        for pads in (2, 1)
+    ]
+    tokenizer.padding_side = "left"
+    try:
+        batch = pyreft.ReftDataCollator(tokenizer=tokenizer)(examples)
+        one = pyreft.ReftDataCollator(tokenizer=tokenizer)(examples[1:])
+    finally:
+        tokenizer.padding_side = "right"
+    assert batch["intervention_locations"].tolist() == [[[1]], [[1]]]
+    assert batch["leading_pad"].tolist() == [0, 0]
+    assert one["intervention_locations"].tolist() == ([[[1]]] if said == 0 else [[[0]]])
+    assert ("taken for the pad token of upstream" in caplog.text) == (said is None)
