@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import DynamicCache, ViTConfig, ViTForImageClassification
 
 import pyreft
 from conftest import WIDTH, make_base
+from pyreft.installed.caches import cache_argument
 
 IDS = torch.arange(3, 15).view(2, 6)
 
@@ -116,8 +117,9 @@ def test_where_nothing_is_meant_to_be_edited_nothing_is_said(caplog):
     none = torch.full((2, 1, 1), -100)
     model(IDS, intervention_locations=none)
     model(IDS, adapter_names=["__base__"] * 2)
-    cache = model(IDS, use_cache=True).past_key_values
-    model(IDS[:, :1], past_key_values=cache, attention_mask=torch.ones(2, 7))
+    cache = {cache_argument(model.model): DynamicCache(config=model.config)}
+    model(IDS, use_cache=True, **cache)
+    model(IDS[:, :1], attention_mask=torch.ones(2, 7), **cache)
     assert "Nothing is edited" not in caplog.text
 
 
