@@ -32,7 +32,6 @@ class UpstreamCallsMixin:
     model: Any
     _generate: Any
     _run: Any
-    _disabled: int
     disable_adapter: Any
     if TYPE_CHECKING:
         interventions = reft_config = property()
@@ -63,8 +62,6 @@ class UpstreamCallsMixin:
         inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
         beside = inputs.get("intervention_locations")
         placed = self._unit_locations(base, unit_locations, beside, labels=labels)
-        if placed is not None:
-            inputs.pop("leading_pad", None)  # which they have counted
         inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
         inputs["in_order"] = True
         original = None
@@ -81,8 +78,8 @@ class UpstreamCallsMixin:
         beside: Any,
         copies: int = 1,
         labels: Tensor | None = None,
-    ) -> dict[str, Tensor] | None:
-        """The argument that says where to edit, None if `unit_locations` do not."""
+    ) -> dict[str, Any] | None:
+        """The arguments that say where to edit, None if `unit_locations` do not."""
         locations = locations_tensor(given, len(self.interventions), _rows(base), copies)
         if locations is None:
             return None
@@ -92,7 +89,9 @@ class UpstreamCallsMixin:
                 "them, or as intervention_locations, which are tokens of each row."
             )
         specs = [config.positions for config in self.reft_config.representations]
-        return {"intervention_locations": read_locations(locations, base, specs, labels)}
+        # A leading pad token is counted already.
+        found = read_locations(locations, base, specs, labels)
+        return {"intervention_locations": found, "leading_pad": 0}
 
     def _generate_upstream(
         self,
@@ -119,8 +118,8 @@ class UpstreamCallsMixin:
         beside = edits.get("intervention_locations", inputs.get("intervention_locations"))
         placed = self._unit_locations(base, unit_locations, beside, copies)
         if placed is not None:
-            edits |= placed
-            inputs.pop("leading_pad", None)
+            edits["intervention_locations"] = placed["intervention_locations"]
+            inputs["leading_pad"] = placed["leading_pad"]
         elif positions is None:
             positions = "all" if intervene_on_prompt else "completion"
         edits |= {"positions": positions, "subspaces": subspaces, "in_order": True}

@@ -114,8 +114,10 @@ def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def warn_of_pad_first(inputs: Mapping[str, Any]) -> None:
     """Say how positions are counted where every row begins with one masked token."""
-    text = _text(inputs, None)
-    if text is not None and int(text.int().argmax(1).min()) == 1:
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].any()):
+        return
+    if bool(mask[:, 1:2].any()):
         logger.warning_once(
             "Every row of the batch begins with a masked token, and intervention_locations count "
             "the tokens behind it. If they count that token too, as examples of upstream's data "
@@ -124,11 +126,11 @@ def warn_of_pad_first(inputs: Mapping[str, Any]) -> None:
         )
 
 
-def _text(batch: Mapping[str, Any], rows: int | None) -> Tensor | None:
+def _text(batch: Mapping[str, Any], rows: int) -> Tensor | None:
     """(B, T) bool on the CPU, what the attention mask admits; None without a batch of tokens."""
     given = batch.get("input_ids")
     given = batch.get("inputs_embeds") if given is None else given
-    if not isinstance(given, Tensor) or given.dim() < 2 or rows not in (None, len(given)):
+    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != rows:
         return None
     mask = batch.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == given.shape[:2]:

@@ -24,6 +24,12 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "source_representation": (None,),
     "hidden_source_representation": (None,),
 }
+# pyvene's classes that every kind of ours is one of.
+_OF_PYVENE = (
+    "SourcelessIntervention",
+    "TrainableIntervention",
+    "DistributedRepresentationIntervention",
+)
 
 
 class UpstreamInterventionMixin(nn.Module):
@@ -114,9 +120,7 @@ def join_pyvene() -> None:
 
     Of its code nothing runs: our constructors do not call its own.
     """
-    names = ["SourcelessIntervention", "TrainableIntervention"]
-    names.append("DistributedRepresentationIntervention")
-    theirs: Any = tuple(getattr(sys.modules.get("pyvene"), name, None) for name in names)
+    theirs: Any = tuple(getattr(sys.modules.get("pyvene"), name, None) for name in _OF_PYVENE)
     if None not in theirs and UpstreamInterventionMixin.__bases__ != theirs:
         UpstreamInterventionMixin.__bases__ = theirs
 

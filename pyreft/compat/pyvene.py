@@ -14,14 +14,6 @@ from torch import Tensor, nn
 from pyreft.compat.intervention import UpstreamInterventionMixin
 from pyreft.config import ReftConfig
 
-NAMES = (
-    "Intervention",
-    "TrainableIntervention",
-    "ConstantSourceIntervention",
-    "SourcelessIntervention",
-    "DistributedRepresentationIntervention",
-)
-
 
 def find_class(name: str) -> type[nn.Module]:
     """pyvene's class of a name, or ours that does its work."""
@@ -139,3 +131,4 @@ _OURS = (
     SourcelessIntervention,
     DistributedRepresentationIntervention,
 )
+NAMES = tuple(cls.__name__ for cls in _OURS)

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from pyreft.data.leading_pad import leave_out_pad, plain
+from pyreft.data.leading_pad import BY_TOKEN, OF_LABELS, leave_out_pad, plain
 from pyreft.positions import NO_POSITION, PositionSpec
 
-# Token columns, and what fills them up.
-_BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0}
-_OF_LABELS = {"labels": -100, "completion_mask": 0}
 # Columns as long as the labels that a decoder learns beside an encoder.
-_OF_DECODER = {**_OF_LABELS, "decoder_input_ids": 0, "decoder_attention_mask": 0}
+_OF_DECODER = {**OF_LABELS, "decoder_input_ids": 0, "decoder_attention_mask": 0}
 
 
 class ReftDataCollator:
@@ -81,7 +78,7 @@ class ReftDataCollator:
         _require_ids(columns["input_ids"])
         _require_numbers(columns.get("labels", []))
         lengths = [len(ids) for ids in columns["input_ids"]]
-        fills = _BY_TOKEN if self.decoder is not None else _BY_TOKEN | _OF_LABELS
+        fills = BY_TOKEN if self.decoder is not None else BY_TOKEN | OF_LABELS
         by_token = {n: columns[n] for n in names if n in fills and _is_by_token(columns[n][0])}
         for name, values in by_token.items():
             _check_lengths(name, [len(value) for value in values], lengths)

@@ -21,8 +21,9 @@ from pyreft.positions import NO_POSITION
 
 logger = logging.get_logger(__name__)
 
-_BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-_OF_LABELS = ("labels", "completion_mask")
+# Token columns, and what fills them up.
+BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0}
+OF_LABELS = {"labels": IGNORE, "completion_mask": 0}
 
 
 def put_pad_first(
@@ -37,8 +38,8 @@ def put_pad_first(
         fields: The columns that get a token, of input_ids and labels.
     """
     length, labels = len(example["input_ids"]), plain(example.get("labels"))
-    fills = {"input_ids": pad, "labels": IGNORE, "attention_mask": 0, "token_type_ids": 0}
-    fills = {n: fill for n, fill in fills.items() if n in (*fields, *_BY_TOKEN[1:])}
+    fills = {n: fill for n, fill in {"input_ids": pad, "labels": IGNORE}.items() if n in fields}
+    fills |= {"attention_mask": 0, "token_type_ids": 0}
     if labels != plain(example["input_ids"]) and not _begins_ignored(labels, 1):
         fills.pop("labels", None)  # of something else than these tokens
     found = {**example, "leading_pad": 1}
@@ -76,7 +77,7 @@ def leave_out_pad(columns: dict[str, list]) -> list[int]:
     by_token = [isinstance(labels[i], list) and len(labels[i]) == len(ids[i]) for i in rows]
     if not all(by_token[i] and _begins_ignored(labels[i], leading[i]) for i in rows):
         return leading
-    for name in (*_BY_TOKEN, *_OF_LABELS):
+    for name in (*BY_TOKEN, *OF_LABELS):
         if name in columns:
             columns[name] = [value[leading[i] :] for i, value in enumerate(columns[name])]
     if "intervention_locations" in columns:

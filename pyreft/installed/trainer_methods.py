@@ -84,13 +84,6 @@ def _functions(cls: type) -> Iterator[Any]:
                 yield function
 
 
-def takes_items(compute_loss: Callable) -> bool:
-    """Whether a `compute_loss` takes the number of tokens of a step, as the Trainer passes it."""
-    parameters = inspect.signature(compute_loss).parameters
-    anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    return anything or "num_items_in_batch" in parameters
-
-
 def without_items(compute_loss: Callable) -> Callable:
     """A `compute_loss` as older Trainers called it, and upstream's users wrote it."""
 

@@ -121,9 +121,9 @@ def _tensors_of(kind: str, arguments: str) -> Mapping[str, Tensor]:
     return tensors
 
 
-def takes_argument(cls: type[nn.Module], name: str) -> bool:
-    """Whether the constructor of a class has an argument of that name, or takes any."""
-    parameters = inspect.signature(cls).parameters
+def takes_argument(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function, or the constructor of a class, has an argument of that name or any."""
+    parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -14,10 +14,10 @@ from transformers.utils import logging
 from pyreft.compat.columns import without_leading_pad
 from pyreft.data.collator import ReftDataCollator
 from pyreft.installed.trainer_methods import (
-    takes_items,
     trainer_steps_by_methods,
     without_items,
 )
+from pyreft.interventions import takes_argument
 from pyreft.modeling import ReftModel
 from pyreft.modeling.lora import frozen_lora
 from pyreft.positions import PositionSpec
@@ -88,7 +88,7 @@ class ReftTrainer(
         own = vars(cls).get("compute_loss")
         if own is not None and "reads_outputs" not in vars(cls):
             cls.reads_outputs = True
-        if own is not None and not takes_items(own):
+        if own is not None and not takes_argument(own, "num_items_in_batch"):
             cls._takes_items = False
             cls.compute_loss = without_items(own)  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 import pyreft
 from conftest import WIDTH, make_base, randomize
@@ -290,6 +291,18 @@ def test_what_can_only_be_wrong_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         arguments = {**arguments, "intervene_on_prompt": True, "max_new_tokens": 1}
         wrap(loreft()).generate(TEXT, **arguments)
+
+
+def test_a_pad_token_that_unit_locations_count_is_not_doubted(caplog):
+    logging.warning_once.cache_clear()  # other tests may have been warned
+    model = wrap(loreft())
+    padded = {"input_ids": IDS.clone(), "attention_mask": TEXT["attention_mask"].clone()}
+    padded["attention_mask"][:, 0] = 0
+    _, found = model(padded, unit_locations=at([[1], [2]]))
+    assert "begins with a masked token" not in caplog.text
+    where = torch.tensor([[[0]], [[1]]])
+    assert torch.equal(model(**padded, intervention_locations=where).logits, found.logits)
+    assert "Every row of the batch begins with a masked token" in caplog.text
 
 
 def test_an_intervention_is_given_once():
