@@ -102,11 +102,11 @@ def check_gradients(pair):
     """The gradients of every parameter that is trained, PEFT's LoRA included."""
     case = pair.case
     arguments, rows = batch(case)
-    refused = refusal(pair, rows)
     given = embedded(pair.model, arguments) if case.options.get("embeddings") else {**arguments}
     if case.options.get("checkpointing"):
         pair.model.train()
         pair.model.gradient_checkpointing_enable({"use_reentrant": False})
+    refused = refusal(pair, rows)
     if pair.reference.two_stacks or case.architecture != "bert":
         given["use_cache"] = False
     outputs = call(refused, pair.model, **given, **explicit(case))

@@ -81,6 +81,8 @@ class Edit:
 def refuse(architecture, edits, turns, t, ids=None, read=0):
     """Raise RefusedError if a position is not there, or two edits of one adapter meet.
 
+    Returns whether any token is edited.
+
     Args:
         architecture: Of the base model.
         edits, turns, t, ids: As for `Edit.columns`.
@@ -98,6 +100,7 @@ def refuse(architecture, edits, turns, t, ids=None, read=0):
         if chosen & others:
             raise RefusedError("two interventions edit one token")
         others |= chosen
+    return any(seen.values())
 
 
 class Reference:

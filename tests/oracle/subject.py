@@ -155,12 +155,18 @@ def refuse_config(case):
 
 def refusal(pair, rows):
     """Why pyreft must refuse a batch, or None."""
+    case, edited = pair.case, False
     try:
         for row, (ids, n, _, read) in enumerate(rows):
             length = 0 if read is None else len(read)
-            refuse(pair.case.architecture, pair.edits(row), [Turn(0, n)], len(ids), ids, length)
+            edited |= refuse(
+                case.architecture, pair.edits(row), [Turn(0, n)], len(ids), ids, length
+            )
     except RefusedError as refused:
         return str(refused)
+    by_itself = case.names is None and case.locations is None
+    if pair.model.training and torch.is_grad_enabled() and by_itself and not edited:
+        return "training that edits nothing"
     return None
 
 
