@@ -11,6 +11,11 @@ from pyreft.installed.releases import check_releases as _check_releases
 
 # For type checkers, which do not run what is below.
 if TYPE_CHECKING:
+    from pyreft.adapters import (
+        ReferenceModel as ReferenceModel,
+        ReftModel as ReftModel,
+        get_reft_model as get_reft_model,
+    )
     from pyreft.compat.locations import (
         ReftType as ReftType,
         TaskType as TaskType,
@@ -46,11 +51,6 @@ if TYPE_CHECKING:
         NodireftIntervention as NodireftIntervention,
         NoreftIntervention as NoreftIntervention,
         register_intervention as register_intervention,
-    )
-    from pyreft.modeling import (
-        ReferenceModel as ReferenceModel,
-        ReftModel as ReftModel,
-        get_reft_model as get_reft_model,
     )
     from pyreft.positions import (
         PositionSpec as PositionSpec,
@@ -108,7 +108,7 @@ _HOMES = {
         "NoreftIntervention",
         "register_intervention",
     ),
-    "pyreft.modeling": ("ReferenceModel", "ReftModel", "get_reft_model"),
+    "pyreft.adapters": ("ReferenceModel", "ReftModel", "get_reft_model"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.sharing": ("AdapterError",),
     "pyreft.training": (

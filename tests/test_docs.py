@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pyreft
 from conftest import make_base, make_llama
-from pyreft.modeling.adapter import require_base
-from pyreft.modeling.base import describe_base
+from pyreft.adapters.fitting import require_base
+from pyreft.base_model.description import describe_base
 from pyreft.sharing import read_adapter
 
 ROOT = Path(__file__).parent.parent

@@ -178,7 +178,7 @@ def convert(
     else:
         model = load_model(source, base, token, positions or (), act_fn)
         if to is Format.peft:
-            from pyreft.modeling.merging import export_lora
+            from pyreft.lora.merging import export_lora
 
             export_lora(model, directory)
         else:
@@ -202,7 +202,7 @@ def merge(
     every token at the output of linear maps, without an activation.
     """
     from pyreft.cli.loading import load_model
-    from pyreft.modeling.merging import merge_and_unload
+    from pyreft.lora.merging import merge_and_unload
     from pyreft.sharing.whole import new_directory
 
     source = _find(adapter, revision, token)

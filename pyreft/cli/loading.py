@@ -9,10 +9,10 @@ from typing import Any
 
 import transformers
 
+from pyreft.adapters import ReftModel
+from pyreft.base_model.loading import load_named_base
 from pyreft.compat.formats import read_any
 from pyreft.compat.upstream_files import is_upstream, read_upstream
-from pyreft.modeling import ReftModel
-from pyreft.modeling.named_base import load_named_base
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import CONFIG_NAME
 

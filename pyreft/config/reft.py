@@ -53,7 +53,7 @@ class ReftConfig:
             `InterventionConfig.from_representation`. Excludes all arguments below but `kind` and
             `modules_to_save`.
         layers: "all", an index, or indices; negative ones count from the last layer.
-        component: Where in the layer; see `pyreft.modeling.components`.
+        component: Where in the layer; see `pyreft.base_model.components`.
         positions: A position spec; see `pyreft.positions.words`.
         kind: Name of the kind of intervention, or its class.
         rank: Dimension of the subspace.

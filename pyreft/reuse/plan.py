@@ -15,6 +15,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from pyreft.adapters import ReftModel
+from pyreft.base_model.components import Component
+from pyreft.base_model.running import running_model
+from pyreft.base_model.stacks import find_layers, positions_depend_on_length, text_config
 from pyreft.installed.attention_functions import attention_of, captures_outputs, keeps_state
 from pyreft.installed.caches import (
     CACHE_NAMES,
@@ -33,9 +37,6 @@ from pyreft.installed.modules import (
     tensors_count_writes,
 )
 from pyreft.installed.offloading import is_placed, placed_modules_have_a_hook
-from pyreft.modeling import ReftModel
-from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.stacks import find_layers, positions_depend_on_length, text_config
 
 # What must hold to know that nothing else than the layers changes their output.
 _NEEDED = (
@@ -92,7 +93,7 @@ def plan_reuse(model: ReftModel) -> Plan:
         raise NotReusableError("its layers share modules")
     inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
     adapters = [model.adapters[name] for name in model.active_adapters]
-    components = [component for adapter in adapters for component in adapter.components]
+    components = [target.component for adapter in adapters for target in adapter.targets]
     skipped = min(_unchanged(component, layers, inside) for component in components)
     lost = None if next(_why_never_tokens(base), None) else next(_why_not_tokens(base), None)
     no_tokens = lost or next(_why_never_tokens(base), None)

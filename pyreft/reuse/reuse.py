@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from pyreft.adapters import ReftModel
+from pyreft.base_model.running import running_model
 from pyreft.installed.caches import cache_argument
-from pyreft.modeling import ReftModel
-from pyreft.modeling.components import running_model
 from pyreft.reuse.attention import attending
 from pyreft.reuse.fingerprint import contents, versions
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyreft.modeling.boundary import shift_labels
-from pyreft.modeling.plan import Placed
+from pyreft.editing.plan import Placed
+from pyreft.placement.boundary import shift_labels
 from pyreft.reuse.plan import NotReusableError
 
 # Columns of a batch that are understood. Those of `ReftModel` are in the placement.

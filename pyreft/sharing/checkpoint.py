@@ -41,7 +41,7 @@ class Adapter:
         tensors: Their parameters by name, "<key of the intervention>.<name in the module>";
             trained tensors of the base model, "base_model.<name in the base model>"; tensors of a
             LoRA of PEFT's, "peft.<PEFT's name>".
-        base: What is said of the base model, see `pyreft.modeling.base`.
+        base: What is said of the base model, see `pyreft.base_model.description`.
         origin: Where it was read from.
         lora: The config of the LoRA that was trained with the interventions, or None.
     """

@@ -18,8 +18,8 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
+from pyreft.adapters import ReftModel
 from pyreft.installed.offloading import fsdp_can_ignore_parameters
-from pyreft.modeling import ReftModel
 
 logger = logging.get_logger(__name__)
 

@@ -32,7 +32,7 @@ from pyreft.installed.modules import (
     others_see_outputs,
 )
 from pyreft.installed.tuners import is_peft_model
-from pyreft.modeling.boundary import shift_labels
+from pyreft.placement.boundary import shift_labels
 from pyreft.training.chunks import ChunkedLoss, PlainChunkedLoss
 
 logger = logging.get_logger(__name__)

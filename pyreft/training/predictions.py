@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, Seq2SeqTrainer, Trainer
 
-from pyreft.modeling.boundary import find_tokens
+from pyreft.placement.boundary import find_tokens
 
 
 class GeneratedPredictionsMixin(Trainer):

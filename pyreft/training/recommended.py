@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pyreft.base_model.description import task_of
 from pyreft.config import ReftConfig
-from pyreft.modeling.base import task_of
 from pyreft.training.checks import heads_of
 
 

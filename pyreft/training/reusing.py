@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
+from pyreft.base_model.running import running_model
 from pyreft.installed.modules import is_compiled
-from pyreft.modeling.components import running_model
 from pyreft.reuse import FrozenReuse
 from pyreft.reuse.plan import counts_tokens
 from pyreft.reuse.reuse import Cut

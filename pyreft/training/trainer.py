@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from pyreft.adapters import ReftModel
 from pyreft.compat.columns import without_leading_pad
 from pyreft.data.collator import ReftDataCollator
 from pyreft.installed.trainer_methods import (
@@ -18,8 +19,7 @@ from pyreft.installed.trainer_methods import (
     without_items,
 )
 from pyreft.interventions import takes_argument
-from pyreft.modeling import ReftModel
-from pyreft.modeling.lora import frozen_lora
+from pyreft.lora.peft_lora import frozen_lora
 from pyreft.positions import PositionSpec
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 import pyreft
 from conftest import VOCAB, enlarge, make_llama, randomize
 from pyreft.installed.caches import CACHE_NAMES, cache_argument
-from pyreft.modeling.generation import Steps
+from pyreft.placement.steps import Steps
 
 INSTALLED = cache_argument(LlamaForCausalLM)
 OTHER = next(name for name in CACHE_NAMES if name != INSTALLED)

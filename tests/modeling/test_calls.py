@@ -10,7 +10,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import VOCAB, make_base, randomize
 from pyreft import ReftConfig, ReftModel, get_reft_model
-from pyreft.modeling import calls
+from pyreft.placement import batch
 
 IDS = torch.arange(3, 11)[None]
 
@@ -149,7 +149,7 @@ def test_a_forward_that_a_trainer_put_in_its_place_is_edited():
 @pytest.mark.parametrize("positions", ["l1", "all"])
 def test_training_without_labels_says_what_the_prompt_then_is(positions, caplog):
     model = wrap(positions=positions).train()
-    calls.logger.warning_once.cache_clear()
+    batch.logger.warning_once.cache_clear()
     told = {"completion_mask": (torch.arange(8) > 3).long()[None]}
     model(IDS, **told)
     model(IDS, labels=IDS.masked_fill(torch.arange(8) < 4, -100))

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import VOCAB, randomize
 from pyreft import ReftConfig, get_reft_model
-from pyreft.modeling.components import CROSS_NAMES, NAMES, find_component
+from pyreft.base_model.components import CROSS_NAMES, NAMES, find_component
 
 # PEFT uses names that transformers has changed.
 pytestmark = pytest.mark.filterwarnings("ignore:.\\w*gradient_checkpointing")

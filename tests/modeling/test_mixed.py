@@ -8,7 +8,7 @@ from test_named import add, alone
 from conftest import KINDS, VOCAB, make_base
 from pyreft import ReftConfig, get_reft_model
 from pyreft.interventions import StackedInterventions
-from pyreft.modeling import calls
+from pyreft.placement import batch
 
 NAMES = ["default", "other", "__base__", "third", "other"]
 LENGTHS = [10, 7, 9, 5, 10]
@@ -160,7 +160,7 @@ def test_prefix_and_suffix_interventions_of_a_layer_run_in_one_pass(monkeypatch)
 
 def test_a_batch_of_bare_rows_is_that_of_the_bare_model(caplog):
     model, inputs = several(make_base("llama")), padded(left=True)
-    calls.logger.warning_once.cache_clear()
+    batch.logger.warning_once.cache_clear()
     found = logits(model, {**inputs, "adapter_names": ["__base__"] * 5})
     model.generate(**inputs, adapter_names=["__base__"] * 5, max_new_tokens=1)
     assert not caplog.text

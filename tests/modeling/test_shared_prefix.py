@@ -7,7 +7,7 @@ from reft import cache_of, passing, wrap
 from transformers import GenerationConfig
 
 from conftest import VOCAB, make_base
-from pyreft.modeling import shared_prefix
+from pyreft.adapters import shared_prefix
 
 SHARED, RESTS = 40, [5, 9, 2]
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 import pyreft
 from conftest import make_base
-from pyreft.modeling.stacks import find_layers
+from pyreft.base_model.stacks import find_layers
 
 # Tokens of each prompt, and of each completion.
 LENGTHS = [(9, 3), (4, 6), (14, 2), (1, 5), (6, 1), (11, 4), (3, 3), (17, 7), (2, 2), (8, 5)]

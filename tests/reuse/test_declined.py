@@ -10,7 +10,7 @@ from reused import SIZES, Rows, collate, computed, losses, make_gemma3, make_mod
 
 import pyreft
 from conftest import make_base
-from pyreft.modeling.stacks import find_layers
+from pyreft.base_model.stacks import find_layers
 from pyreft.reuse import NotReusableError, plan_reuse
 
 

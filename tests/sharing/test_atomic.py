@@ -19,8 +19,8 @@ from round_trip import CONFIG, FILES, SAVED, WEIGHTS, assert_same, wrap
 
 from conftest import make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
-from pyreft.modeling.adapter import take_adapter
-from pyreft.modeling.lora import peft_files, peft_tensors
+from pyreft.adapters.fitting import take_adapter
+from pyreft.lora.peft_lora import peft_files, peft_tensors
 from pyreft.sharing import read_adapter, save_adapter
 
 # PEFT asks an old name of transformers.

@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForT
 import pyreft
 from conftest import CONSTANT, make_base
 from pyreft import ReftConfig, ReftModel, get_reft_model
+from pyreft.base_model.description import AUTO_CLASSES, describe_base
 from pyreft.interventions import OrthonormalProjection
-from pyreft.modeling.base import AUTO_CLASSES, describe_base
 
 SCHEMA = json.loads((Path(pyreft.__file__).parent / "sharing/reft_config.schema.json").read_text())
 PAGE = (Path(__file__).parents[2] / "docs" / "checkpoint_format.md").read_text()

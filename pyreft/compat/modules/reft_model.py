@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pyreft.modeling import ReftModel
+from pyreft.adapters import ReftModel
 
 __all__ = ["ReftModel", "count_parameters"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pyreft.base_model.components import Component
 from pyreft.config import InterventionConfig, ReftConfig
 from pyreft.interventions import (
     constructor_arguments,
@@ -16,7 +17,6 @@ from pyreft.interventions import (
     read_arguments,
     takes_argument,
 )
-from pyreft.modeling.components import Component
 
 # What a caller says of kinds that are not registered.
 Kinds = Mapping[str, Callable[..., nn.Module]] | Iterable[type[nn.Module]]

@@ -15,8 +15,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from pyreft.modeling.components import running_model
-from pyreft.modeling.stacks import has_two_stacks, text_config
+from pyreft.base_model.running import running_model
+from pyreft.base_model.stacks import has_two_stacks, text_config
 
 # A task, as an adapter names it -> what loads such models. Where a class has two tasks
 # (BART), the first is meant.

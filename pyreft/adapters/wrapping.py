@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from pyreft.adapters.model import ReftModel
 from pyreft.config import ReftConfig
-from pyreft.modeling.model import ReftModel
 
 
 def get_reft_model(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pyreft.modeling.trained import remember_learning
+from pyreft.base_model.trained import remember_learning
 
 
 @contextmanager

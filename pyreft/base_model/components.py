@@ -26,18 +26,23 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pyreft.config.intervention import is_path
-from pyreft.config.layers import split_stack, stack_named
-from pyreft.installed.modules import uncompiled
-from pyreft.installed.offloading import device_of_hook
-from pyreft.modeling.linear_maps import features, is_linear, linears, walk
-from pyreft.modeling.stacks import (
+from pyreft.base_model.layer_parts import (
+    attention_of,
+    child_names,
+    feed_forward,
+    is_attention,
+    makes_qkv,
+    output_projection,
+    parts,
+    projection_of,
+)
+from pyreft.base_model.linear_maps import features, is_linear, walk
+from pyreft.base_model.running import running_model
+from pyreft.base_model.stacks import (
     find_layers,
     find_stack,
     has_two_stacks,
@@ -45,6 +50,8 @@ from pyreft.modeling.stacks import (
     stack_of,
     text_config,
 )
+from pyreft.config.intervention import is_path
+from pyreft.config.layers import split_stack, stack_named
 
 NAMES = (
     "block_input",
@@ -127,7 +134,7 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         raise ValueError(
             f"{module_path!r} (from {path!r}) is a list of modules, which does not run by itself: "
-            f"name one of them, {_children(module)}."
+            f"name one of them, {child_names(module)}."
         )
     width = features(module)[side == "output"] if is_linear(module) else None
     stack = stack_of(model, module, path)
@@ -152,9 +159,9 @@ def _maps_of_encoder(model: PreTrainedModel, stack: str | None) -> Iterator[nn.M
         return
     root = model if stack is None else find_stack(model, stack)
     for layer in (layer for found in outer_lists(root) for layer in found):
-        for attention in [part for name, part in _parts(layer) if _is_attention(name, part)][-1:]:
+        for attention in [part for name, part in parts(layer) if is_attention(name, part)][-1:]:
             for name, one in walk(attention):
-                if is_linear(one) and _makes_qkv(name) and not name.split(".")[-1].startswith("q"):
+                if is_linear(one) and makes_qkv(name) and not name.split(".")[-1].startswith("q"):
                     yield one
 
 
@@ -170,7 +177,7 @@ def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
         if not isinstance(child, nn.Module):
             raise ValueError(
                 f"the model {type(model).__name__} has no module {module_path!r} (from {path!r}): "
-                f"{type(module).__name__} has no {step!r}, but {_children(module) or 'nothing'}."
+                f"{type(module).__name__} has no {step!r}, but {child_names(module) or 'nothing'}."
             )
         module = child
     return module
@@ -181,19 +188,19 @@ def _find_in_layer(
 ) -> Component:
     if name in ("block_input", "block_output"):
         return Component(layer, name.removeprefix("block_"), config.hidden_size)
-    attention = _attention(layer, cross="cross_attention" in name)
+    attention = attention_of(layer, cross="cross_attention" in name)
     if name in CROSS_NAMES:
         name = name.replace("cross_", "")
     if name in ("attention_input", "attention_output"):
         return Component(attention, name.removeprefix("attention_"), config.hidden_size)
     if name in PROJECTIONS:
-        projection = _projection_of(attention, name.removesuffix("_output"))
+        projection = projection_of(attention, name.removesuffix("_output"))
         return Component(projection, "output", features(projection)[1])
     if name.endswith("attention_value_output"):
-        projection = _output_projection(attention)
+        projection = output_projection(attention)
         heads = config.num_attention_heads if name.startswith("head_") else None
         return Component(projection, "input", features(projection)[0], heads)
-    up_part, down_part, down = _feed_forward(layer)
+    up_part, down_part, down = feed_forward(layer)
     if name == "mlp_input":
         return Component(up_part, "input", config.hidden_size)
     if name == "mlp_output":
@@ -207,99 +214,3 @@ def _find_in_layer(
 
 def _uses(model: nn.Module, module: nn.Module) -> int:
     return sum(m is module for _, m in model.named_modules(remove_duplicate=False))
-
-
-def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a layer consists of; T5 has them in a list, each with its own norm."""
-    for name, child in layer.named_children():
-        inner = [part for one in child for part in one.named_children()] if _is_list(child) else []
-        if any(_is_attention(*part) for part in inner):
-            yield from inner
-        else:
-            yield name, child
-
-
-def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList]:
-    return isinstance(module, nn.ModuleList)
-
-
-def _is_attention(name: str, module: nn.Module) -> bool:
-    named = re.search("attn|attention", name, re.IGNORECASE) is not None
-    return named and len(linears(module)) > 1
-
-
-def _attention(layer: nn.Module, cross: bool = False) -> nn.Module:
-    """What attends to the layer's own tokens, or what comes after it and attends to others."""
-    found = [module for name, module in _parts(layer) if _is_attention(name, module)]
-    if len(found) <= cross:
-        raise ValueError(
-            f"{type(layer).__name__} has no {'cross-' if cross else ''}attention among "
-            f"{_names(layer)}: name the component by a path."
-        )
-    return found[cross]
-
-
-def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The parts that hold the map up and the map down, often one, and the map down itself."""
-    parts = [
-        part
-        for name, part in _parts(layer)
-        if not re.search("attn|attention|norm", name, re.IGNORECASE) and linears(part)
-    ]
-    if not parts or any(_is_list(part) for part in parts):
-        raise ValueError(
-            f"{type(layer).__name__} has no single feed-forward part among "
-            f"{_names(layer)}: name the component by a path."
-        )
-    return parts[0], parts[-1], linears(parts[-1])[-1]
-
-
-def _names(layer: nn.Module) -> str:
-    return ", ".join(name for name, _ in _parts(layer))
-
-
-def _output_projection(attention: nn.Module) -> nn.Module:
-    """The last linear map of attention that makes neither queries, keys nor values."""
-    maps = [m for n, m in walk(attention) if is_linear(m) and not _makes_qkv(n)]
-    if not maps:
-        raise ValueError(
-            f"{type(attention).__name__} has no output projection among {_children(attention)}: "
-            "name the component by a path."
-        )
-    return maps[-1]
-
-
-def _projection_of(attention: nn.Module, what: str) -> nn.Module:
-    """The linear map of attention that makes its queries, its keys or its values alone."""
-    alone = re.compile(f"w?{what[0]}(?!kv|uery_key)", re.IGNORECASE)
-    maps = [m for n, m in walk(attention) if is_linear(m) and alone.match(n.split(".")[-1])]
-    if not maps:
-        raise ValueError(
-            f"{type(attention).__name__} has no linear map for the {what} alone among "
-            f"{_children(attention)}: name a component by a path."
-        )
-    return maps[-1]
-
-
-def _makes_qkv(name: str) -> bool:
-    return re.match("w?[qkv]|c_attn|in_proj", name.split(".")[-1], re.IGNORECASE) is not None
-
-
-def _children(module: nn.Module) -> str:
-    """The names of the children, "0 to 29" for a list."""
-    names = [name for name, _ in module.named_children()]
-    return f"0 to {len(names) - 1}" if isinstance(module, nn.ModuleList) else ", ".join(names)
-
-
-def running_model(model: Any) -> nn.Module:
-    """The transformers model itself, inside what torch.compile and PEFT put around it."""
-    model = uncompiled(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def execution_device(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module runs: where its parameters are, or where accelerate brings them from disk."""
-    parameter = next(module.parameters(), None)
-    if parameter is not None and parameter.device.type != "meta":
-        return parameter.device
-    return device_of_hook(module.modules()) or default

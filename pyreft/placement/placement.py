@@ -1,6 +1,5 @@
 """Tokens + position specs -> which tokens every intervention edits.
 
-Site         where an intervention acts, and so whose tokens it sees
 Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
 """
 
@@ -8,31 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyreft.config import InterventionConfig, require_disjoint, share_no_head
-from pyreft.modeling.boundary import as_tensor
-from pyreft.modeling.slots import Slots
+from pyreft.config import require_disjoint, share_no_head
+from pyreft.placement.boundary import as_tensor
+from pyreft.placement.target import Target
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-class Site(NamedTuple):
-    """Where an intervention acts.
-
-    Args:
-        number: The same for all that edit the same hidden state.
-        stack: "encoder" or "decoder", in a model with both.
-        in_head: Whether it is in the output head.
-    """
-
-    number: int
-    stack: str | None = None
-    in_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,51 +62,42 @@ class Placement:
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
         return replace(self, masks=masks, rows=here)
 
-    def keep_logits(self, sites: Sequence[Site], kept: Any) -> Placement:
+    def keep_logits(self, targets: Sequence[Target], kept: Any) -> Placement:
         """The placement in a forward pass whose head runs on some columns alone.
 
         Args:
-            sites: Where each intervention acts.
+            targets: Where each intervention edits.
             kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or what
                 indexes them; None if it is not given.
         """
         if kept is None:
             return self
         columns = slice(-kept, None) if isinstance(kept, int) else kept
-        masks = {i: m[:, columns] if sites[i].in_head else m for i, m in self.masks.items()}
+        heads = [target.component.in_head for target in targets]
+        masks = {i: m[:, columns] if heads[i] else m for i, m in self.masks.items()}
         return replace(self, masks=masks)
 
-    def slots(self, even_if_none: bool = False) -> dict[int, Slots]:
-        """The slots of every intervention that edits anything, or of all that have a mask."""
-        made: dict[int, Slots | None] = {}
-        for mask in self.masks.values():
-            if id(mask) not in made:
-                made[id(mask)] = Slots.from_mask(mask, even_if_none)
-        found = ((index, made[id(mask)]) for index, mask in self.masks.items())
-        return {index: slots for index, slots in found if slots is not None}
 
-
-def require_places(interventions: Sequence[InterventionConfig], sites: Sequence[Site]) -> None:
+def require_positions(targets: Sequence[Target]) -> None:
     """Refuse positions that meet, or that no batch has.
 
     Raises:
         ValueError: If two specs at one site have a token in common in every long prompt, or one
             asks an encoder for a completion.
     """
-    require_disjoint(interventions, sites)
-    for config, site in zip(interventions, sites, strict=True):
-        spec = config.positions
-        if site.stack == "encoder" and spec and spec.edits_completion and not spec.edits_all:
+    require_disjoint([target.config for target in targets], [target.site for target in targets])
+    for target in targets:
+        spec = target.positions
+        if target.stack == "encoder" and spec and spec.edits_completion and not spec.edits_all:
             raise ValueError(
-                f"{config.place} is in the encoder, which reads the prompt and no completion, so "
-                f"{spec!r} has no place there: the completion is in the decoder, as in "
+                f"{target.config.place} is in the encoder, which reads the prompt and no "
+                f"completion, so {spec!r} has no place there: the completion is in the decoder, as in "
                 '"decoder_block_output".'
             )
 
 
 def place(
-    interventions: Sequence[InterventionConfig],
-    sites: Sequence[Site],
+    targets: Sequence[Target],
     tokens: Mapping[str | None, Tokens],
     explicit: Tensor | None = None,
     subspaces: Mapping[int, Sequence | Mapping] | None = None,
@@ -130,8 +106,7 @@ def place(
     """Choose the tokens of every intervention.
 
     Args:
-        interventions: The I interventions.
-        sites: Where each acts.
+        targets: The I interventions, and where they edit.
         tokens: The batch, as each stack of the model sees it; interventions in a stack that is
             not among them are not placed.
         explicit: (B, I, P) or (B, 1, P) positions that win over those of the interventions.
@@ -149,30 +124,29 @@ def place(
             two interventions of one layer meet on a token.
     """
     if explicit is not None:
-        masks = _explicit_masks(sites, tokens, explicit)
+        masks = _explicit_masks(targets, tokens, explicit)
     else:
-        masks = _spec_masks(interventions, sites, tokens)
+        masks = _spec_masks(targets, tokens)
     if not masks:
         return None
-    collision = _find_collision(interventions, sites, masks)
+    collision = _find_collision(targets, masks)
     if collision is not None and not in_order:
         other, index, row, column = collision
         raise ValueError(
-            f"interventions {other} and {index} both edit {interventions[index].place}, at column "
+            f"interventions {other} and {index} both edit {targets[index].config.place}, at column "
             f"{column} of row {row}: positions of interventions on one layer must be disjoint (Wu "
             "et al. 2024, section 3)."
         )
     completion = frozenset(
         index
         for index in masks
-        if explicit is None and (spec := interventions[index].positions) and spec.edits_completion
+        if explicit is None and (spec := targets[index].positions) and spec.edits_completion
     )
     return Placement(masks, completion, subspaces or {}, in_order=collision is not None)
 
 
 def place_generated(
-    interventions: Sequence[InterventionConfig],
-    sites: Sequence[Site],
+    targets: Sequence[Target],
     stack: str | None,
     text: Tensor,
     subspaces: Mapping[int, Sequence | Mapping],
@@ -180,42 +154,41 @@ def place_generated(
     """Choose among generated tokens: only `all` and `completion` edit them.
 
     Args:
-        interventions, sites, subspaces: As for `place`.
+        targets, subspaces: As for `place`.
         stack: The stack that generates.
         text: (B, T) bool, true on the tokens that are not padding.
     """
     masks = {
         index: text
-        for index, config in enumerate(interventions)
-        if sites[index].stack == stack and (spec := config.positions) and spec.edits_completion
+        for index, target in enumerate(targets)
+        if target.stack == stack and (spec := target.positions) and spec.edits_completion
     }
     return Placement(masks, subspaces=subspaces) if masks else None
 
 
 def _spec_masks(
-    interventions: Sequence[InterventionConfig],
-    sites: Sequence[Site],
+    targets: Sequence[Target],
     tokens: Mapping[str | None, Tokens],
 ) -> dict[int, Tensor]:
     specs = {
-        index: config.positions
-        for index, config in enumerate(interventions)
-        if config.positions is not None and sites[index].stack in tokens
+        index: target.positions
+        for index, target in enumerate(targets)
+        if target.positions is not None and target.stack in tokens
     }
     chosen: dict[tuple[PositionSpec, tuple[int, int], str | None], Tensor] = {}
     masks = {}
     for index, spec in specs.items():
-        beside = [other for i, other in specs.items() if sites[i] == sites[index]]
+        beside = [other for i, other in specs.items() if targets[i].site == targets[index].site]
         size = (max(other.first for other in beside), max(other.last for other in beside))
-        key = (spec, size, sites[index].stack)
+        key = (spec, size, targets[index].stack)
         if key not in chosen:
-            chosen[key] = spec.select(tokens[sites[index].stack], site=size)
+            chosen[key] = spec.select(tokens[targets[index].stack], site=size)
         masks[index] = chosen[key]
     return masks
 
 
 def _explicit_masks(
-    sites: Sequence[Site], tokens: Mapping[str | None, Tokens], explicit: Tensor
+    targets: Sequence[Target], tokens: Mapping[str | None, Tokens], explicit: Tensor
 ) -> dict[int, Tensor]:
     if as_tensor("intervention_locations", explicit).dtype not in _INTEGERS:
         raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
@@ -225,15 +198,15 @@ def _explicit_masks(
             "intervention_locations must have the shape (batch, interventions, positions) with "
             f"batch = {batch}, got {tuple(explicit.shape)}."
         )
-    if explicit.shape[1] not in (1, len(sites)):
+    if explicit.shape[1] not in (1, len(targets)):
         raise ValueError(
             f"intervention_locations are for {explicit.shape[1]} interventions, the model has "
-            f"{len(sites)}. With f+l positions and weights that are not shared there are "
+            f"{len(targets)}. With f+l positions and weights that are not shared there are "
             "two interventions for each layer."
         )
     masks: dict[int, Tensor] = {}
     for stack, seen in tokens.items():
-        here = [index for index, site in enumerate(sites) if site.stack == stack]
+        here = [index for index, target in enumerate(targets) if target.stack == stack]
         if here and explicit.shape[1] == 1:
             masks |= dict.fromkeys(here, _select_explicit(explicit, seen, stack)[:, 0])
         elif here:
@@ -267,14 +240,14 @@ def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Ten
 
 
 def _find_collision(
-    interventions: Sequence[InterventionConfig], sites: Sequence[Site], masks: dict[int, Tensor]
+    targets: Sequence[Target], masks: dict[int, Tensor]
 ) -> tuple[int, int, int, int] | None:
     """The first token that two interventions edit: both of them, its row and its column."""
     for index, mask in masks.items():
         for other in range(index):
-            if other not in masks or sites[other] != sites[index]:
+            if other not in masks or targets[other].site != targets[index].site:
                 continue
-            if share_no_head(interventions[index], interventions[other]):
+            if share_no_head(targets[index].config, targets[other].config):
                 continue
             if bool((both := mask & masks[other]).any()):
                 row, column = (int(i) for i in both.nonzero()[0])

@@ -20,16 +20,16 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.utils import logging
 
+from pyreft.base_model.running import running_model
+from pyreft.base_model.stacks import positions_depend_on_length
+from pyreft.editing.plan import Placed
 from pyreft.installed.caches import (
     cache_argument,
     cache_has_layers,
     generate_takes_cache,
     is_plain_cache,
 )
-from pyreft.modeling.calls import Batch
-from pyreft.modeling.components import running_model
-from pyreft.modeling.plan import Placed
-from pyreft.modeling.stacks import positions_depend_on_length
+from pyreft.placement.batch import Batch
 
 logger = logging.get_logger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyreft.editing.slots import Slots
 from pyreft.installed.modules import (
     functions_name_saved_outputs,
     is_view,
@@ -19,7 +20,6 @@ from pyreft.installed.modules import (
     others_see_outputs,
     saves_output,
 )
-from pyreft.modeling.slots import Slots
 
 
 class Call(NamedTuple):

@@ -7,7 +7,7 @@ mask (B, T)   . x . x      gather   the tokens of each row that has any, rows wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,21 @@ class Slots:
         gather = first[:, None].repeat(1, count)
         gather[group, order] = scatter
         return cls((batch, length), here, gather, scatter, group * count + order)
+
+
+def slots_of(masks: Mapping[int, Tensor], even_if_none: bool = False) -> dict[int, Slots]:
+    """The slots of every mask that chooses a token, or of all; equal masks share them.
+
+    Args:
+        masks: (B, T) masks by the index of the intervention.
+        even_if_none: See `Slots.from_mask`.
+    """
+    made: dict[int, Slots | None] = {}
+    for mask in masks.values():
+        if id(mask) not in made:
+            made[id(mask)] = Slots.from_mask(mask, even_if_none)
+    found = ((index, made[id(mask)]) for index, mask in masks.items())
+    return {index: slots for index, slots in found if slots is not None}
 
 
 def join_slots(several: Sequence[Slots]) -> Slots:

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyreft.base_model.trained import remember_learning
 from pyreft.installed.tuners import is_peft_model
-from pyreft.modeling.trained import remember_learning
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import LORA_FILES, OF_LORA
 

@@ -6,7 +6,7 @@ import tempfile
 
 from huggingface_hub import CommitInfo
 
-from pyreft.modeling.saving import SavingMixin
+from pyreft.adapters.saving import SavingMixin
 from pyreft.sharing import push_directory
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from pyreft.config import InterventionConfig
 from pyreft.installed.caches import UncountedStateError, cached_tokens
-from pyreft.modeling.boundary import as_tensor, find_decoder_tokens, find_tokens
-from pyreft.modeling.placement import Placement, Site, place, place_generated
+from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
+from pyreft.placement.placement import Placement, place, place_generated
+from pyreft.placement.target import Target
 from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
@@ -48,8 +48,7 @@ class Batch:
 
     def place(
         self,
-        configs: Sequence[InterventionConfig],
-        sites: Sequence[Site],
+        targets: Sequence[Target],
         intervention_locations: Tensor | None = None,
         subspaces: Any = None,
         in_order: bool = False,
@@ -57,22 +56,21 @@ class Batch:
         """Place the interventions of an adapter.
 
         Args:
-            configs: The interventions.
-            sites: Where each acts.
+            targets: The interventions, and where they edit.
             intervention_locations, subspaces: See `ReftModel.forward`.
             in_order: See `Placement`.
 
         Returns:
             The placement, or None if nothing is edited.
         """
-        directions = _broadcast_subspaces(subspaces, len(configs), self.rows)
+        directions = _broadcast_subspaces(subspaces, len(targets), self.rows)
         placed = None
         if self.tokens:
             given = (intervention_locations, directions, in_order)
-            placed = place(configs, sites, self.tokens, *given)
+            placed = place(targets, self.tokens, *given)
         if self.text is None:
             return placed
-        after = place_generated(configs, sites, self.stack, self.text, directions)
+        after = place_generated(targets, self.stack, self.text, directions)
         if placed is None or after is None:
             return placed or after
         return replace(placed, masks=placed.masks | after.masks)
@@ -80,7 +78,7 @@ class Batch:
 
 def read_batch(
     base: PreTrainedModel,
-    configs: Sequence[InterventionConfig],
+    targets: Sequence[Target],
     two_stacks: bool,
     inputs: Mapping[str, Any],
     completion_mask: Tensor | None = None,
@@ -90,7 +88,7 @@ def read_batch(
 
     Args:
         base: The base model.
-        configs: The interventions of all adapters that may act.
+        targets: The interventions of all adapters that may edit.
         two_stacks: Whether the model has an encoder and a decoder.
         inputs: What the base model is called with.
         completion_mask: See `ReftModel.forward`.
@@ -99,7 +97,7 @@ def read_batch(
     Returns:
         The batch, or None if there is no token in it.
     """
-    explicit = told or all(config.positions == _ALL for config in configs)
+    explicit = told or all(target.positions == _ALL for target in targets)
     cached = _cached(inputs, explicit)
     generated = cached > 0 and not told
     tokens: dict[str | None, Tokens | None] = {}

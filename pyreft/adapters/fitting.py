@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pyreft.adapters.build import Kinds, make_kinds
+from pyreft.base_model.description import base_fingerprint, describe_base
+from pyreft.base_model.trained import lies_in
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.interventions.projection import complete_tensors
-from pyreft.modeling.base import base_fingerprint, describe_base
-from pyreft.modeling.build import Kinds, make_kinds
-from pyreft.modeling.lora import describe_lora
-from pyreft.modeling.trained import lies_in
+from pyreft.lora.peft_lora import describe_lora
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import OF_BASE, OF_LORA
 

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.intervention import InterventionDict
-from pyreft.config import ReftConfig, intervention_keys
-from pyreft.modeling.adapter import (
+from pyreft.adapters.build import build_interventions
+from pyreft.adapters.fitting import (
     fit_tensors,
     load_tensors,
     require_config,
     require_trained,
 )
-from pyreft.modeling.build import build_interventions
-from pyreft.modeling.components import Component, execution_device, find_component
-from pyreft.modeling.placement import Site, require_places
-from pyreft.modeling.stacks import count_layers, text_config
-from pyreft.modeling.trained import TrainedModules
+from pyreft.base_model.components import Component, find_component
+from pyreft.base_model.running import execution_device
+from pyreft.base_model.stacks import count_layers, text_config
+from pyreft.base_model.trained import TrainedModules
+from pyreft.compat.intervention import InterventionDict
+from pyreft.config import ReftConfig, intervention_keys
+from pyreft.placement.placement import require_positions
+from pyreft.placement.target import Target
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.training_facts import TrainingFacts
@@ -33,14 +35,13 @@ class AttachedAdapter(nn.Module):
     Args:
         config: What to learn and where.
         base: The base model.
-        find_sites: Tells, of the component of each intervention, where it acts.
+        add_sites: Hooks components, and returns the number of the site of each.
 
     Attributes:
         config: The config, every intervention spelled out.
         interventions: The modules by key.
         trained: The parts of the base model that are trained as well.
-        components: The component of each intervention.
-        sites: Where each acts.
+        targets: Where each intervention edits.
         left_to_batch: Indices of the interventions whose positions the config leaves to the batch.
         training_facts: What a trainer knows of how it was made, until other numbers are loaded.
 
@@ -52,12 +53,12 @@ class AttachedAdapter(nn.Module):
         self,
         config: ReftConfig,
         base: PreTrainedModel,
-        find_sites: Callable[[Sequence[Component]], list[Site]],
+        add_sites: Callable[[Sequence[Component]], list[int]],
     ) -> None:
         super().__init__()
         resolved = config.resolve(*(count_layers(base) if config.names_layers else [0]))
-        self.components = [find_component(base, c.layer, c.component) for c in resolved]
-        resolved = build_interventions(resolved, self.components, text_config(base).hidden_size)
+        components = [find_component(base, c.layer, c.component) for c in resolved]
+        resolved = build_interventions(resolved, components, text_config(base).hidden_size)
         self.trained = TrainedModules(base, config.modules_to_save or ())
         self.config = ReftConfig(
             representations=resolved, modules_to_save=self.trained.names or None
@@ -69,8 +70,9 @@ class AttachedAdapter(nn.Module):
         self.left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self.training_facts: TrainingFacts | None = None
         self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
-        self.sites = find_sites(self.components)
-        require_places(resolved, self.sites)
+        joined = zip(self.config.representations, components, add_sites(components), strict=True)
+        self.targets = [Target(*one) for one in joined]
+        require_positions(self.targets)
 
     def describe(self) -> list[str]:
         """Lines for people: one for interventions of equal layers, one for what else is trained."""
@@ -103,9 +105,10 @@ class AttachedAdapter(nn.Module):
                     f"the config puts intervention {index} at {config.positions!r}, the data "
                     f"module at {spec!r}: make both the same, or leave positions out of the config."
                 )
-        placed = [replace(c, positions=spec) for c, spec in zip(configs, given, strict=True)]
-        require_places(placed, self.sites)
-        self.config = replace(self.config, representations=placed)
+        targets = [one.at(spec) for one, spec in zip(self.targets, given, strict=True)]
+        require_positions(targets)
+        self.targets = targets
+        self.config = replace(self.config, representations=[one.config for one in targets])
 
     def load(
         self,
@@ -139,9 +142,9 @@ class AttachedAdapter(nn.Module):
 
     def place(self) -> None:
         """Move every intervention to where the part of the base model runs that it edits."""
-        for module, component in zip(self.interventions.values(), self.components, strict=True):
+        for module, target in zip(self.interventions.values(), self.targets, strict=True):
             here = next(module.parameters(), torch.empty(0)).device
-            module.to(execution_device(component.module, here))
+            module.to(execution_device(target.component.module, here))
 
     def put_on(self) -> None:
         """Become active: heads are what was learned, and what was frozen in between learns."""

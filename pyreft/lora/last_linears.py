@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pyreft.modeling.components import Component
-from pyreft.modeling.reference import evaluating
+from pyreft.base_model.components import Component
+from pyreft.base_model.running import evaluating
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyreft.editing.edits import Call, SiteEdits
+from pyreft.editing.slots import Slots, join_slots, slots_of
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
-from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.edits import Call, SiteEdits
-from pyreft.modeling.placement import Placement
-from pyreft.modeling.slots import Slots, join_slots
+from pyreft.placement.placement import Placement
+from pyreft.placement.target import Target
 
 # Number of a site -> what is done there.
 Edits = Mapping[int, SiteEdits]
@@ -27,23 +27,25 @@ Edits = Mapping[int, SiteEdits]
 
 @dataclass(frozen=True)
 class Placed:
-    """An adapter, and which tokens it edits.
+    """The interventions of an adapter, and which tokens they edit.
 
     Args:
-        adapter: The adapter.
+        interventions: The modules.
+        targets: Where each edits.
         placement: The tokens; of the rows that are another adapter's, none.
         weight: How much of its edits is made.
         shared: Whether other adapters may edit the same tokens, which adds up their edits.
     """
 
-    adapter: AttachedAdapter
+    interventions: Sequence[nn.Module]
+    targets: Sequence[Target]
     placement: Placement
     weight: float = 1.0
     shared: bool = False
 
     def keep_logits(self, kept: Any) -> Placed:
         """The same in a forward pass with these `logits_to_keep`."""
-        return replace(self, placement=self.placement.keep_logits(self.adapter.sites, kept))
+        return replace(self, placement=self.placement.keep_logits(self.targets, kept))
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,20 @@ def plan_pass(
     """
     edits: dict[int, list[Edit]] = {}
     for one in placed:
-        adapter, placement = one.adapter, one.placement
-        modules = list(adapter.interventions.values())
+        placement = one.placement
         # In training an intervention that finds no token has the gradient zero, and not none: the
         # other processes, which may have a token for it, wait for its gradient.
-        for index, slots in placement.slots(even_if_none=torch.is_grad_enabled()).items():
+        for index, slots in slots_of(placement.masks, torch.is_grad_enabled()).items():
+            target = one.targets[index]
             edit = Edit(
-                modules[index],
+                one.interventions[index],
                 slots,
-                adapter.config.representations[index].heads,
-                adapter.components[index].num_heads,
+                target.config.heads,
+                target.component.num_heads,
                 placement.subspaces.get(index),
                 one.weight,
             )
-            edits.setdefault(adapter.sites[index].number, []).append(edit)
+            edits.setdefault(target.site, []).append(edit)
     in_order = any(one.placement.in_order for one in placed)
     planner = _Planner(any(one.shared for one in placed), stacks, in_order)
     return {site: planner.plan(several) for site, several in edits.items()} or None

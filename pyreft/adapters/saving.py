@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyreft.compat.formats import FILE_PATTERNS, read_any
-from pyreft.modeling.adapter import (
+from pyreft.adapters.attached import AttachedAdapter
+from pyreft.adapters.build import Kinds
+from pyreft.adapters.fitting import (
     fit_tensors,
     load_tensors,
     require_base,
@@ -19,15 +20,14 @@ from pyreft.modeling.adapter import (
     take_adapter,
     with_kinds,
 )
-from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.build import Kinds
-from pyreft.modeling.lora import peft_files, peft_tensors, put_lora, require_same_lora
-from pyreft.modeling.merging import export_lora, merge_and_unload
-from pyreft.modeling.named import AdaptersMixin
-from pyreft.modeling.named_base import load_named_base
-from pyreft.modeling.replicas import require_whole
-from pyreft.modeling.rollback import unchanged_by_failure
-from pyreft.modeling.trained import trained_by_hand
+from pyreft.adapters.named import AdaptersMixin
+from pyreft.adapters.replicas import require_whole
+from pyreft.base_model.loading import load_named_base
+from pyreft.base_model.rollback import unchanged_by_failure
+from pyreft.base_model.trained import trained_by_hand
+from pyreft.compat.formats import FILE_PATTERNS, read_any
+from pyreft.lora.merging import export_lora, merge_and_unload
+from pyreft.lora.peft_lora import peft_files, peft_tensors, put_lora, require_same_lora
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError, find_adapter, save_adapter
 from pyreft.sharing.card import write_card
@@ -155,7 +155,7 @@ class SavingMixin(AdaptersMixin):
     def merge_and_unload(self, add_bias: bool = False) -> PreTrainedModel:
         """Put the active adapters into the weights of the base model, and return that.
 
-        See `pyreft.modeling.merging.merge_and_unload`.
+        See `pyreft.lora.merging.merge_and_unload`.
         """
         model: Any = self
         return merge_and_unload(model, add_bias)
@@ -163,7 +163,7 @@ class SavingMixin(AdaptersMixin):
     def export_lora(self, directory: str | os.PathLike) -> None:
         """Write the active adapters as PEFT's LoRA.
 
-        See `pyreft.modeling.merging.export_lora`.
+        See `pyreft.lora.merging.export_lora`.
         """
         model: Any = self
         export_lora(model, directory)

@@ -12,29 +12,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
-from pyreft.compat.columns import count_from_text, warn_of_pad_first
-from pyreft.compat.methods import UpstreamMethodsMixin
-from pyreft.compat.pyvene import is_config, read_config
-from pyreft.config import ReftConfig
-from pyreft.installed.caches import cached_tokens, generate_cache_argument
-from pyreft.modeling.acting import (
+from pyreft.adapters.active import (
     find_acting,
     place_in_batch,
     place_in_call,
     say_nothing_is_edited,
 )
-from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.generation import read_prompt
-from pyreft.modeling.hooks import EditHooks, tensors_in
-from pyreft.modeling.lora import without_lora
-from pyreft.modeling.named import AdaptersMixin, require_name
-from pyreft.modeling.plan import Placed, edits_something
-from pyreft.modeling.pushing import PushingMixin
-from pyreft.modeling.replicas import Replicas
-from pyreft.modeling.shared_prefix import share_beginning
-from pyreft.modeling.stacks import has_two_stacks
-from pyreft.modeling.stand_in import BaseModelMixin
+from pyreft.adapters.attached import AttachedAdapter
+from pyreft.adapters.named import AdaptersMixin, require_name
+from pyreft.adapters.pushing import PushingMixin
+from pyreft.adapters.replicas import Replicas
+from pyreft.adapters.shared_prefix import share_beginning
+from pyreft.adapters.stand_in import BaseModelMixin
+from pyreft.base_model.stacks import has_two_stacks
+from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
+from pyreft.compat.columns import count_from_text, warn_of_pad_first
+from pyreft.compat.methods import UpstreamMethodsMixin
+from pyreft.compat.pyvene import is_config, read_config
+from pyreft.config import ReftConfig
+from pyreft.editing.hooks import EditHooks, tensors_in
+from pyreft.editing.plan import Placed, edits_something
+from pyreft.installed.caches import cached_tokens, generate_cache_argument
+from pyreft.lora.peft_lora import without_lora
+from pyreft.placement.prompt import read_prompt
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = (

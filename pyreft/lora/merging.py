@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from pyreft.base_model.components import Component
+from pyreft.base_model.running import running_model
+from pyreft.base_model.trained import trained_by_hand
 from pyreft.config import InterventionConfig
 from pyreft.installed.tuners import is_peft_model
 from pyreft.interventions.forms import Form, read_form
-from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.linears import find_linear, last_linears
-from pyreft.modeling.trained import trained_by_hand
+from pyreft.lora.last_linears import find_linear, last_linears
 from pyreft.sharing.whole import new_directory
 
 if TYPE_CHECKING:
-    from pyreft.modeling.model import ReftModel
+    from pyreft.adapters.model import ReftModel
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 
@@ -188,7 +189,7 @@ def _changes(model: ReftModel) -> list[_Change]:
 
 
 def _placed(adapter: Any) -> Iterator[tuple[InterventionConfig, Component]]:
-    return zip(adapter.config.representations, adapter.components, strict=True)
+    return ((target.config, target.component) for target in adapter.targets)
 
 
 @contextmanager

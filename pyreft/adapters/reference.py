@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from pyreft.base_model.running import evaluating
 
 
 class ReferenceModel(nn.Module):
@@ -62,16 +62,3 @@ class ReferenceModel(nn.Module):
         (model,) = self._of
         with model.disable_adapter():
             return model.model.state_dict(*args, **kwargs)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every module that is in training mode; `train()` would set them all."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

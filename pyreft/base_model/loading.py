@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pyreft.modeling.base import AUTO_CLASSES
+from pyreft.base_model.description import AUTO_CLASSES
 from pyreft.sharing import Adapter, AdapterError, is_repo_id
 
 

@@ -10,21 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from pyreft.compat.formats import FILE_PATTERNS, read_any
-from pyreft.config import ReftConfig
-from pyreft.config.combination import combine
-from pyreft.config.fields import read_weights
-from pyreft.modeling.acting import BASE
-from pyreft.modeling.adapter import (
+from pyreft.adapters.active import BASE
+from pyreft.adapters.attached import AttachedAdapter
+from pyreft.adapters.build import Kinds
+from pyreft.adapters.fitting import (
     fit_tensors,
     load_tensors,
     require_base,
     require_sizes,
     with_kinds,
 )
-from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.build import Kinds
-from pyreft.modeling.trained import TrainedModules, remember_learning
+from pyreft.base_model.trained import TrainedModules, remember_learning
+from pyreft.compat.formats import FILE_PATTERNS, read_any
+from pyreft.config import ReftConfig
+from pyreft.config.combination import combine
+from pyreft.config.fields import read_weights
 from pyreft.sharing import AdapterError, find_adapter
 
 # What a module of modules has by itself cannot name one of them.
@@ -273,7 +273,8 @@ class AdaptersMixin:
             restore_learning()
 
     def _keep_hooks(self) -> None:
-        self._hooks.keep_sites(s for adapter in self.adapters.values() for s in adapter.sites)
+        targets = (target for adapter in self.adapters.values() for target in adapter.targets)
+        self._hooks.keep_sites(target.site for target in targets)
 
     def _require_on(self) -> None:
         self._hooks.require()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from pyreft.config import InterventionConfig
+from pyreft.adapters.attached import AttachedAdapter
+from pyreft.base_model.stacks import has_two_stacks
+from pyreft.editing.plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
-from pyreft.modeling.attached import AttachedAdapter
-from pyreft.modeling.calls import Batch, read_batch
-from pyreft.modeling.plan import Placed
-from pyreft.modeling.stacks import has_two_stacks
+from pyreft.placement.batch import Batch, read_batch
+from pyreft.placement.target import Target
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
@@ -46,12 +45,12 @@ class Acting(NamedTuple):
     positions: PositionSpec | None = None
 
     @property
-    def configs(self) -> list[InterventionConfig]:
-        """Its interventions, with the positions that the call says."""
-        configs: list[InterventionConfig] = self.adapter.config.representations
+    def targets(self) -> list[Target]:
+        """Where its interventions edit, with the positions of the call."""
+        targets = self.adapter.targets
         if self.positions is None:
-            return configs
-        return [c if c.positions else replace(c, positions=self.positions) for c in configs]
+            return targets
+        return [t if t.positions else t.at(self.positions) for t in targets]
 
 
 def find_acting(
@@ -122,7 +121,7 @@ def place_in_call(
         in_order: See `Placement`.
     """
     told = intervention_locations is not None
-    batch = read_batch(base, _configs(acting), has_two_stacks(base), inputs, completion_mask, told)
+    batch = read_batch(base, _targets(acting), has_two_stacks(base), inputs, completion_mask, told)
     edits = (intervention_locations, subspaces, adapter_names, bool(in_order))
     placed = place_in_batch(acting, batch, *edits)
     return [one.keep_logits(inputs.get("logits_to_keep")) for one in placed]
@@ -155,17 +154,19 @@ def place_in_batch(
         adapter, rows = one.adapter, one.rows
         seen = batch if rows is None else batch.of(rows)
         given = (intervention_locations, subspaces, in_order)
-        placement = seen.place(one.configs, adapter.sites, *given)
+        targets = one.targets
+        placement = seen.place(targets, *given)
         if placement is not None and rows is not None:
             placement = placement.in_rows(rows, batch.rows)
         if placement is not None:
-            placed.append(Placed(adapter, placement, one.weight, shared))
+            modules = list(adapter.interventions.values())
+            placed.append(Placed(modules, targets, placement, one.weight, shared))
     return placed
 
 
-def _configs(acting: Sequence[Acting]) -> list[InterventionConfig]:
-    """The interventions of all that act."""
-    return [config for one in acting for config in one.configs]
+def _targets(acting: Sequence[Acting]) -> list[Target]:
+    """Where the interventions of all of them edit."""
+    return [target for one in acting for target in one.targets]
 
 
 def _require_rows(names: Sequence[str] | None, rows: int) -> None:
@@ -193,8 +194,8 @@ def _warn_without_positions(
     acting: Sequence[Acting], intervention_locations: Tensor | None
 ) -> None:
     """Say so if neither a config nor the call has positions, and anything is to be edited."""
-    configs = _configs(acting)
-    if configs and intervention_locations is None and all(c.positions is None for c in configs):
+    targets = _targets(acting)
+    if targets and intervention_locations is None and all(t.positions is None for t in targets):
         logger.warning_once(
             "No intervention has positions, so this call runs the bare base model. Say positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pyreft.base_model.components import Component
+from pyreft.base_model.running import running_model
+from pyreft.editing.edits import SiteEdits, edit_input, edit_output
+from pyreft.editing.plan import Edits, Placed, plan_pass
 from pyreft.installed.modules import backward_has_an_id, current_backward
 from pyreft.interventions import StackedInterventions
-from pyreft.modeling.components import Component, running_model
-from pyreft.modeling.edits import SiteEdits, edit_input, edit_output
-from pyreft.modeling.generation import Steps, step_window
-from pyreft.modeling.placement import Site
-from pyreft.modeling.plan import Edits, Placed, plan_pass
+from pyreft.placement.steps import Steps, step_window
 
 
 class EditHooks:
@@ -50,8 +50,8 @@ class EditHooks:
         self._handles: dict[int, RemovableHandle] = {}
         self._made = 0
 
-    def add_sites(self, components: Sequence[Component]) -> list[Site]:
-        """The site of each component, hooked if it was not yet."""
+    def add_sites(self, components: Sequence[Component]) -> list[int]:
+        """The number of the site of each component, hooked if it was not yet."""
         sites = []
         for component in components:
             place = (component.module, component.side)
@@ -59,12 +59,12 @@ class EditHooks:
                 self._numbers[place] = number = self._made
                 self._handles[number] = self._hook(component, number)
                 self._made += 1
-            sites.append(Site(self._numbers[place], component.stack, component.in_head))
+            sites.append(self._numbers[place])
         return sites
 
-    def keep_sites(self, sites: Iterable[Site]) -> None:
+    def keep_sites(self, sites: Iterable[int]) -> None:
         """Take off the hooks of all other sites."""
-        kept = {site.number for site in sites}
+        kept = set(sites)
         for place, number in list(self._numbers.items()):
             if number not in kept:
                 del self._numbers[place]

@@ -1,0 +1,97 @@
+"""The parts of one layer: attention, feed-forward part, and their linear maps.
+
+They are told apart by the order of modules in a layer, which every architecture shares: attention,
+then linear maps up and down.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TypeGuard
+
+from torch import nn
+
+from pyreft.base_model.linear_maps import is_linear, linears, walk
+
+
+def parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a layer consists of; T5 has them in a list, each with its own norm."""
+    for name, child in layer.named_children():
+        inner = [part for one in child for part in one.named_children()] if _is_list(child) else []
+        if any(is_attention(*part) for part in inner):
+            yield from inner
+        else:
+            yield name, child
+
+
+def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    return isinstance(module, nn.ModuleList)
+
+
+def is_attention(name: str, module: nn.Module) -> bool:
+    named = re.search("attn|attention", name, re.IGNORECASE) is not None
+    return named and len(linears(module)) > 1
+
+
+def attention_of(layer: nn.Module, cross: bool = False) -> nn.Module:
+    """What attends to the layer's own tokens, or what comes after it and attends to others."""
+    found = [module for name, module in parts(layer) if is_attention(name, module)]
+    if len(found) <= cross:
+        raise ValueError(
+            f"{type(layer).__name__} has no {'cross-' if cross else ''}attention among "
+            f"{_names(layer)}: name the component by a path."
+        )
+    return found[cross]
+
+
+def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The parts that hold the map up and the map down, often one, and the map down itself."""
+    found = [
+        part
+        for name, part in parts(layer)
+        if not re.search("attn|attention|norm", name, re.IGNORECASE) and linears(part)
+    ]
+    if not found or any(_is_list(part) for part in found):
+        raise ValueError(
+            f"{type(layer).__name__} has no single feed-forward part among "
+            f"{_names(layer)}: name the component by a path."
+        )
+    return found[0], found[-1], linears(found[-1])[-1]
+
+
+def _names(layer: nn.Module) -> str:
+    return ", ".join(name for name, _ in parts(layer))
+
+
+def output_projection(attention: nn.Module) -> nn.Module:
+    """The last linear map of attention that makes neither queries, keys nor values."""
+    maps = [m for n, m in walk(attention) if is_linear(m) and not makes_qkv(n)]
+    if not maps:
+        raise ValueError(
+            f"{type(attention).__name__} has no output projection among {child_names(attention)}: "
+            "name the component by a path."
+        )
+    return maps[-1]
+
+
+def projection_of(attention: nn.Module, what: str) -> nn.Module:
+    """The linear map of attention that makes its queries, its keys or its values alone."""
+    alone = re.compile(f"w?{what[0]}(?!kv|uery_key)", re.IGNORECASE)
+    maps = [m for n, m in walk(attention) if is_linear(m) and alone.match(n.split(".")[-1])]
+    if not maps:
+        raise ValueError(
+            f"{type(attention).__name__} has no linear map for the {what} alone among "
+            f"{child_names(attention)}: name a component by a path."
+        )
+    return maps[-1]
+
+
+def makes_qkv(name: str) -> bool:
+    return re.match("w?[qkv]|c_attn|in_proj", name.split(".")[-1], re.IGNORECASE) is not None
+
+
+def child_names(module: nn.Module) -> str:
+    """The names of the children, "0 to 29" for a list."""
+    names = [name for name, _ in module.named_children()]
+    return f"0 to {len(names) - 1}" if isinstance(module, nn.ModuleList) else ", ".join(names)

@@ -1,0 +1,140 @@
+"""The forward passes of one generation -> what each sees of the prompt.
+
+prompt, placed once  ->  its window in each step: prefill, a chunk, one token, or all again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyreft.installed.caches import cached_tokens
+from pyreft.installed.steps import generate_calls_model
+from pyreft.placement.placement import Placement
+
+
+class Step(NamedTuple):
+    """The tokens that one forward pass of a generation sees.
+
+    Args:
+        start: How many tokens come before them.
+        length: How many there are in a row.
+        rows: How many rows there are: those of the prompt, once for each beam.
+    """
+
+    start: int
+    length: int
+    rows: int
+
+
+class Steps:
+    """Reads the steps of one generation, and makes sure that they follow each other.
+
+    A step goes on from the tokens that were seen, or sees all of them again and more, as without a
+    cache. One that does neither means that its cache was not found, and would be edited as if it
+    were a prompt.
+
+    Args:
+        prompt: T, the number of columns of the prompt.
+        cached: How many of them a cache held before the first step.
+    """
+
+    def __init__(self, prompt: int, cached: int = 0) -> None:
+        self._prompt, self._seen, self._any = prompt, cached, False
+
+    def read(self, args: tuple, kwargs: Mapping[str, Any]) -> Step:
+        """What a step sees.
+
+        Args:
+            args, kwargs: What the step calls the base model with.
+
+        Raises:
+            ValueError: If the arguments do not tell which tokens the step sees.
+            UnsupportedReleaseError: If they say what does not follow from the steps before.
+        """
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+        given = (kwargs.get(name) for name in names)
+        tokens = next((value for value in given if value is not None), None)
+        if args or tokens is None:
+            raise ValueError(
+                "this way of generating calls the model on texts of its own, whose prompts are not "
+                "known: a ReftModel cannot be used with it."
+            )
+        step = Step(cached_tokens(kwargs), tokens.shape[1], tokens.shape[0])
+        end = step.start + step.length
+        # The last token of the prompt may come twice: candidates of early layers begin with it.
+        earliest = max(1, min(self._seen, self._prompt) - 1) if self._seen else 0
+        goes_on = earliest <= step.start <= self._seen
+        again = step.start == 0 and end > self._seen and end >= self._prompt
+        if not (goes_on or again):
+            generate_calls_model.refuse(
+                "generation with an adapter",
+                f"a step that sees the tokens {step.start} to {end - 1} after one that ended with "
+                f"token {self._seen - 1}, of a prompt of {self._prompt} tokens; it was called with "
+                + ", ".join(name for name, value in kwargs.items() if value is not None),
+            )
+        self._seen, self._any = max(self._seen, end), True
+        return step
+
+    def require_all(self) -> None:
+        """Make sure that the whole prompt was in the steps of a generation that ended.
+
+        Raises:
+            ValueError: If there was no step: another module than the base model ran.
+            UnsupportedReleaseError: If some of the prompt was in none of them.
+        """
+        if not self._any:
+            raise ValueError(
+                "this model generates without a forward pass of its own, by a module inside it, so "
+                "that its prompt was not edited: wrap that module (its language model)."
+            )
+        if self._seen < self._prompt:
+            generate_calls_model.refuse(
+                "generation with an adapter",
+                f"steps that saw {self._seen} of the {self._prompt} tokens of the prompt",
+            )
+
+
+def step_window(prompt: Placement, step: Step) -> Placement | None:
+    """The part of a placed prompt that a step of generation sees.
+
+    Args:
+        prompt: The placement on the prompt.
+        step: The tokens of the step.
+
+    Returns:
+        Masks of the step's shape, or None if the step edits nothing.
+    """
+    start, length, rows = step
+    if start >= prompt.length and not prompt.generated:
+        return None
+    cut: dict[tuple[int, bool], Tensor] = {}
+    masks = {}
+    for index, mask in prompt.masks.items():
+        generated = index in prompt.generated
+        key = (id(mask), generated)
+        if key not in cut:
+            after = _after(prompt, mask, start, length, generated)
+            cut[key] = torch.cat([mask[:, start : start + length], after], dim=1)
+            cut[key] = cut[key].repeat_interleave(rows // mask.shape[0], dim=0)
+        masks[index] = cut[key]
+    subspaces = {index: _repeat(given, rows) for index, given in prompt.subspaces.items()}
+    return replace(prompt, masks=masks, subspaces=subspaces)
+
+
+def _after(prompt: Placement, mask: Tensor, start: int, length: int, generated: bool) -> Tensor:
+    """The part of a window after the prompt, (B, n): edited or not, in the rows that are at all."""
+    after = min(length, max(0, start + length - mask.shape[1]))
+    rest = mask.new_full((mask.shape[0], after), generated)
+    return rest if prompt.rows is None else rest & prompt.rows[:, None]
+
+
+def _repeat(given: Sequence | Mapping, rows: int) -> Sequence | Mapping:
+    """A list for each row of the prompt -> one for each row of the step."""
+    if isinstance(given, Mapping):
+        return given
+    return [one for one in given for _ in range(rows // len(given))]
