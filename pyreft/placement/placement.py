@@ -91,8 +91,8 @@ def require_positions(targets: Sequence[Target]) -> None:
         if target.stack == "encoder" and spec and spec.edits_completion and not spec.edits_all:
             raise ValueError(
                 f"{target.config.place} is in the encoder, which reads the prompt and no "
-                f"completion, so {spec!r} has no place there: the completion is in the decoder, as in "
-                '"decoder_block_output".'
+                f"completion, so {spec!r} has no place there: the completion is in the decoder, as "
+                'in "decoder_block_output".'
             )
 
 
