@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pyreft.compat.locations import (
         ReftType as ReftType,
         TaskType as TaskType,
-        get_intervention_locations as get_intervention_locations,
-        parse_positions as parse_positions,
     )
     from pyreft.config import (
         InterventionConfig as InterventionConfig,
@@ -57,6 +55,10 @@ if TYPE_CHECKING:
         Tokens as Tokens,
         register_position as register_position,
     )
+    from pyreft.positions.integers import (
+        get_intervention_locations as get_intervention_locations,
+        parse_positions as parse_positions,
+    )
     from pyreft.sharing import (
         AdapterError as AdapterError,
     )
@@ -75,12 +77,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0.dev0"
 
 _HOMES = {
-    "pyreft.compat.locations": (
-        "ReftType",
-        "TaskType",
-        "get_intervention_locations",
-        "parse_positions",
-    ),
+    "pyreft.compat.locations": ("ReftType", "TaskType"),
     "pyreft.config": ("InterventionConfig", "ReftConfig"),
     "pyreft.data": (
         "ReftClassificationDataset",
@@ -110,6 +107,7 @@ _HOMES = {
     ),
     "pyreft.adapters": ("ReferenceModel", "ReftModel", "get_reft_model"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
+    "pyreft.positions.integers": ("get_intervention_locations", "parse_positions"),
     "pyreft.sharing": ("AdapterError",),
     "pyreft.training": (
         "AdapterCheckpoints",

@@ -20,13 +20,22 @@ from pyreft.base_model.components import Component, find_component
 from pyreft.base_model.running import execution_device
 from pyreft.base_model.stacks import count_layers, text_config
 from pyreft.base_model.trained import TrainedModules
-from pyreft.compat.intervention import InterventionDict
 from pyreft.config import ReftConfig, intervention_keys
 from pyreft.placement.placement import require_positions
 from pyreft.placement.target import Target
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.training_facts import TrainingFacts
+
+
+class InterventionDict(nn.ModuleDict):
+    """Interventions by key; keys of older releases of pyvene, with dots, are known as well."""
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return super().__getitem__(key.replace(".", "_"))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and super().__contains__(key.replace(".", "_"))
 
 
 class AttachedAdapter(nn.Module):

@@ -26,15 +26,15 @@ from pyreft.adapters.shared_prefix import share_beginning
 from pyreft.adapters.stand_in import BaseModelMixin
 from pyreft.base_model.stacks import has_two_stacks
 from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
-from pyreft.compat.columns import count_from_text, warn_of_pad_first
 from pyreft.compat.methods import UpstreamMethodsMixin
-from pyreft.compat.pyvene import is_config, read_config
+from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks, tensors_in
 from pyreft.editing.plan import Placed, edits_something
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.lora.peft_lora import without_lora
 from pyreft.placement.prompt import read_prompt
+from pyreft.positions.counted_pad import count_from_text, warn_of_pad_first
 
 # Arguments of a call that are not handed to the base model.
 _FOR_EDITS = (

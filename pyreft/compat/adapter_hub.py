@@ -19,10 +19,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from pyreft.compat.parametrized import is_orthonormal, read_parametrized
-from pyreft.compat.shapes import require_tensors
 from pyreft.compat.torch_files import read_torch_file
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
+from pyreft.interventions.parametrized import is_orthonormal, read_parametrized
+from pyreft.interventions.shapes import require_tensors
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.entry import parse_json

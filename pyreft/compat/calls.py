@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from pyreft.compat.columns import read_locations, without_leading_pad
+from pyreft.compat.columns import read_locations
 from pyreft.compat.locations import locations_tensor
+from pyreft.positions.counted_pad import without_leading_pad
 
 
 class UpstreamCallsMixin:

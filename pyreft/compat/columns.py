@@ -7,16 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from pyreft.positions import NO_POSITION, PositionSpec
-
-logger = logging.get_logger(__name__)
-
-_BY_TOKEN = (
-    *("input_ids", "attention_mask", "token_type_ids", "position_ids"),
-    *("completion_mask", "labels"),
-)
+from pyreft.positions.counted_pad import shift_locations
 
 
 def read_locations(
@@ -45,7 +38,7 @@ def read_locations(
     if text is None:
         return locations
     before = text.int().argmax(1)[:, None, None]
-    columns = _shift(locations, before)
+    columns = shift_locations(locations, before)
     expected = _expected(specs, batch.get("input_ids"), text, labels)
     for reading in (locations, columns):
         if expected is not None and _sets(reading) == expected:
@@ -76,56 +69,6 @@ def read_locations(
     return columns if as_columns else locations
 
 
-def count_from_text(locations: Tensor | None, leading: Tensor | None) -> Tensor | None:
-    """Positions that count so many pad tokens before each text, as indices of its tokens.
-
-    Args:
-        locations: (B, I, P). Those on the pad tokens are no positions.
-        leading: (B,), from the collator; None if texts begin with none.
-    """
-    if locations is None or leading is None:
-        return locations
-    return _shift(locations, torch.as_tensor(leading, device=locations.device).view(-1, 1, 1))
-
-
-def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch whose texts begin with pad tokens that its positions count, without those.
-
-    Args:
-        batch: Token columns (B, T); `leading_pad` (B,) from the collator, if they do.
-    """
-    inputs = dict(batch)
-    leading = inputs.pop("leading_pad", None)
-    if leading is None:
-        return inputs
-    inputs["intervention_locations"] = count_from_text(
-        inputs.get("intervention_locations"), leading
-    )
-    cut, shape = int(leading.min()), inputs["input_ids"].shape
-    for name in _BY_TOKEN:
-        value = inputs.get(name)
-        if not isinstance(value, Tensor) or value.shape != shape:
-            continue
-        # Labels of another kind may be as many by chance.
-        if name != "labels" or bool((value[:, :cut] == -100).all()):
-            inputs[name] = value[:, cut:]
-    return inputs
-
-
-def warn_of_pad_first(inputs: Mapping[str, Any]) -> None:
-    """Say how positions are counted where every row begins with one masked token."""
-    mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].any()):
-        return
-    if bool(mask[:, 1:2].any()):
-        logger.warning_once(
-            "Every row of the batch begins with a masked token, and intervention_locations count "
-            "the tokens behind it. If they count that token too, as examples of upstream's data "
-            "sets do, collate with pyreft.ReftDataCollator, or give the batch leading_pad, a "
-            "(batch,) tensor of ones."
-        )
-
-
 def _text(batch: Mapping[str, Any], rows: int) -> Tensor | None:
     """(B, T) bool on the CPU, what the attention mask admits; None without a batch of tokens."""
     given = batch.get("input_ids")
@@ -136,12 +79,6 @@ def _text(batch: Mapping[str, Any], rows: int) -> Tensor | None:
     if isinstance(mask, Tensor) and mask.shape == given.shape[:2]:
         return (mask != 0).cpu()
     return torch.ones(given.shape[:2], dtype=torch.bool)
-
-
-def _shift(locations: Tensor, by: Tensor) -> Tensor:
-    """Positions less a number for each row; those before the first token are none."""
-    moved = torch.where(locations < 0, locations, locations - by)
-    return moved.masked_fill((moved < 0) & (locations >= 0), NO_POSITION)
 
 
 def _sets(locations: Tensor) -> list[list[set[int]]]:

@@ -17,11 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyreft.compat.shapes import CONSTANT, KINDS
 from pyreft.compat.torch_files import read_torch_file, write_torch_file
-from pyreft.compat.upstream_tensors import read_intervention, write_intervention
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.config.intervention import is_path
+from pyreft.interventions.shapes import CONSTANT, KINDS
+from pyreft.interventions.upstream_tensors import read_intervention, write_intervention
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import OF_BASE

@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from pyreft.compat.columns import count_from_text
-from pyreft.compat.locations import get_intervention_locations
 from pyreft.data.leading_pad import plain, put_pad_first
 from pyreft.data.locations import locate, spec_of_each
 from pyreft.data.sources import as_rows, load_rows
 from pyreft.data.tokenize import IGNORE, NoRoomError, describe_cut, describe_left_out, room
 from pyreft.positions import PositionSpec
+from pyreft.positions.counted_pad import count_from_text
+from pyreft.positions.integers import get_intervention_locations
 
 logger = logging.get_logger(__name__)
 

@@ -17,12 +17,12 @@ import torch
 from transformers.utils import logging
 
 from pyreft.data.tokenize import IGNORE
-from pyreft.positions import NO_POSITION
+from pyreft.positions import NO_POSITION, counted_pad
 
 logger = logging.get_logger(__name__)
 
 # Token columns, and what fills them up.
-BY_TOKEN = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0}
+BY_TOKEN = dict.fromkeys(counted_pad.BY_TOKEN, 0)
 OF_LABELS = {"labels": IGNORE, "completion_mask": 0}
 
 

@@ -50,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What upstream's module of this name has beside its interventions, taken from pyvene.
-    from pyreft.compat import pyvene
+    from pyreft.interventions import pyvene
 
     if name == "LowRankRotateLayer":
         return pyvene.LowRankRotateLayer

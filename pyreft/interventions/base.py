@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyreft.compat.intervention import UpstreamInterventionMixin, refuse_unknown
+from pyreft.interventions.upstream import UpstreamInterventionMixin, refuse_unknown
 
 Subspaces = Sequence[Sequence[int]] | Sequence[int]
 _TYPES = {

@@ -12,7 +12,6 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from pyreft.adapters import ReftModel
-from pyreft.compat.columns import without_leading_pad
 from pyreft.data.collator import ReftDataCollator
 from pyreft.installed.trainer_methods import (
     trainer_steps_by_methods,
@@ -21,6 +20,7 @@ from pyreft.installed.trainer_methods import (
 from pyreft.interventions import takes_argument
 from pyreft.lora.peft_lora import frozen_lora
 from pyreft.positions import PositionSpec
+from pyreft.positions.counted_pad import without_leading_pad
 from pyreft.training.checkpoints import AdapterCheckpoints
 from pyreft.training.checks import frozen_heads, require_finite, require_labels, require_tokens
 from pyreft.training.distributed import DistributedMixin

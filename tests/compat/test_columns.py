@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pyreft.compat.columns import count_from_text, read_locations, without_leading_pad
+from pyreft.compat.columns import read_locations
 from pyreft.positions import PositionSpec
+from pyreft.positions.counted_pad import count_from_text, without_leading_pad
 
 NONE = -100
 F1_L1 = [PositionSpec.parse("f1+l1")]

@@ -1,6 +1,5 @@
 """`pyreft.dataset`, as upstream names it."""
 
-from pyreft.compat.locations import get_intervention_locations, parse_positions
 from pyreft.data import (
     ReftClassificationDataset,
     ReftDataCollator,
@@ -16,6 +15,7 @@ from pyreft.data import (
     make_multiple_position_supervised_data_module,
 )
 from pyreft.data.tokenize import IGNORE as IGNORE_INDEX
+from pyreft.positions.integers import get_intervention_locations, parse_positions
 
 __all__ = [
     "IGNORE_INDEX",

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyreft.compat.intervention import UpstreamInterventionMixin
-from pyreft.config import ReftConfig
+from pyreft.interventions.upstream import UpstreamInterventionMixin
 
 
 def find_class(name: str) -> type[nn.Module]:
@@ -23,33 +22,6 @@ def find_class(name: str) -> type[nn.Module]:
         found: type[nn.Module] = getattr(pyvene, name)
         return found
     return {cls.__name__: cls for cls in _OURS}[name]
-
-
-def is_config(config: Any) -> bool:
-    """Whether it is pyvene's config of interventions."""
-    named = any(cls.__name__ == "IntervenableConfig" for cls in type(config).__mro__)
-    return named and hasattr(config, "representations")
-
-
-def read_config(config: Any) -> ReftConfig:
-    """pyvene's config as ours.
-
-    Raises:
-        ValueError: If it asks for what ReFT does not have.
-    """
-    if config.mode != "parallel":
-        raise ValueError(f"ReFT has no sources to run before the base, so no mode={config.mode!r}.")
-    types, rows = config.intervention_types, config.representations
-    listed = list(types) if isinstance(types, (list, tuple)) else [types] * len(rows)
-    representations = []
-    for row, cls in zip(rows, listed, strict=True):
-        entry = row._asdict()
-        if entry["intervention"] is None and entry["intervention_type"] is None:
-            entry["intervention_type"] = cls
-        if entry["intervention"] is not None:
-            entry["intervention_type"] = None
-        representations.append(entry)
-    return ReftConfig(representations=representations)
 
 
 class LowRankRotateLayer(nn.Module):

@@ -151,16 +151,6 @@ def refuse_unknown(cls: type, extra: Mapping[str, Any], known: list[str], strict
             raise TypeError(f"{cls.__name__} has no argument {name!r}. {advice}")
 
 
-class InterventionDict(nn.ModuleDict):
-    """Interventions by key; keys of older releases of pyvene, with dots, are known as well."""
-
-    def __getitem__(self, key: str) -> nn.Module:
-        return super().__getitem__(key.replace(".", "_"))
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and super().__contains__(key.replace(".", "_"))
-
-
 class _StateDict(OrderedDict):
     """A state dict that answers to upstream's keys too, without having them."""
 
@@ -172,7 +162,7 @@ class _StateDict(OrderedDict):
     def __missing__(self, key: str) -> Tensor:
         if self._kind is None:
             raise KeyError(key)
-        from pyreft.compat.upstream_tensors import write_intervention
+        from pyreft.interventions.upstream_tensors import write_intervention
 
         return write_intervention(self._kind, {}, self)[key]
 
@@ -193,7 +183,7 @@ def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[st
     theirs = "rotate_layer" in names or any(".parametrizations." in name for name in names)
     if not theirs or kind is None:
         return state_dict
-    from pyreft.compat.upstream_tensors import read_intervention
+    from pyreft.interventions.upstream_tensors import read_intervention
 
     found, _, tensors = read_intervention(kind, state_dict)
     if found != kind:
@@ -206,8 +196,8 @@ def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[st
 
 def _nearest_kind(module: nn.Module) -> str | None:
     """The built-in kind that a module is, or derives from."""
-    from pyreft.compat.shapes import KINDS
     from pyreft.interventions.registry import intervention_class
+    from pyreft.interventions.shapes import KINDS
 
     return next((kind for kind in KINDS if isinstance(module, intervention_class(kind))), None)
 

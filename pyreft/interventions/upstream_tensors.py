@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyreft.compat.parametrized import is_orthonormal, read_parametrized, write_parametrized
-from pyreft.compat.shapes import CONSTANT, ORTHONORMAL, require_tensors
+from pyreft.interventions.parametrized import is_orthonormal, read_parametrized, write_parametrized
 from pyreft.interventions.projection import turned_factor
+from pyreft.interventions.shapes import CONSTANT, ORTHONORMAL, require_tensors
 
 _ROTATION = "rotate_layer."
 _DIRECTIONS, _TURN = "rotate_layer.original", "rotate_layer.turn"
