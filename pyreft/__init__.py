@@ -11,15 +11,13 @@ from pyreft.installed.releases import check_releases as _check_releases
 
 # For type checkers, which do not run what is below.
 if TYPE_CHECKING:
-    from pyreft.adapters import (
-        ReferenceModel as ReferenceModel,
-        ReftModel as ReftModel,
-        get_reft_model as get_reft_model,
-    )
+    from pyreft.adapters.reference import ReferenceModel as ReferenceModel
     from pyreft.compat.locations import (
         ReftType as ReftType,
         TaskType as TaskType,
     )
+    from pyreft.compat.model import ReftModel as ReftModel
+    from pyreft.compat.wrapping import get_reft_model as get_reft_model
     from pyreft.config import (
         InterventionConfig as InterventionConfig,
         ReftConfig as ReftConfig,
@@ -105,7 +103,9 @@ _HOMES = {
         "NoreftIntervention",
         "register_intervention",
     ),
-    "pyreft.adapters": ("ReferenceModel", "ReftModel", "get_reft_model"),
+    "pyreft.adapters": ("ReferenceModel",),
+    "pyreft.compat.model": ("ReftModel",),
+    "pyreft.compat.wrapping": ("get_reft_model",),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.positions.integers": ("get_intervention_locations", "parse_positions"),
     "pyreft.sharing": ("AdapterError",),

@@ -27,7 +27,7 @@ def test_type_checkers_see_the_same_names():
 
 # The rooms, from the bottom up: each may import those before it.
 ROOMS = [
-    *("installed", "positions", "interventions", "config", "data", "sharing"),
+    *("annotations", "installed", "positions", "interventions", "config", "data", "sharing"),
     *("base_model", "placement", "editing", "lora", "adapters", "reuse", "training"),
     *("compat", "cli"),
 ]

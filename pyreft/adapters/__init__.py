@@ -1,7 +1,6 @@
-"""(layer, component) -> module; hooks; ReftModel."""
+"""A base model and its adapters: calls, generation, saving, several by name."""
 
-from pyreft.adapters.model import ReftModel
+from pyreft.adapters.model import EditedModel
 from pyreft.adapters.reference import ReferenceModel
-from pyreft.adapters.wrapping import get_reft_model
 
-__all__ = ["ReferenceModel", "ReftModel", "get_reft_model"]
+__all__ = ["EditedModel", "ReferenceModel"]

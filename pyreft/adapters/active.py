@@ -1,4 +1,4 @@
-"""Which adapters act in a call, and on which rows.
+"""Which adapters edit in a call, and which rows.
 
 active adapters        all rows; several add up, each by its weight
 adapter_names          one name for each row of the batch, "__base__" for none
@@ -6,30 +6,29 @@ adapter_names          one name for each row of the batch, "__base__" for none
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from pyreft.adapters.adapter_set import BASE, AdapterSet
 from pyreft.adapters.attached import AttachedAdapter
-from pyreft.base_model.stacks import has_two_stacks
+from pyreft.annotations import Arguments
 from pyreft.editing.plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
+from pyreft.placement.arguments import EditArguments
 from pyreft.placement.batch import Batch, read_batch
 from pyreft.placement.target import Target
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
 
-# In `adapter_names`, for a row that is not edited; PEFT's word.
-BASE = "__base__"
 
-
-class Acting(NamedTuple):
+class ActiveAdapter(NamedTuple):
     """An adapter in a call.
 
     Args:
@@ -53,27 +52,21 @@ class Acting(NamedTuple):
         return [t if t.positions else t.at(self.positions) for t in targets]
 
 
-def find_acting(
-    adapters: Mapping[str, AttachedAdapter],
-    active: Mapping[str, float],
-    names: Any,
-    positions: Any = None,
-) -> list[Acting]:
-    """The adapters that act in a call: the active ones, or those of `adapter_names`.
+def find_active(adapters: AdapterSet, given: EditArguments) -> list[ActiveAdapter]:
+    """The adapters that edit in a call: the active ones, or those of `adapter_names`.
 
     Args:
-        adapters: All that there are, by name.
-        active: Names and weights of those that are active.
-        names: One name for each row, or None for the active ones on all rows.
-        positions: A position spec, see `ReftModel.forward`.
+        adapters: All that there are.
+        given: The arguments of the call.
 
     Raises:
-        TypeError: If it is no list of names.
+        TypeError: If `adapter_names` is no list of names.
         ValueError: If there is no adapter of a name, or one needs other heads than there are.
     """
-    spec = None if positions is None else PositionSpec.parse(positions)
+    spec = None if given.positions is None else PositionSpec.parse(given.positions)
+    names, active = given.adapter_names, adapters.active
     if names is None:
-        return [Acting(adapters[name], None, weight, spec) for name, weight in active.items()]
+        return [ActiveAdapter(adapters[name], None, w, spec) for name, w in active.items()]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"adapter_names is a list of one name for each row, got {names!r}.")
     wanted: dict[str, list[int]] = {}
@@ -94,79 +87,60 @@ def find_acting(
                 "rows by themselves."
             )
     return [
-        Acting(adapters[name], torch.tensor(rows), 1.0, spec)
+        ActiveAdapter(adapters[name], torch.tensor(rows), 1.0, spec)
         for name, rows in wanted.items()
         if name != BASE
     ]
 
 
 def place_in_call(
-    acting: Sequence[Acting],
-    base: PreTrainedModel,
-    inputs: Mapping[str, Any],
-    completion_mask: Tensor | None,
-    intervention_locations: Tensor | None,
-    subspaces: Any,
-    adapter_names: Sequence[str] | None,
-    in_order: bool | None = None,
+    active: Sequence[ActiveAdapter], base: PreTrainedModel, inputs: Arguments, given: EditArguments
 ) -> list[Placed]:
     """Place adapters for a call of the base model.
 
     Args:
-        acting: The adapters.
+        active: The adapters.
         base: The base model.
         inputs: What it is called with.
-        completion_mask, intervention_locations, subspaces, adapter_names: See
-            `ReftModel.forward`.
-        in_order: See `Placement`.
+        given: What the call says of edits.
     """
-    told = intervention_locations is not None
-    batch = read_batch(base, _targets(acting), has_two_stacks(base), inputs, completion_mask, told)
-    edits = (intervention_locations, subspaces, adapter_names, bool(in_order))
-    placed = place_in_batch(acting, batch, *edits)
-    return [one.keep_logits(inputs.get("logits_to_keep")) for one in placed]
+    batch = read_batch(base, _targets(active), inputs, given)
+    placed = place_in_batch(active, batch, given)
+    kept = inputs.get("logits_to_keep")
+    return placed if kept is None else [one.keep_logits(kept) for one in placed]
 
 
 def place_in_batch(
-    acting: Sequence[Acting],
-    batch: Batch | None,
-    intervention_locations: Tensor | None,
-    subspaces: Any,
-    adapter_names: Sequence[str] | None,
-    in_order: bool = False,
+    active: Sequence[ActiveAdapter], batch: Batch | None, given: EditArguments
 ) -> list[Placed]:
     """Place adapters in what the base model reads.
 
     Args:
-        acting: The adapters.
+        active: The adapters.
         batch: What it reads in a call, or of a prompt; None if that is no token.
-        intervention_locations, subspaces, adapter_names: See `ReftModel.forward`.
-        in_order: See `Placement`.
+        given: What the call says of edits.
     """
-    _refuse_ambiguous(acting, intervention_locations, subspaces)
-    _warn_without_positions(acting, intervention_locations)
+    _refuse_ambiguous(active, given)
+    _warn_without_positions(active, given)
     if batch is None:
         return []
-    _require_rows(adapter_names, batch.rows)
-    shared = len(acting) > 1 and all(one.rows is None for one in acting)
+    _require_rows(given.adapter_names, batch.rows)
+    shared = len(active) > 1 and all(one.rows is None for one in active)
     placed = []
-    for one in acting:
-        adapter, rows = one.adapter, one.rows
-        seen = batch if rows is None else batch.of(rows)
-        given = (intervention_locations, subspaces, in_order)
-        targets = one.targets
-        placement = seen.place(targets, *given)
+    for one in active:
+        targets, rows = one.targets, one.rows
+        placement = (batch if rows is None else batch.of(rows)).place(targets, given)
         if placement is not None and rows is not None:
             placement = placement.in_rows(rows, batch.rows)
         if placement is not None:
-            modules = list(adapter.interventions.values())
+            modules = list(one.adapter.interventions.values())
             placed.append(Placed(modules, targets, placement, one.weight, shared))
     return placed
 
 
-def _targets(acting: Sequence[Acting]) -> list[Target]:
+def _targets(active: Sequence[ActiveAdapter]) -> list[Target]:
     """Where the interventions of all of them edit."""
-    return [target for one in acting for target in one.targets]
+    return [target for one in active for target in one.targets]
 
 
 def _require_rows(names: Sequence[str] | None, rows: int) -> None:
@@ -177,32 +151,29 @@ def _require_rows(names: Sequence[str] | None, rows: int) -> None:
         )
 
 
-def _refuse_ambiguous(
-    acting: Sequence[Acting], intervention_locations: Tensor | None, subspaces: Any
-) -> None:
+def _refuse_ambiguous(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
     """Raise ValueError for positions or directions that do not say whose they are."""
-    mixed = len(acting) > 1 or any(one.rows is not None for one in acting)
-    if mixed and not (intervention_locations is None and subspaces is None):
+    mixed = len(active) > 1 or any(one.rows is not None for one in active)
+    if mixed and not (given.intervention_locations is None and given.subspaces is None):
         raise ValueError(
             "intervention_locations and subspaces are for the interventions of one adapter, and "
-            "several act in this call: say positions in the configs, or activate one with "
+            "several are active in this call: say positions in the configs, or activate one with "
             "set_adapter."
         )
 
 
-def _warn_without_positions(
-    acting: Sequence[Acting], intervention_locations: Tensor | None
-) -> None:
+def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
     """Say so if neither a config nor the call has positions, and anything is to be edited."""
-    targets = _targets(acting)
-    if targets and intervention_locations is None and all(t.positions is None for t in targets):
+    targets = _targets(active)
+    without = targets and all(target.positions is None for target in targets)
+    if without and given.intervention_locations is None:
         logger.warning_once(
             "No intervention has positions, so this call runs the bare base model. Say positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
 
 
-def say_nothing_is_edited(base: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+def say_nothing_is_edited(base: PreTrainedModel, inputs: Arguments) -> None:
     """Say that no token of a call is edited: an error where the adapter is trained.
 
     Args:

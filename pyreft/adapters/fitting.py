@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -67,11 +68,24 @@ def with_kinds(adapter: Adapter, kinds: Kinds) -> Adapter:
     Raises:
         AdapterError: If what was saved does not fit them.
     """
-    try:
+    with explained(adapter, TypeError):
         return replace(adapter, config=make_kinds(adapter.config, kinds))
-    except TypeError:
+
+
+@contextmanager
+def explained(adapter: Adapter, but: type[Exception] = AdapterError) -> Iterator[None]:
+    """Raise AdapterError for what fails inside the block on a saved adapter.
+
+    A kind of the user's own may fail in any way on arguments it does not expect.
+
+    Args:
+        adapter: The adapter.
+        but: Errors that are raised as they are, beside AdapterError.
+    """
+    try:
+        yield
+    except (AdapterError, but):
         raise
-    # A constructor of the user's own may fail in any way on arguments it does not expect.
     except Exception as error:
         raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
 

@@ -1,113 +1,171 @@
-"""ReftModel: a frozen transformers model, and the interventions that edit it while it runs."""
+"""A frozen transformers model, and the adapters that edit it while it runs."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.adapters.active import (
-    find_acting,
-    place_in_batch,
-    place_in_call,
-    say_nothing_is_edited,
-)
+from pyreft.adapters import merging, named, reading, saving
+from pyreft.adapters.adapter_set import AdapterSet, require_name
 from pyreft.adapters.attached import AttachedAdapter
-from pyreft.adapters.named import AdaptersMixin, require_name
-from pyreft.adapters.pushing import PushingMixin
-from pyreft.adapters.replicas import Replicas
-from pyreft.adapters.shared_prefix import share_beginning
-from pyreft.adapters.stand_in import BaseModelMixin
-from pyreft.base_model.stacks import has_two_stacks
-from pyreft.compat.calls import is_upstream_call, refuse_upstream_arguments
-from pyreft.compat.methods import UpstreamMethodsMixin
-from pyreft.compat.pyvene_config import is_config, read_config
+from pyreft.adapters.build import Kinds
+from pyreft.adapters.calls import EditedCalls
+from pyreft.adapters.reading import put_adapter_on
+from pyreft.adapters.stand_in import StandIn
+from pyreft.annotations import Arguments
+from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
-from pyreft.editing.hooks import EditHooks, tensors_in
-from pyreft.editing.plan import Placed, edits_something
-from pyreft.installed.caches import cached_tokens, generate_cache_argument
-from pyreft.lora.peft_lora import without_lora
-from pyreft.placement.prompt import read_prompt
-from pyreft.positions.counted_pad import count_from_text, warn_of_pad_first
+from pyreft.editing.hooks import EditHooks
+from pyreft.placement.arguments import NAMES
+from pyreft.sharing import Adapter, Formats, HubSource, read_adapter
+from pyreft.sharing.training_facts import TrainingFacts
 
-# Arguments of a call that are not handed to the base model.
-_FOR_EDITS = (
-    "completion_mask",
-    "intervention_locations",
-    "subspaces",
-    "adapter_names",
-    "positions",
-    "in_order",
-)
-# Held while an adapter is turned on or off.
-_SWITCHING = threading.Lock()
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# The arguments of `forward` that the base model has by these names.
+_TEXT = ("input_ids", "attention_mask", "labels", "position_ids", "inputs_embeds", "token_type_ids")
 
 
-class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixin, nn.Module):
-    """A frozen base model with an adapter of interventions.
+class EditedModel(StandIn):
+    """The core of `ReftModel`, see there."""
 
-    It is called, generates and is trained as the base model is: what is not defined here is
-    looked up on the base model. Where the prompt ends is found in the batch, see `forward`.
-
-        model = get_reft_model(base, ReftConfig(layers=[15], positions="l1", rank=4))
-        model(input_ids=..., attention_mask=..., labels=...).loss.backward()
-        model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"))
-
-    Args:
-        config: What to learn and where; upstream's order of arguments.
-        model: The base model, any transformers model; it gets hooks and nothing else.
-        adapter_name: What to call the adapter, where there may be several.
-
-    Attributes:
-        model: The base model.
-        adapters: All adapters by name.
-        config: The base model's config, as transformers and its trainers expect.
-
-    Raises:
-        ValueError: If a layer or component is not there, or an intervention does not fit it.
-    """
+    # Which formats of adapters it reads.
+    formats = Formats(read_adapter)
 
     def __init__(
         self, config: ReftConfig, model: PreTrainedModel, adapter_name: str = "default"
     ) -> None:
-        super().__init__()
-        if isinstance(model, ReftModel):
+        if isinstance(model, EditedModel):
             raise TypeError(
                 "the model has an adapter already: wrap the base model, model.unwrap()."
             )
-        if is_config(config):
-            config = read_config(config)
         if not isinstance(config, ReftConfig) or not hasattr(model, "config"):
             raise TypeError(
                 "ReftModel takes a ReftConfig and a transformers model, got "
                 f"{type(config).__name__} and {type(model).__name__}."
             )
-        self.model = model
+        super().__init__(model)
         self._hooks = EditHooks(model)
+        self.adapters = AdapterSet(model, self._hooks)
         attached = AttachedAdapter(config, model, self._hooks.add_sites)
-        self.adapters: Any = nn.ModuleDict({require_name(adapter_name): attached})
-        self._active = {adapter_name: 1.0}
-        self._disabled, self._off = 0, ExitStack()
-        self._replicas = Replicas()
-        # Thread -> where its calls edit, whatever their arguments say.
-        self._placed: dict[int, list[Placed]] = {}
+        self.adapters[require_name(adapter_name)] = attached
+        self.adapters.active = {adapter_name: 1.0}
+        self.edited_calls = EditedCalls(model, self._hooks, self.adapters)
         self.train(model.training)
 
     def __repr__(self) -> str:
-        lines = [f"ReftModel({type(self.model).__name__}, {self.count_parameters():,} parameters"]
-        for name, adapter in self.adapters.items():
-            if len(self.adapters) > 1:
-                weight = self._active.get(name)
-                state = "inactive" if weight is None else f"active, weight {weight:g}"
-                lines.append(f"  {name} ({state})")
-            lines += adapter.describe()
-        return "\n".join(lines) + "\n)"
+        count = sum(p.numel() for p in self.adapters.parameters() if p.requires_grad)
+        first = f"ReftModel({type(self.model).__name__}, {count:,} parameters"
+        return "\n".join([first, *self.adapters.describe(), ")"])
+
+    # What is done with adapters by name, with files and with weights.
+    add_adapter = named.add_adapter
+    add_weighted_adapter = named.add_weighted_adapter
+    set_adapter = named.set_adapter
+    delete_adapter = named.delete_adapter
+    record_positions = saving.record_positions
+    save_pretrained = saving.save_pretrained
+    write_card = saving.write_card
+    push_to_hub = saving.push_to_hub
+    load_adapter = reading.load_adapter
+    load_weights = reading.load_weights
+    merge_and_unload = merging.merge_and_unload
+    export_lora = merging.export_lora
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel | str | os.PathLike[str],
+        directory: str | os.PathLike[str] | Adapter | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Arguments | None = None,
+        kinds: Kinds = (),
+    ) -> Self:
+        """Put a saved adapter on its base model, in evaluation mode.
+
+            ReftModel.from_pretrained(base, "directory")
+            ReftModel.from_pretrained(base, "user/repo", revision="v1")
+            ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
+
+        Nothing in the directory is run: kinds are names of classes that are registered already, or
+        that `kinds` gives.
+
+        Args:
+            model: The base model it was trained on. Without one, the base model that the adapter
+                names is loaded, at the revision it was trained on.
+            directory: Where `save_pretrained` wrote, or another library, see
+                docs/interoperability.md; where there is no such directory, a repository on the
+                Hub, "owner/name". Or an adapter that was read already.
+            revision: A branch, a tag or a commit of the repository.
+            token: Of a user who may read it; that of the log-in by default.
+            subfolder: Where in the directory or repository.
+            cache_dir: Where downloads are kept; the cache of `huggingface_hub` by default.
+            local_files_only: Use what is in the cache, as with HF_HUB_OFFLINE=1.
+            model_kwargs: For the base model that is loaded: arguments of transformers'
+                `from_pretrained`, such as `dtype` and `device_map`.
+            kinds: The classes of interventions of your own, `[MyIntervention]`; or by the name of
+                the kind a class, or a function that makes the module, `{"MyIntervention": make}`.
+
+        Raises:
+            AdapterError: If there is no adapter, or one for another model, or its base model
+                cannot be loaded.
+        """
+        source = HubSource(revision, token, subfolder, cache_dir, local_files_only)
+        return put_adapter_on(cls, model, directory, source, model_kwargs, kinds)
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the adapters that edit and are trained."""
+        return list(self.adapters.active)
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the active adapter, the first of several: what is saved and trained."""
+        return self.adapters.active_name
+
+    @property
+    def interventions(self) -> nn.ModuleDict:
+        """The modules of the active adapter, "layer_15_comp_block_output_unit_pos_nunit_1#0"."""
+        return self.adapters.first.interventions
+
+    @property
+    def trained(self) -> TrainedModules:
+        """The parts of the base model that the active adapter trains, `modules_to_save`."""
+        return self.adapters.first.trained
+
+    @property
+    def reft_config(self) -> ReftConfig:
+        """The config of the active adapter, every intervention spelled out."""
+        return self.adapters.first.config
+
+    @reft_config.setter
+    def reft_config(self, value: object) -> None:
+        # Scripts keep upstream's config here, and put the base model's in its place.
+        if value is not self.model.config and value is not self.adapters.first.config:
+            raise AttributeError("the config of an adapter cannot be replaced: add_adapter.")
+
+    @property
+    def training_facts(self) -> TrainingFacts | None:
+        """What a trainer knows of how the active adapter was made, for its card."""
+        return self.adapters.first.training_facts
+
+    @training_facts.setter
+    def training_facts(self, facts: TrainingFacts | None) -> None:
+        self.adapters.first.training_facts = facts
+
+    # ---- calls --------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
@@ -115,89 +173,29 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
         The edits are placed here since trainers replace `forward`: TRL by one that keeps the
         labels, runs the backbone alone, and scores it with an output head of its own.
         """
-        if is_upstream_call(args, kwargs):
-            return super().__call__(*args, **kwargs)
-        refuse_upstream_arguments(kwargs)
         inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         if len(args) > 2:
             raise TypeError(f"a ReftModel takes two arguments without a name, got {len(args)}.")
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        if self.follows_upstream:
-            return self._call_subclass(super().__call__, inputs)
         # Hooks that were put on this model see the arguments that are for edits as well.
-        told = {name: inputs[name] for name in _FOR_EDITS if name in inputs}
-        run = partial(super().__call__, **told) if self._forward_pre_hooks else super().__call__
-        return self._run(run, inputs)
-
-    def _run(self, run: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """Call the base model, or what calls it, edited.
-
-        Args:
-            run: What is called.
-            inputs: Its arguments, and those of `forward` that are for edits alone.
-        """
-        self._hooks.require()
-        # What a call says itself, it may say of no token.
-        said = ("intervention_locations", "adapter_names")
-        looks = not self._disabled and all(inputs.get(name) is None for name in said)
-        if self._placed and threading.get_ident() in self._placed:
-            placed, looks = self._placed[threading.get_ident()], False
-        else:
-            placed = self.place(inputs)
-        self._replicas.before_forward(self)
-        with self._hooks.editing(placed) as edits:
-            if looks and not edits_something(edits):
-                say_nothing_is_edited(self.model, inputs)
-            outputs = run(**inputs)
-            if torch.is_grad_enabled():
-                self._hooks.keep_for_recomputation(outputs)
-                self._replicas.after_forward(self, tensors_in(outputs))
-        return outputs
-
-    def place(self, inputs: dict[str, Any]) -> list[Placed]:
-        """Where a call edits.
-
-        Args:
-            inputs: The arguments of the call; those that are for edits alone are taken out.
-
-        Raises:
-            ValueError: As for `forward`.
-        """
-        told = {name: inputs.pop(name, None) for name in _FOR_EDITS}
-        given, leading = told["intervention_locations"], inputs.pop("leading_pad", None)
-        told["intervention_locations"] = count_from_text(given, leading)
-        if given is not None and leading is None:
-            warn_of_pad_first(inputs)
-        if self._disabled:
-            return []
-        names, positions = told["adapter_names"], told.pop("positions")
-        acting = find_acting(self.adapters, self._active, names, positions)
-        return place_in_call(acting, self.model, inputs, **told)
-
-    @contextmanager
-    def placed(self, placed: list[Placed]) -> Iterator[None]:
-        """Edit there, on a part of a batch, in calls of this thread inside the block."""
-        thread = threading.get_ident()
-        self._placed[thread] = placed
-        try:
-            yield
-        finally:
-            del self._placed[thread]
+        edits = {name: inputs[name] for name in NAMES if name in inputs}
+        run = partial(super().__call__, **edits) if self._forward_pre_hooks else super().__call__
+        return self.edited_calls.run(self, run, inputs)
 
     def forward(
         self,
-        input_ids: Tensor | Mapping[str, Any] | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *upstream: Any,
+        *,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         completion_mask: Tensor | None = None,
         intervention_locations: Tensor | None = None,
-        subspaces: Any = None,
+        subspaces: object = None,
         adapter_names: Sequence[str] | None = None,
-        positions: Any = None,
+        positions: object = None,
         **kwargs: Any,
     ) -> Any:
         """Run the base model, edited.
@@ -208,12 +206,11 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
         generated ones.
 
         Args:
-            input_ids: (B, T). A dict calls upstream's convention, see `pyreft.compat`.
+            input_ids: (B, T).
             attention_mask: (B, T), zero on padding at either side.
-            *upstream: Further arguments of upstream's convention.
             labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
             completion_mask: (B, T), nonzero on the completion; for an encoder-decoder model, on
-                the labels that are learned. Not handed to the base model.
+                the labels that are learned. Not passed to the base model.
             intervention_locations: (B, I, P), positions for each of the I interventions in the
                 order of `interventions`: the index of a token in its sequence, padding not
                 counted; negative ones count from the end of the prompt; -100 is none.
@@ -232,35 +229,23 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
             ValueError: If the prompt of a row cannot be found, or a position is outside it.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "token_type_ids": token_type_ids,
-        }
-        inputs = {name: value for name, value in inputs.items() if value is not None} | kwargs
-        edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)
-        told = {n: v for n, v in zip(_FOR_EDITS, edits, strict=False) if v is not None}
-        if is_upstream_call([input_ids], kwargs):
-            base = inputs.pop("base", inputs.pop("input_ids", None))
-            sources = inputs.pop("sources", inputs.pop("attention_mask", None))
-            more: dict[str, Any] = inputs | told
-            return self._forward_upstream(base, sources, *upstream, **more)
-        if self._hooks.placed:
+        values = (input_ids, attention_mask, labels, position_ids, inputs_embeds, token_type_ids)
+        inputs = {n: v for n, v in zip(_TEXT, values, strict=True) if v is not None} | kwargs
+        if self.edited_calls.running:
             return self.model(**inputs)
         # Called by itself, and not by `__call__`.
-        return self._run(self.model, inputs | told)
+        edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)
+        given = {n: v for n, v in zip(NAMES, edits, strict=False) if v is not None}
+        return self.edited_calls.run(self, self.model, inputs | given)
 
     def generate(
         self,
-        inputs: Tensor | Mapping[str, Any] | None = None,
+        inputs: Tensor | None = None,
         *,
         intervention_locations: Tensor | None = None,
-        subspaces: Any = None,
+        subspaces: object = None,
         adapter_names: Sequence[str] | None = None,
-        positions: Any = None,
+        positions: object = None,
         **kwargs: Any,
     ) -> Any:
         """Generate with the base model, its prompt edited.
@@ -272,8 +257,7 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
         runs once if no adapter edits it.
 
         Args:
-            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). A dict
-                calls upstream's convention, see `pyreft.compat`.
+            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D).
             intervention_locations: (B, I, P), as in `forward`.
             subspaces, adapter_names, positions: As in `forward`.
             **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
@@ -286,77 +270,30 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
             ValueError: If a position is outside the prompt.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
-        if is_upstream_call([inputs], kwargs):
-            return self._generate_upstream(
-                kwargs.pop("base", inputs),
-                intervention_locations=intervention_locations,
-                subspaces=subspaces,
-                adapter_names=adapter_names,
-                positions=positions,
-                **kwargs,
-            )
-        edits = (intervention_locations, subspaces, adapter_names)
-        return self._generate(
-            kwargs if inputs is None else {"input_ids": inputs, **kwargs}, *edits, positions
-        )
+        given = kwargs if inputs is None else {"input_ids": inputs, **kwargs}
+        given |= {"intervention_locations": intervention_locations, "subspaces": subspaces}
+        given |= {"adapter_names": adapter_names, "positions": positions}
+        return self.edited_calls.generate(given)
 
-    def _generate(
-        self,
-        kwargs: dict[str, Any],
-        intervention_locations: Tensor | None = None,
-        subspaces: Any = None,
-        adapter_names: Sequence[str] | None = None,
-        positions: Any = None,
-        in_order: bool = False,
-    ) -> Any:
-        """Generate with these arguments of the base model's `generate`."""
-        refuse_upstream_arguments(kwargs)
-        leading = kwargs.pop("leading_pad", None)
-        intervention_locations = count_from_text(intervention_locations, leading)
-        self._hooks.require()
-        if self._disabled:
-            return self.model.generate(**kwargs)
-        encoder, prompt = read_prompt(kwargs, self.generation_config, has_two_stacks(self.model))
-        acting = find_acting(self.adapters, self._active, adapter_names, positions)
-        told = (intervention_locations, subspaces, adapter_names, in_order)
-        before, steps = (place_in_batch(acting, batch, *told) for batch in (encoder, prompt))
-        with self._hooks.editing([]):
-            shared = share_beginning(self.model, kwargs, prompt, steps)
-        if shared is not None:
-            kwargs[generate_cache_argument()] = shared
-        with self._hooks.generating(steps, before, cached_tokens(kwargs)):
-            return self.model.generate(**kwargs)
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> AbstractContextManager[None]:
         """Run the bare base model inside the block, in every thread.
 
         Heads are what they were, and PEFT's LoRA that is trained with the adapter is off. Of
         blocks that overlap, in several threads, the last to end turns the adapter on again.
         """
-        with _SWITCHING:
-            self._disabled += 1
-            if self._disabled == 1:
-                for name in self._active:
-                    self._off.enter_context(self.adapters[name].trained.original())
-                self._off.enter_context(without_lora(self.model))
-        try:
-            yield
-        finally:
-            with _SWITCHING:
-                self._disabled -= 1
-                if not self._disabled:
-                    self._off.close()
+        return self.adapters.disable()
 
     def unwrap(self) -> PreTrainedModel:
         """Take the adapter off, and return the base model, as it was; it stays frozen."""
-        if not self._hooks.removed:
-            for name in self._active:
-                self.adapters[name].trained.restore()
-        self._hooks.remove()
+        self.adapters.unwrap()
         return self.model
 
     def place_interventions(self) -> None:
         """Move every intervention to where the part of the base model runs that it edits."""
         for adapter in self.adapters.values():
             adapter.place()
+
+    def disable_model_gradients(self) -> None:
+        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
+        self.model.requires_grad_(False)
+        self.trained.enable_gradients()

@@ -1,4 +1,4 @@
-"""What makes a `ReftModel` pass for its base model with transformers, trainers and pipelines."""
+"""A module that passes for its base model with transformers, trainers and pipelines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from typing import Any, NoReturn
 
 from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pyreft.installed.names import make_known
 
@@ -22,14 +23,20 @@ _NOT_OF_BASE = (
 )
 
 
-class BaseModelMixin(nn.Module):
-    """The part of `ReftModel` that answers what is asked of the base model."""
+class StandIn(nn.Module):
+    """Stands for a base model: what is not defined here is looked up on that.
 
-    # What `ReftModel` defines.
-    model: Any
+    Args:
+        model: The base model.
+    """
 
+    model: PreTrainedModel
     # Tells transformers that adapters are attached, so that a quantized base model may train.
     _hf_peft_config_loaded = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -44,12 +51,12 @@ class BaseModelMixin(nn.Module):
         return str(self.model._get_name())
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The base model's config; to set it to itself, as scripts do, changes nothing."""
         return self.model.config
 
     @config.setter
-    def config(self, value: Any) -> None:
+    def config(self, value: object) -> None:
         if value is not self.model.config:
             raise AttributeError(
                 "config is the base model's, and the adapter's is reft_config: neither can be "
@@ -57,12 +64,12 @@ class BaseModelMixin(nn.Module):
             )
 
     @property
-    def generation_config(self) -> Any:
+    def generation_config(self) -> GenerationConfig:
         """The base model's generation config."""
         return self.model.generation_config
 
     @generation_config.setter
-    def generation_config(self, value: Any) -> None:
+    def generation_config(self, value: GenerationConfig) -> None:
         self.model.generation_config = value
 
     @property

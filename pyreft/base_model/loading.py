@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from pyreft.annotations import Arguments
 from pyreft.base_model.description import AUTO_CLASSES
-from pyreft.sharing import Adapter, AdapterError, is_repo_id
+from pyreft.sharing import Adapter, AdapterError, HubSource, is_repo_id
+from pyreft.sharing.hub import NEWEST
 
 
 def load_named_base(
-    adapter: Adapter,
-    *,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    local_files_only: bool = False,
-    model_kwargs: Mapping[str, Any] | None = None,
+    adapter: Adapter, source: HubSource = NEWEST, model_kwargs: Arguments | None = None
 ) -> PreTrainedModel:
     """Load the base model at the revision that the adapter was trained on.
 
@@ -27,7 +23,7 @@ def load_named_base(
 
     Args:
         adapter: The adapter that names it.
-        token, cache_dir, local_files_only: As for the adapter.
+        source: How the adapter was read from the Hub: with the same token, cache and connection.
         model_kwargs: More arguments for transformers' `from_pretrained`, which win: `dtype`,
             `device_map`, `quantization_config`, another `revision`.
 
@@ -48,9 +44,9 @@ def load_named_base(
         )
     arguments = {
         "revision": None if Path(name).is_dir() else adapter.base.get("revision"),
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
+        "token": source.token,
+        "cache_dir": source.cache_dir,
+        "local_files_only": source.local_files_only,
         **_labels(adapter.base),
         **(model_kwargs or {}),
     }

@@ -89,9 +89,9 @@ def _in_one_line(error: Exception) -> str:
 def _find(adapter: str, revision: str | None, token: str | None) -> Path:
     """The directory of an adapter of any format, downloaded if need be."""
     from pyreft.compat.formats import FILE_PATTERNS
-    from pyreft.sharing import find_adapter
+    from pyreft.sharing import HubSource, find_adapter
 
-    return find_adapter(adapter, revision=revision, token=token, others=FILE_PATTERNS)
+    return find_adapter(adapter, HubSource(revision=revision, token=token), FILE_PATTERNS)
 
 
 def _show_version(wanted: bool) -> None:
@@ -178,9 +178,7 @@ def convert(
     else:
         model = load_model(source, base, token, positions or (), act_fn)
         if to is Format.peft:
-            from pyreft.lora.merging import export_lora
-
-            export_lora(model, directory)
+            model.export_lora(directory)
         else:
             model.save_pretrained(directory)
     typer.echo(f"{adapter} is in {directory}, in the format {to.value}.")
@@ -202,13 +200,12 @@ def merge(
     every token at the output of linear maps, without an activation.
     """
     from pyreft.cli.loading import load_model
-    from pyreft.lora.merging import merge_and_unload
     from pyreft.sharing.whole import new_directory
 
     source = _find(adapter, revision, token)
     with new_directory(directory) as path:
         model = load_model(source, base, token, positions or (), act_fn)
-        merge_and_unload(model).save_pretrained(path)
+        model.merge_and_unload().save_pretrained(path)
     typer.echo(f"The base model of {adapter}, with it in its weights, is in {directory}.")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import transformers
 
-from pyreft.adapters import ReftModel
 from pyreft.base_model.loading import load_named_base
 from pyreft.compat.formats import read_any
+from pyreft.compat.model import ReftModel
 from pyreft.compat.upstream_files import is_upstream, read_upstream
-from pyreft.sharing import Adapter, AdapterError
+from pyreft.sharing import Adapter, AdapterError, HubSource
 from pyreft.sharing.checkpoint import CONFIG_NAME
 
 
@@ -79,10 +79,10 @@ def _load_base(adapter: Adapter, name: str | None, token: str | None) -> Any:
     if name is None and not adapter.base:
         raise AdapterError(f"{adapter.origin} does not say what its base model is: give --base.")
     if name is None:
-        return load_named_base(adapter, token=token)
+        return load_named_base(adapter, HubSource(token=token))
     if adapter.base.get("task"):
         said = adapter.base | {"name_or_path": name, "revision": None}
-        return load_named_base(replace(adapter, base=said), token=token)
+        return load_named_base(replace(adapter, base=said), HubSource(token=token))
     config = transformers.AutoConfig.from_pretrained(name, token=token)
     made_as = getattr(transformers, (config.architectures or [""])[0], None)
     if made_as is None:

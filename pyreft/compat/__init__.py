@@ -1,1 +1,1 @@
-"""Upstream's calling convention and file format, nothing else."""
+"""What only upstream's users type, and the formats of others, on top of all the rest."""

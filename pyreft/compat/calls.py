@@ -1,153 +1,138 @@
-"""Upstream's calling convention of a `ReftModel`: the batch as a dict, `unit_locations`, a pair."""
+"""Upstream's calling convention of a `ReftModel`: the batch as a dict, `unit_locations`, a pair.
+
+    _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
+    _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
+
+It returns the pair (outputs of the bare base model or None, outputs edited). Interventions without
+positions, in config and call, edit every token. Deviation: a unit location is the index of a token
+in its sequence, padding not counted, and upstream's is a column of the padded batch; which of them
+a script means under left padding, see `read_locations`.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from pyreft.adapters.model import EditedModel
+from pyreft.annotations import Arguments, Inputs
 from pyreft.compat.columns import read_locations
 from pyreft.compat.locations import locations_tensor
 from pyreft.positions.counted_pad import without_leading_pad
 
 
-class UpstreamCallsMixin:
-    """How scripts written for stanfordnlp/pyreft 0.1.0 call a `ReftModel`.
+def call_upstream(
+    model: EditedModel,
+    base: Arguments,
+    sources: object = None,
+    unit_locations: object = None,
+    source_representations: object = None,
+    subspaces: object = None,
+    labels: Tensor | None = None,
+    output_original_output: bool = False,
+    return_dict: bool | None = None,
+    use_cache: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Run a model on a batch, with upstream's arguments."""
+    _refuse_sources(sources, source_representations)
+    extra = {"labels": labels, "use_cache": use_cache, "subspaces": subspaces, **kwargs}
+    inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
+    beside = inputs.get("intervention_locations")
+    placed = _unit_locations(model, base, unit_locations, beside, labels=labels)
+    inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
+    inputs["in_order"] = True
+    original = None
+    if output_original_output:
+        with model.disable_adapter():
+            original = model.edited_calls.run(model, model.model, dict(inputs))
+    edited = model.edited_calls.run(model, model.model, inputs)
+    return UpstreamOutput(original, edited) if return_dict else (original, edited)
 
-    Called with a dict as first argument, the model follows upstream's convention:
 
-        _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
-        _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
+def generate_upstream(
+    model: EditedModel,
+    base: Arguments,
+    sources: object = None,
+    unit_locations: object = None,
+    source_representations: object = None,
+    intervene_on_prompt: bool = False,
+    subspaces: object = None,
+    output_original_output: bool = False,
+    positions: object = None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Generate from a batch of prompts, with upstream's arguments."""
+    _refuse_sources(sources, source_representations)
+    if unit_locations is not None and not intervene_on_prompt:
+        raise ValueError(
+            "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
+            'To edit every generated token, give the intervention the positions "completion".'
+        )
+    inputs: Inputs = {
+        **base,
+        **{name: value for name, value in kwargs.items() if value is not None},
+    }
+    copies = inputs.get("num_beams") or 1
+    beside = inputs.get("intervention_locations")
+    placed = _unit_locations(model, base, unit_locations, beside, copies)
+    if placed is not None:
+        inputs |= placed
+    elif positions is None:
+        positions = "all" if intervene_on_prompt else "completion"
+    inputs |= {"positions": positions, "subspaces": subspaces, "in_order": True}
+    original = None
+    if output_original_output:
+        with model.disable_adapter():
+            original = model.edited_calls.generate(dict(inputs))
+    return original, model.edited_calls.generate(inputs)
 
-    and returns the pair (outputs of the bare base model or None, outputs edited). Interventions
-    without positions, in config and call, edit every token. Deviation: a unit location is the
-    index of a token in its sequence, padding not counted, and upstream's is a column of the padded
-    batch; which of them a script means under left padding, see `read_locations`.
+
+def call_subclass(call: Callable[..., Any], arguments: Arguments) -> Any:
+    """Call a `forward` that a subclass wrote in upstream's convention, as upstream's trainer.
+
+    Args:
+        call: What runs it.
+        arguments: The arguments in transformers' convention.
     """
+    inputs = without_leading_pad(arguments)
+    named = {n: v for n, v in inputs.items() if n in ("labels", "use_cache")}
+    locations, subspaces = (inputs.get(n) for n in ("intervention_locations", "subspaces"))
+    if locations is not None:
+        listed = locations.permute(1, 0, 2).tolist()
+        named["unit_locations"] = {"sources->base": (None, listed)}
+    if subspaces is not None:
+        named["subspaces"] = subspaces
+    apart = ("intervention_locations", "subspaces", *named)
+    found = call({n: v for n, v in inputs.items() if n not in apart}, **named)
+    return found[1] if isinstance(found, tuple) and len(found) == 2 else found
 
-    # What `ReftModel` defines.
-    model: Any
-    _generate: Any
-    _run: Any
-    disable_adapter: Any
-    if TYPE_CHECKING:
-        interventions = reft_config = property()
 
-    # Whether a subclass has a `forward` of its own in upstream's convention.
-    follows_upstream = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if (own := vars(cls).get("forward")) is not None:
-            cls.follows_upstream = "base" in list(inspect.signature(own).parameters)[1:2]
-
-    def _forward_upstream(
-        self,
-        base: Mapping[str, Any],
-        sources: Any = None,
-        unit_locations: Any = None,
-        source_representations: Any = None,
-        subspaces: Any = None,
-        labels: Tensor | None = None,
-        output_original_output: bool = False,
-        return_dict: bool | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        _refuse_sources(sources, source_representations)
-        extra = {"labels": labels, "use_cache": use_cache, "subspaces": subspaces, **kwargs}
-        inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
-        beside = inputs.get("intervention_locations")
-        placed = self._unit_locations(base, unit_locations, beside, labels=labels)
-        inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
-        inputs["in_order"] = True
-        original = None
-        if output_original_output:
-            with self.disable_adapter():
-                original = self._run(self.model, dict(inputs))
-        edited = self._run(self.model, inputs)
-        return UpstreamOutput(original, edited) if return_dict else (original, edited)
-
-    def _unit_locations(
-        self,
-        base: Mapping[str, Any],
-        given: Any,
-        beside: Any,
-        copies: int = 1,
-        labels: Tensor | None = None,
-    ) -> dict[str, Any] | None:
-        """The arguments that say where to edit, None if `unit_locations` do not."""
-        locations = locations_tensor(given, len(self.interventions), _rows(base), copies)
-        if locations is None:
-            return None
-        if beside is not None:
-            raise TypeError(
-                "give positions once, as unit_locations, which may be columns as upstream has "
-                "them, or as intervention_locations, which are tokens of each row."
-            )
-        specs = [config.positions for config in self.reft_config.representations]
-        # A leading pad token is counted already.
-        found = read_locations(locations, base, specs, labels)
-        return {"intervention_locations": found, "leading_pad": 0}
-
-    def _generate_upstream(
-        self,
-        base: Mapping[str, Any],
-        sources: Any = None,
-        unit_locations: Any = None,
-        source_representations: Any = None,
-        intervene_on_prompt: bool = False,
-        subspaces: Any = None,
-        output_original_output: bool = False,
-        positions: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Any, Any]:
-        _refuse_sources(sources, source_representations)
-        if unit_locations is not None and not intervene_on_prompt:
-            raise ValueError(
-                "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
-                'To edit every generated token, give the intervention the positions "completion".'
-            )
-        names = ("intervention_locations", "adapter_names")
-        edits = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
-        inputs = dict(base) | kwargs
-        copies = inputs.get("num_beams") or 1
-        beside = edits.get("intervention_locations", inputs.get("intervention_locations"))
-        placed = self._unit_locations(base, unit_locations, beside, copies)
-        if placed is not None:
-            edits["intervention_locations"] = placed["intervention_locations"]
-            inputs["leading_pad"] = placed["leading_pad"]
-        elif positions is None:
-            positions = "all" if intervene_on_prompt else "completion"
-        edits |= {"positions": positions, "subspaces": subspaces, "in_order": True}
-        original = None
-        if output_original_output:
-            with self.disable_adapter():
-                original = self._generate(dict(inputs))
-        return original, self._generate(inputs, **edits)
-
-    def _call_subclass(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
-        """Call a `forward` that a subclass wrote in upstream's convention, as upstream's trainer.
-
-        Args:
-            call: What runs it.
-            inputs: The arguments in transformers' convention.
-        """
-        inputs = without_leading_pad(inputs)
-        named = {n: v for n, v in inputs.items() if n in ("labels", "use_cache")}
-        locations, subspaces = (inputs.get(n) for n in ("intervention_locations", "subspaces"))
-        if locations is not None:
-            listed = locations.permute(1, 0, 2).tolist()
-            named["unit_locations"] = {"sources->base": (None, listed)}
-        if subspaces is not None:
-            named["subspaces"] = subspaces
-        apart = ("intervention_locations", "subspaces", *named)
-        found = call({n: v for n, v in inputs.items() if n not in apart}, **named)
-        return found[1] if isinstance(found, tuple) and len(found) == 2 else found
+def _unit_locations(
+    model: EditedModel,
+    base: Arguments,
+    given: object,
+    beside: object,
+    copies: int = 1,
+    labels: Tensor | None = None,
+) -> Inputs | None:
+    """The arguments that say where to edit, None if `unit_locations` do not."""
+    locations = locations_tensor(given, len(model.interventions), _rows(base), copies)
+    if locations is None:
+        return None
+    if beside is not None:
+        raise TypeError(
+            "give positions once, as unit_locations, which may be columns as upstream has "
+            "them, or as intervention_locations, which are tokens of each row."
+        )
+    specs = [config.positions for config in model.reft_config.representations]
+    # A leading pad token is counted already.
+    found = read_locations(locations, base, specs, labels)
+    return {"intervention_locations": found, "leading_pad": 0}
 
 
 @dataclass

@@ -6,29 +6,27 @@ import os
 from pathlib import Path
 
 from pyreft.compat import adapter_hub, upstream_files
-from pyreft.sharing import Adapter, read_adapter
+from pyreft.sharing import Adapter, Formats, read_adapter
 from pyreft.sharing.checkpoint import CONFIG_NAME
 
 # What to download of a repository that holds no adapter of ours.
 FILE_PATTERNS = (*upstream_files.FILE_PATTERNS, *adapter_hub.FILE_PATTERNS)
 
 
-def read_any(source: str | os.PathLike | Adapter) -> Adapter:
+def read_any(directory: str | os.PathLike[str]) -> Adapter:
     """Read an adapter: our own, upstream's or adapter-hub's. Nothing in it is run.
-
-    Args:
-        source: A directory, or what was read from one already.
 
     Raises:
         AdapterError: If the directory is no adapter.
     """
-    if isinstance(source, Adapter):
-        return source
     # Ours first: it may hold a base model's config.json and PEFT's adapter_config.json as well.
-    if (Path(source) / CONFIG_NAME).is_file():
-        return read_adapter(source)
-    if upstream_files.is_upstream(source):
-        return upstream_files.read_upstream(source)
-    if adapter_hub.is_adapter_hub(source):
-        return adapter_hub.read_adapter_hub(source)
-    return read_adapter(source)
+    if (Path(directory) / CONFIG_NAME).is_file():
+        return read_adapter(directory)
+    if upstream_files.is_upstream(directory):
+        return upstream_files.read_upstream(directory)
+    if adapter_hub.is_adapter_hub(directory):
+        return adapter_hub.read_adapter_hub(directory)
+    return read_adapter(directory)
+
+
+ANY_FORMAT = Formats(read_any, FILE_PATTERNS)

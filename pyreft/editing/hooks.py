@@ -153,7 +153,7 @@ class EditHooks:
         if placed is not None:
             placed.steps.require_all()
 
-    def keep_for_recomputation(self, outputs: Any) -> None:
+    def keep_for_recomputation(self, outputs: Iterable[Tensor]) -> None:
         """Edit again when gradient checkpointing runs parts of this forward pass in backward.
 
         By then other passes may have run, so the pass's outputs carry its edits: their gradient
@@ -164,7 +164,7 @@ class EditHooks:
         def recompute(grad: Tensor) -> None:
             self._recomputed = edits
 
-        for tensor in tensors_in(outputs):
+        for tensor in outputs:
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
 

@@ -1,5 +1,6 @@
 """hidden -> edited hidden. Knows only torch."""
 
+from importlib import import_module
 from typing import Any
 
 from pyreft.interventions.arithmetic import join, scale, select_directions
@@ -50,7 +51,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What upstream's module of this name has beside its interventions, taken from pyvene.
-    from pyreft.interventions import pyvene
+    pyvene = import_module("pyreft.interventions.pyvene")
 
     if name == "LowRankRotateLayer":
         return pyvene.LowRankRotateLayer

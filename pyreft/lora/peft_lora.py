@@ -58,6 +58,11 @@ def peft_tensors(model: Any) -> dict[str, Tensor]:
     return tensors if any(t.data_ptr() in trained for t in tensors.values()) else {}
 
 
+def let_lora_train(model: Any) -> None:
+    """Let PEFT's active LoRA be trained, whatever is frozen."""
+    model.set_adapter(model.active_adapter)
+
+
 def frozen_lora(model: Any) -> bool:
     """Whether PEFT put something on the model to be trained, and nothing of it learns."""
     if not is_peft_model(model):

@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from pyreft.annotations import Arguments
+from pyreft.base_model.stacks import has_two_stacks
 from pyreft.installed.caches import UncountedStateError, cached_tokens
+from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
 from pyreft.placement.placement import Placement, place, place_generated
 from pyreft.placement.target import Target
@@ -46,28 +49,21 @@ class Batch:
         tokens = {stack: seen.of(rows) for stack, seen in self.tokens.items()}
         return Batch(len(rows), tokens, None if self.text is None else self.text[rows], self.stack)
 
-    def place(
-        self,
-        targets: Sequence[Target],
-        intervention_locations: Tensor | None = None,
-        subspaces: Any = None,
-        in_order: bool = False,
-    ) -> Placement | None:
+    def place(self, targets: Sequence[Target], given: EditArguments) -> Placement | None:
         """Place the interventions of an adapter.
 
         Args:
             targets: The interventions, and where they edit.
-            intervention_locations, subspaces: See `ReftModel.forward`.
-            in_order: See `Placement`.
+            given: What the call says of edits.
 
         Returns:
             The placement, or None if nothing is edited.
         """
-        directions = _broadcast_subspaces(subspaces, len(targets), self.rows)
+        directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
         placed = None
         if self.tokens:
-            given = (intervention_locations, directions, in_order)
-            placed = place(targets, self.tokens, *given)
+            explicit = given.intervention_locations
+            placed = place(targets, self.tokens, explicit, directions, given.in_order)
         if self.text is None:
             return placed
         after = place_generated(targets, self.stack, self.text, directions)
@@ -77,26 +73,21 @@ class Batch:
 
 
 def read_batch(
-    base: PreTrainedModel,
-    targets: Sequence[Target],
-    two_stacks: bool,
-    inputs: Mapping[str, Any],
-    completion_mask: Tensor | None = None,
-    told: bool = False,
+    base: PreTrainedModel, targets: Sequence[Target], inputs: Arguments, given: EditArguments
 ) -> Batch | None:
     """Find prompts and completions in what the base model is called with.
 
     Args:
         base: The base model.
         targets: The interventions of all adapters that may edit.
-        two_stacks: Whether the model has an encoder and a decoder.
         inputs: What the base model is called with.
-        completion_mask: See `ReftModel.forward`.
-        told: Whether the call says all positions.
+        given: What the call says of edits.
 
     Returns:
         The batch, or None if there is no token in it.
     """
+    told, two_stacks = given.intervention_locations is not None, has_two_stacks(base)
+    completion_mask = given.completion_mask
     explicit = told or all(target.positions == _ALL for target in targets)
     cached = _cached(inputs, explicit)
     generated = cached > 0 and not told

@@ -8,14 +8,14 @@ spec := word ("+" word)*, the words of `pyreft.positions.words`; "all" is prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from pyreft.positions.functions import Chosen, PositionFunction, registered_names
+from pyreft.positions.functions import Chosen, registered_names
 from pyreft.positions.tokens import Tokens
 from pyreft.positions.words import (
     WORDS,
@@ -61,9 +61,7 @@ class PositionSpec:
         return cls(tuple(sorted(found, key=_order)))
 
     @classmethod
-    def parse(
-        cls, spec: PositionSpec | str | int | Sequence[int] | PositionFunction
-    ) -> PositionSpec:
+    def parse(cls, spec: object) -> PositionSpec:
         """Parse a string, an index, a sequence of indices or a function.
 
         Raises:

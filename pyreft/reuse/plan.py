@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from pyreft.adapters import ReftModel
+from pyreft.adapters import EditedModel
 from pyreft.base_model.components import Component
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers, positions_depend_on_length, text_config
@@ -77,7 +77,7 @@ class Plan:
     lost: bool = False
 
 
-def plan_reuse(model: ReftModel) -> Plan:
+def plan_reuse(model: EditedModel) -> Plan:
     """Find what does not depend on what is trained, in the mode that the model is in.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from pyreft.adapters import ReftModel
+from pyreft.adapters import EditedModel
 from pyreft.base_model.running import running_model
 from pyreft.installed.caches import cache_argument
 from pyreft.reuse.attention import attending
@@ -83,7 +83,7 @@ class FrozenReuse:
 
     def __init__(
         self,
-        model: ReftModel,
+        model: EditedModel,
         memory: int | None,
         disk: str | None,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -148,7 +148,7 @@ class FrozenReuse:
         if told.get("adapter_names") is not None:
             self._say("A batch is computed whole, because it names the adapters of its rows.")
             return None
-        placed = self.model.place(told)
+        placed = self.model.edited_calls.place(told)
         try:
             window = cut(told, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:
@@ -177,7 +177,7 @@ class FrozenReuse:
             inputs[str(cache_argument(plan.base))] = prefix
         hidden = collate_hidden(states, ids.shape[1], ids.device)
         with ExitStack() as stack:
-            stack.enter_context(self.model.placed(window.placed))
+            stack.enter_context(self.model.edited_calls.placed(window.placed))
             stack.enter_context(skipping(plan, store.output, hidden))
             if prefix is not None:
                 stack.enter_context(attending(plan.base))

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,26 +39,41 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.
 _LOG_IN = "log in with `hf auth login`, or pass token="
 
 
+@dataclass(frozen=True)
+class HubSource:
+    """How an adapter is read from the Hub.
+
+    Args:
+        revision: A branch, a tag or a commit; the newest commit of "main" by default.
+        token: Of a user who may read the repository; that of the log-in by default.
+        subfolder: Where in the repository, or in a directory.
+        cache_dir: Where files are kept; the cache of `huggingface_hub` by default.
+        local_files_only: Look into the cache alone, as with HF_HUB_OFFLINE=1.
+    """
+
+    revision: str | None = None
+    token: str | bool | None = None
+    subfolder: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+
+
+# The newest commit, as whoever is logged in.
+NEWEST = HubSource()
+
+
 @dataclass
 class HubFiles:
     """The files of a repository on the Hub, all of one commit.
 
     Args:
         repo_id: "owner/name".
-        revision: A branch, a tag or a commit; the newest commit of "main" by default. With the
-            first file it becomes the commit that this was, so that all others are of the same.
-        token: Of a user who may read the repository; that of the log-in by default.
-        subfolder: Where in the repository.
-        cache_dir: Where files are kept; the cache of `huggingface_hub` by default.
-        local_files_only: Look into the cache alone, as with HF_HUB_OFFLINE=1.
+        source: How they are read. With the first file its revision becomes the commit that this
+            was, so that all others are of the same.
     """
 
     repo_id: str
-    revision: str | None = None
-    token: str | bool | None = None
-    subfolder: str | None = None
-    cache_dir: str | os.PathLike | None = None
-    local_files_only: bool = False
+    source: HubSource = NEWEST
 
     def fetch(self, name: str) -> Path:
         """The path of a file in the cache, downloaded if it is not there.
@@ -66,18 +81,20 @@ class HubFiles:
         Raises:
             AdapterError: If it cannot be had; what the Hub said, and what to do.
         """
-        place = self.repo_id + (f", revision {self.revision!r}," if self.revision else "")
+        source = self.source
+        place = self.repo_id + (f", revision {source.revision!r}," if source.revision else "")
         path = "/".join([*self._folders(), name])
         with _explained(f"{path} of {place} cannot be had from the Hub ({constants.ENDPOINT})"):
-            found = _api(self.token).hf_hub_download(
+            found = _api(self.source.token).hf_hub_download(
                 self.repo_id,
                 path,
-                revision=self.revision,
-                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
-                local_files_only=self.local_files_only,
+                revision=self.source.revision,
+                cache_dir=self._cache(),
+                local_files_only=self.source.local_files_only,
             )
         # The cache has a folder for each commit: <cache>/models--.../snapshots/<commit>/<path>.
-        self.revision = Path(found).parents[len(self._folders())].name
+        commit = Path(found).parents[len(self._folders())].name
+        self.source = replace(source, revision=commit)
         return Path(found)
 
     def fetch_matching(self, patterns: Sequence[str]) -> Path:
@@ -90,17 +107,20 @@ class HubFiles:
             AdapterError: As for `fetch`.
         """
         with _explained(f"{self.repo_id} cannot be had from the Hub ({constants.ENDPOINT})"):
-            found = _api(self.token).snapshot_download(
+            found = _api(self.source.token).snapshot_download(
                 self.repo_id,
-                revision=self.revision,
-                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
-                local_files_only=self.local_files_only,
+                revision=self.source.revision,
+                cache_dir=self._cache(),
+                local_files_only=self.source.local_files_only,
                 allow_patterns=["/".join([*self._folders(), pattern]) for pattern in patterns],
             )
         return Path(found, *self._folders())
 
+    def _cache(self) -> Path | None:
+        return None if self.source.cache_dir is None else Path(self.source.cache_dir)
+
     def _folders(self) -> list[str]:
-        return [part for part in (self.subfolder or "").split("/") if part]
+        return [part for part in (self.source.subfolder or "").split("/") if part]
 
 
 def is_repo_id(name: str | os.PathLike) -> bool:
@@ -116,21 +136,13 @@ def is_repo_id(name: str | os.PathLike) -> bool:
 
 
 def find_adapter(
-    name: str | os.PathLike,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    subfolder: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    local_files_only: bool = False,
-    others: Sequence[str] = (),
+    name: str | os.PathLike[str], source: HubSource = NEWEST, others: Sequence[str] = ()
 ) -> Path:
     """The directory of an adapter: the one of that name, else from the Hub if it can be there.
 
     Args:
         name: A directory, or a repository on the Hub, see `is_repo_id`.
-        revision, token, subfolder, cache_dir, local_files_only: As for `HubFiles`; a subfolder
-            may be one of a directory as well.
+        source: How it is read from the Hub.
         others: Patterns of the files of other libraries' adapters, which are downloaded from a
             repository that holds none of ours.
 
@@ -138,16 +150,15 @@ def find_adapter(
         AdapterError: If there is neither.
     """
     if Path(name).exists() or not is_repo_id(name):
-        if revision is not None and Path(name).exists():
+        if source.revision is not None and Path(name).exists():
             raise AdapterError(
                 f"{os.fspath(name)!r} is a directory here, which has no revisions: leave out "
-                f"revision={revision!r}, or run elsewhere to load the repository of that name."
+                f"revision={source.revision!r}, or run elsewhere to load that repository."
             )
-        return Path(name, subfolder or "")
+        return Path(name, source.subfolder or "")
     logger.warning(f"There is no directory {name!r} here: asking the Hub ({constants.ENDPOINT}).")
-    files = HubFiles(str(name), revision, token, subfolder, cache_dir, local_files_only)
     try:
-        return download_adapter(files, others)
+        return download_adapter(HubFiles(str(name), source), others)
     except AdapterError as error:
         raise AdapterError(f"there is no directory {name!r} here, and {error}") from error
 

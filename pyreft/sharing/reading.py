@@ -7,9 +7,9 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -28,6 +28,19 @@ logger = logging.getLogger(__name__)
 
 _TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
 _TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+class Formats(NamedTuple):
+    """The formats of adapters that are read.
+
+    Args:
+        read: A directory -> the adapter in it; raises AdapterError.
+        others: Patterns of the files of other libraries' adapters, which are downloaded from a
+            repository that holds none of ours.
+    """
+
+    read: Callable[[str | os.PathLike[str]], Adapter]
+    others: Sequence[str] = ()
 
 
 def read_adapter(directory: str | os.PathLike) -> Adapter:

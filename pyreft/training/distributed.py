@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
-from pyreft.adapters import ReftModel
+from pyreft.adapters import EditedModel
 from pyreft.installed.offloading import fsdp_can_ignore_parameters
 
 logger = logging.get_logger(__name__)
@@ -103,7 +103,7 @@ class DistributedMixin(Trainer):
             self.is_fsdp_enabled, self.is_deepspeed_enabled = before
 
 
-def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
+def shard_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
     """Tell accelerate, before it prepares the model, to shard no parameter that is trained.
 
     Interventions are some kilobytes, and an orthonormal factor needs its whole matrix.
@@ -139,7 +139,7 @@ def shard_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
     plugin.ignored_modules = [model.adapters, trained]
 
 
-def partition_only_frozen(accelerator: Accelerator, model: ReftModel) -> None:
+def partition_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
     """Tell DeepSpeed, before accelerate prepares the model, to partition nothing that is trained.
 
     ZeRO-3 partitions parameters larger than a threshold, which is raised to the size of the largest

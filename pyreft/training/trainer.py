@@ -11,7 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from pyreft.adapters import ReftModel
+from pyreft.adapters import EditedModel
 from pyreft.data.collator import ReftDataCollator
 from pyreft.installed.trainer_methods import (
     trainer_steps_by_methods,
@@ -101,7 +101,7 @@ class ReftTrainer(
         **kwargs: Any,
     ) -> None:
         trainer_steps_by_methods.require(type(self).__name__)
-        if model is not None and not isinstance(model, ReftModel):
+        if model is not None and not isinstance(model, EditedModel):
             raise TypeError(
                 f"{type(self).__name__} trains a ReftModel, got {type(model).__name__}: wrap the "
                 "model with pyreft.get_reft_model first."
@@ -127,12 +127,12 @@ class ReftTrainer(
     def call_model_init(self, trial: Any = None) -> Any:
         """The Trainer's: every run of a hyperparameter search has a model of its own."""
         model = super().call_model_init(trial)
-        if not isinstance(model, ReftModel):
+        if not isinstance(model, EditedModel):
             raise TypeError(f"model_init must make a ReftModel, got {type(model).__name__}.")
         self._record_positions(model)
         return model
 
-    def _record_positions(self, model: ReftModel) -> None:
+    def _record_positions(self, model: EditedModel) -> None:
         positions = getattr(self.data_collator, "positions", None)
         if positions is None:
             positions = getattr(self.train_dataset, "positions", None)
@@ -145,7 +145,7 @@ class ReftTrainer(
         super()._set_signature_columns_if_needed()
         if not known:
             # A subclass of ReftModel may have a `forward` in upstream's convention.
-            for forward in (self.model.model.forward, ReftModel.forward):
+            for forward in (self.model.model.forward, EditedModel.forward):
                 self._signature_columns += list(inspect.signature(forward).parameters)
             # Other collators make tensors of all that they get, and ids may be text.
             if isinstance(self.data_collator, ReftDataCollator):

@@ -229,7 +229,7 @@ def assert_weights_refused(call, value, error, message):
             model.set_adapter("default", value)
         else:
             model.add_weighted_adapter(["default"], value, "sum")
-    assert list(model.adapters) == ["default"] and model._active == {"default": 1.0}
+    assert list(model.adapters) == ["default"] and model.adapters.active == {"default": 1.0}
 
 
 def test_positions_in_the_batch_are_of_one_adapter():

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pyreft.adapters import ReftModel
+from pyreft.compat.model import ReftModel
 
 __all__ = ["ReftModel", "count_parameters"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from pyreft.adapters.model import ReftModel
+from pyreft.compat.model import ReftModel
 from pyreft.config import ReftConfig
 
 

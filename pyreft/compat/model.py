@@ -1,32 +1,106 @@
-"""Upstream's methods of `ReftModel`, under upstream's names and with its arguments."""
+"""`ReftModel`: the edited model, as scripts for transformers, PEFT and upstream call it."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
+from collections.abc import Mapping
+from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.compat.calls import UpstreamCallsMixin
+from pyreft.adapters.model import EditedModel
+from pyreft.annotations import Arguments
+from pyreft.compat.calls import (
+    call_subclass,
+    call_upstream,
+    generate_upstream,
+    is_upstream_call,
+    refuse_upstream_arguments,
+)
+from pyreft.compat.formats import ANY_FORMAT
+from pyreft.compat.pyvene_config import is_config, read_config
+from pyreft.config import ReftConfig
 from pyreft.sharing import HubFiles, download_adapter
 
 
-class UpstreamMethodsMixin(UpstreamCallsMixin):
-    """What else scripts written for stanfordnlp/pyreft 0.1.0 call on a `ReftModel`."""
+class ReftModel(EditedModel):
+    """A frozen base model with an adapter of interventions.
 
-    # What `ReftModel` defines.
-    model: Any
-    adapters: Any
-    save_pretrained: Any
-    push_to_hub: Any
-    load_weights: Any
-    from_pretrained: Any
-    if TYPE_CHECKING:
-        trained = property()
+    It is called, generates and is trained as the base model is: what is not defined here is
+    looked up on the base model. Where the prompt ends is found in the batch, see `forward`.
+
+        model = get_reft_model(base, ReftConfig(layers=[15], positions="l1", rank=4))
+        model(input_ids=..., attention_mask=..., labels=...).loss.backward()
+        model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"))
+
+    Args:
+        config: What to learn and where; upstream's order of arguments.
+        model: The base model, any transformers model; it gets hooks and nothing else.
+        adapter_name: What to call the adapter, where there may be several.
+
+    Attributes:
+        model: The base model.
+        adapters: All adapters by name.
+        config: The base model's config, as transformers and its trainers expect.
+
+    Raises:
+        ValueError: If a layer or component is not there, or an intervention does not fit it.
+    """
+
+    formats = ANY_FORMAT
+    # Whether a subclass has a `forward` of its own in upstream's convention.
+    follows_upstream = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (own := vars(cls).get("forward")) is not None:
+            cls.follows_upstream = "base" in list(inspect.signature(own).parameters)[1:2]
+
+    def __init__(
+        self, config: ReftConfig, model: PreTrainedModel, adapter_name: str = "default"
+    ) -> None:
+        if is_config(config):
+            config = read_config(config)
+        super().__init__(config, model, adapter_name)
+
+    # ---- calls ----------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
+
+        A dict as the first argument calls upstream's convention, see `pyreft.compat.calls`.
+        """
+        if is_upstream_call(args, kwargs):
+            return nn.Module.__call__(self, *args, **kwargs)
+        refuse_upstream_arguments(kwargs)
+        if self.follows_upstream:
+            inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+            given = {name: value for name, value in inputs.items() if value is not None}
+            return call_subclass(super(EditedModel, self).__call__, given)
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if is_upstream_call(args, kwargs):
+            return call_upstream(self, *args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def generate(self, inputs: Tensor | Arguments | None = None, **kwargs: Any) -> Any:
+        if isinstance(inputs, Mapping) or "base" in kwargs:
+            return generate_upstream(self, kwargs.pop("base", inputs), **kwargs)
+        refuse_upstream_arguments(kwargs)
+        return super().generate(inputs, **kwargs)
+
+    # Their arguments and what they say are those of the core.
+    update_wrapper(forward, EditedModel.forward, ("__doc__",))
+    update_wrapper(generate, EditedModel.generate, ("__doc__",))
+
+    # ---- parameters -----------------------------------------------------------------------
 
     @property
     def representations(self) -> dict[str, Any]:
@@ -44,17 +118,13 @@ class UpstreamMethodsMixin(UpstreamCallsMixin):
     def set_device(self, device: torch.device | str, set_model: bool = True) -> None:
         """Move the adapters, and the base model unless `set_model` is false."""
         self.adapters.to(device)
+        base: nn.Module = self.model
         if set_model:
-            self.model.to(device)
+            base.to(device)
 
     def get_device(self) -> torch.device:
         """The device of the base model."""
         return self.model.device
-
-    def disable_model_gradients(self) -> None:
-        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
-        self.model.requires_grad_(False)
-        self.trained.enable_gradients()
 
     def enable_model_gradients(self) -> None:
         """Let the base model learn as well."""
@@ -64,12 +134,14 @@ class UpstreamMethodsMixin(UpstreamCallsMixin):
 
     def count_parameters(self, include_model: bool = False) -> int:
         """The number of trainable parameters of the adapter, or of adapter and base model."""
-        counted = _trainable(self.adapters)
-        return counted + _trainable(self.model) if include_model else counted
+        counted = (self.adapters, self.model) if include_model else (self.adapters,)
+        parameters = (p for module in counted for p in module.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, and how many the base model has."""
-        adapter, base = self.count_parameters(), _trainable(self.model)
+        adapter = self.count_parameters()
+        base = self.count_parameters(include_model=True) - adapter
         total = sum(parameter.numel() for parameter in self.model.parameters())
         print(
             f"trainable intervention params: {adapter:,d} || trainable model params: {base:,d}\n"
@@ -151,7 +223,3 @@ def _checkpoint(directory: str | os.PathLike) -> str | os.PathLike:
     """A trainer's checkpoint, in whose folder "intervenable_model" upstream's has the adapter."""
     path = Path(directory)
     return path.parent if path.name == "intervenable_model" and not path.exists() else directory
-
-
-def _trainable(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,200 @@
+"""The adapters on one base model, and which of them are active."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyreft.adapters.attached import AttachedAdapter
+from pyreft.base_model.trained import remember_learning, trained_by_hand
+from pyreft.config import ReftConfig
+from pyreft.editing.hooks import EditHooks
+from pyreft.lora.peft_lora import peft_tensors, without_lora
+
+# In `adapter_names`, for a row that is not edited; PEFT's word.
+BASE = "__base__"
+# What a module of modules has by itself cannot name one of them.
+_TAKEN = set(dir(nn.ModuleDict())) | {BASE}
+# Held while adapters are turned on or off.
+_SWITCHING = threading.Lock()
+
+
+class AdapterSet(nn.ModuleDict):
+    """Adapters by name.
+
+    Args:
+        base: The base model.
+        hooks: Its hooks.
+
+    Attributes:
+        active: The names of the active adapters, and the weight of the edits of each.
+    """
+
+    def __init__(self, base: PreTrainedModel, hooks: EditHooks) -> None:
+        super().__init__()
+        # In a tuple, so that the base model is no submodule of this one.
+        self._of = (base, hooks)
+        self.active: dict[str, float] = {}
+        self._disabled, self._off = 0, ExitStack()
+
+    def __getitem__(self, name: str) -> AttachedAdapter:
+        adapter = super().__getitem__(name)
+        assert isinstance(adapter, AttachedAdapter)
+        return adapter
+
+    def items(self) -> ItemsView[str, AttachedAdapter]:
+        return {name: self[name] for name in self}.items()
+
+    def values(self) -> ValuesView[AttachedAdapter]:
+        return {name: self[name] for name in self}.values()
+
+    def describe(self) -> list[str]:
+        """Lines for people: of each adapter its interventions, by name if there are several."""
+        lines = []
+        for name, adapter in self.items():
+            if len(self) > 1:
+                weight = self.active.get(name)
+                state = "inactive" if weight is None else f"active, weight {weight:g}"
+                lines.append(f"  {name} ({state})")
+            lines += adapter.describe()
+        return lines
+
+    @property
+    def active_name(self) -> str:
+        """The name of the active adapter, the first of several: what is saved and trained."""
+        return next(iter(self.active))
+
+    @property
+    def first(self) -> AttachedAdapter:
+        """The active adapter, the first of several."""
+        return self[self.active_name]
+
+    def folder(self, directory: str | os.PathLike[str], name: str) -> Path:
+        """Where in a directory an adapter is saved: as with PEFT, "default" lies in itself."""
+        alone = name == "default" or len(self) == 1
+        return Path(directory) if alone else Path(directory) / name
+
+    def trained_with(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tensors of the base model, and of PEFT's LoRA, that belong to an adapter.
+
+        What is trainable without being named anywhere goes with the active one.
+        """
+        base, trained = self._of[0], self[name].trained
+        if name != self.active_name:
+            return trained.learned(), {}
+        lora = peft_tensors(base)
+        others = [adapter.trained.tensors() for adapter in self.values()]
+        beside = [tensor for tensors in (*others, lora) for tensor in tensors.values()]
+        return trained.learned() | trained_by_hand(base, beside), lora
+
+    @contextmanager
+    def making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:
+        """A new adapter, to be filled inside the block and not active after it."""
+        self.require_on()
+        base, hooks = self._of
+        restore_learning = remember_learning(base)
+        try:
+            with ExitStack() as heads:
+                # Heads of the new one begin at the base model's, not at those of another adapter.
+                for name in self.active:
+                    heads.enter_context(self[name].trained.original())
+                adapter = AttachedAdapter(config, base, hooks.add_sites)
+                yield adapter
+                adapter.place()
+                adapter.train(self.training)
+                adapter.take_off()
+        except BaseException:
+            self._keep_hooks()
+            raise
+        finally:
+            restore_learning()
+
+    def activate(self, weights: Mapping[str, float]) -> None:
+        """Make adapters active, with these weights, in place of those that are."""
+        for name in reversed(self.active):
+            self[name].take_off()
+        self.active = dict(weights)
+        for name in weights:
+            self[name].put_on()
+
+    def remove(self, name: str) -> None:
+        """Take an adapter that is not active off the base model."""
+        del self[name]
+        self._keep_hooks()
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the bare base model runs."""
+        return self._disabled > 0
+
+    @contextmanager
+    def disable(self) -> Iterator[None]:
+        """Run the bare base model inside the block, see `ReftModel.disable_adapter`."""
+        with _SWITCHING:
+            self._disabled += 1
+            if self._disabled == 1:
+                for name in self.active:
+                    self._off.enter_context(self[name].trained.original())
+                self._off.enter_context(without_lora(self._of[0]))
+        try:
+            yield
+        finally:
+            with _SWITCHING:
+                self._disabled -= 1
+                if not self._disabled:
+                    self._off.close()
+
+    def unwrap(self) -> None:
+        """Take the hooks off the base model, whose trained parts are what they were."""
+        hooks = self._of[1]
+        if not hooks.removed:
+            for name in self.active:
+                self[name].trained.restore()
+        hooks.remove()
+
+    def _keep_hooks(self) -> None:
+        targets = (target for adapter in self.values() for target in adapter.targets)
+        self._of[1].keep_sites(target.site for target in targets)
+
+    def require_attached(self) -> None:
+        """Raise RuntimeError if they were taken off the base model."""
+        self._of[1].require()
+
+    def require_on(self) -> None:
+        """Raise RuntimeError if adapters cannot be switched now."""
+        self.require_attached()
+        if self.disabled:
+            raise RuntimeError(
+                "adapters cannot be added or activated inside disable_adapter(): do so before it."
+            )
+
+    def require_known(self, names: Sequence[str]) -> None:
+        """Raise ValueError unless there is an adapter of each name."""
+        for name in names:
+            if name not in self:
+                raise ValueError(f"there is no adapter {name!r}; there are {', '.join(self)}.")
+
+    def require_new(self, name: object) -> None:
+        """Raise ValueError if there is an adapter of a name, or it cannot be one."""
+        if require_name(name) in self:
+            raise ValueError(f"there is an adapter {name!r} already: choose another name.")
+
+
+def require_name(name: object) -> str:
+    """The name of an adapter, which is a folder's name as well.
+
+    Raises:
+        ValueError: If it cannot be one.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _TAKEN:
+        raise ValueError(
+            f'the name of an adapter is of letters, digits, "_" and "-", got {name!r}.'
+        )
+    return name

@@ -1,0 +1,115 @@
+"""Calls and generations of the base model, edited."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pyreft.adapters.active import (
+    find_active,
+    place_in_batch,
+    place_in_call,
+    say_nothing_is_edited,
+)
+from pyreft.adapters.adapter_set import AdapterSet
+from pyreft.adapters.replicas import Replicas
+from pyreft.adapters.shared_prefix import share_beginning
+from pyreft.annotations import Inputs
+from pyreft.base_model.stacks import has_two_stacks
+from pyreft.editing.hooks import EditHooks, tensors_in
+from pyreft.editing.plan import Placed, edits_something
+from pyreft.installed.caches import cached_tokens, generate_cache_argument
+from pyreft.placement.arguments import EditArguments
+from pyreft.placement.prompt import read_prompt
+
+
+class EditedCalls:
+    """Runs a base model with its active adapters.
+
+    Args:
+        base: The base model.
+        hooks: Its hooks.
+        adapters: Its adapters.
+    """
+
+    def __init__(self, base: PreTrainedModel, hooks: EditHooks, adapters: AdapterSet) -> None:
+        self._base, self._hooks, self._adapters = base, hooks, adapters
+        # Thread -> where its calls edit, whatever their arguments say.
+        self._placed: dict[int, list[Placed]] = {}
+        self._replicas = Replicas()
+
+    @property
+    def running(self) -> bool:
+        """Whether this thread is inside a call."""
+        return self._hooks.placed
+
+    def run(self, model: nn.Module, call: Callable[..., Any], inputs: Inputs) -> Any:
+        """Call the base model, or what calls it, edited.
+
+        Args:
+            model: The module that has both base model and adapters.
+            call: What is called.
+            inputs: Its arguments, and those of `ReftModel.forward` that are for edits alone.
+        """
+        self._hooks.require()
+        placed, expected = self._placed.get(threading.get_ident()), False
+        if placed is None:
+            given = EditArguments.take(inputs)
+            placed = self._place(inputs, given)
+            expected = not (self._adapters.disabled or given.choose_rows)
+        self._replicas.before_forward(model)
+        with self._hooks.editing(placed) as edits:
+            if expected and not edits_something(edits):
+                say_nothing_is_edited(self._base, inputs)
+            outputs = call(**inputs)
+            if torch.is_grad_enabled():
+                tensors = list(tensors_in(outputs))
+                self._hooks.keep_for_recomputation(tensors)
+                self._replicas.after_forward(model, tensors)
+        return outputs
+
+    def generate(self, inputs: Inputs) -> Any:
+        """Generate with the base model, its prompt edited; arguments as for `run`."""
+        given = EditArguments.take(inputs)
+        self._hooks.require()
+        base: Any = self._base
+        if self._adapters.disabled:
+            return base.generate(**inputs)
+        encoder, prompt = read_prompt(inputs, base.generation_config, has_two_stacks(base))
+        active = find_active(self._adapters, given)
+        before, steps = (place_in_batch(active, batch, given) for batch in (encoder, prompt))
+        with self._hooks.editing([]):
+            shared = share_beginning(base, inputs, prompt, steps)
+        if shared is not None:
+            inputs[generate_cache_argument()] = shared
+        with self._hooks.generating(steps, before, cached_tokens(inputs)):
+            return base.generate(**inputs)
+
+    def place(self, inputs: Inputs) -> list[Placed]:
+        """Where a call edits; takes the arguments out that are for edits alone.
+
+        Raises:
+            ValueError: As for `ReftModel.forward`.
+        """
+        return self._place(inputs, EditArguments.take(inputs))
+
+    def _place(self, inputs: Inputs, given: EditArguments) -> list[Placed]:
+        if self._adapters.disabled:
+            return []
+        return place_in_call(find_active(self._adapters, given), self._base, inputs, given)
+
+    @contextmanager
+    def placed(self, placed: list[Placed]) -> Iterator[None]:
+        """Edit there, on a part of a batch, in calls of this thread inside the block."""
+        thread = threading.get_ident()
+        self._placed[thread] = placed
+        try:
+            yield
+        finally:
+            del self._placed[thread]

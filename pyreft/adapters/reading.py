@@ -1,0 +1,142 @@
+"""Saved adapters are put on a base model: methods of `ReftModel`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from transformers import PreTrainedModel
+
+from pyreft.adapters.adapter_set import require_name
+from pyreft.adapters.build import Kinds
+from pyreft.adapters.fitting import (
+    explained,
+    fit_tensors,
+    load_tensors,
+    require_base,
+    require_sizes,
+    with_kinds,
+)
+from pyreft.annotations import Arguments
+from pyreft.base_model.loading import load_named_base
+from pyreft.base_model.rollback import unchanged_by_failure
+from pyreft.lora.peft_lora import let_lora_train, peft_tensors, put_lora, require_same_lora
+from pyreft.sharing import Adapter, AdapterError, Formats, HubSource, find_adapter
+
+if TYPE_CHECKING:
+    from pyreft.adapters.model import EditedModel
+
+M = TypeVar("M", bound="EditedModel")
+
+
+def put_adapter_on(
+    cls: type[M],
+    model: PreTrainedModel | str | os.PathLike[str],
+    directory: str | os.PathLike[str] | Adapter | None,
+    source: HubSource,
+    model_kwargs: Arguments | None,
+    kinds: Kinds,
+) -> M:
+    """Put a saved adapter on its base model, see `ReftModel.from_pretrained`."""
+    if (directory is None) is not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            "from_pretrained takes the base model first, then the directory; or the directory "
+            "alone."
+        )
+    if model_kwargs is not None and directory is not None:
+        raise TypeError("model_kwargs are for a base model that from_pretrained loads itself.")
+    if isinstance(model, (str, os.PathLike)):
+        adapter = _read(cls.formats, model, source, kinds)
+        model = load_named_base(adapter, source, model_kwargs)
+    else:
+        assert directory is not None
+        adapter = _read(cls.formats, directory, source, kinds)
+    return _put_on(cls, adapter, model)
+
+
+def load_adapter(
+    model: EditedModel,
+    source: str | os.PathLike[str],
+    adapter_name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    kinds: Kinds = (),
+) -> None:
+    """Load a saved adapter beside those that there are; it is not active yet.
+
+    If there is an adapter of the name, its weights are replaced in place: nothing is hooked or
+    compiled anew. Both must then have the same config.
+
+    Args:
+        source: Where `save_pretrained` wrote, or another library; or a repository on the Hub.
+        adapter_name: What to call it: letters, digits, "_" and "-".
+        revision, token, subfolder, cache_dir, local_files_only, kinds: As for
+            `from_pretrained`.
+
+    Raises:
+        AdapterError: If there is no adapter, or it does not fit; nothing is changed.
+    """
+    require_name(adapter_name)
+    origin = HubSource(revision, token, subfolder, cache_dir, local_files_only)
+    saved = _read(model.formats, source, origin, kinds)
+    require_base(saved, model.model)
+    if saved.lora is not None:
+        raise AdapterError(
+            f"{saved.origin} has PEFT's LoRA, which goes with one adapter alone: load it "
+            "with ReftModel.from_pretrained, on a base model of its own."
+        )
+    if adapter_name in model.adapters:
+        there = model.adapters[adapter_name]
+        there.load(saved, model.model, there.trained.learned(), {})
+        return
+    require_sizes(saved)
+    with explained(saved), model.adapters.making(saved.config) as adapter:
+        trained, modules = adapter.trained.tensors(), adapter.interventions
+        load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
+    model.adapters[adapter_name] = adapter
+
+
+def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
+    """Load the weights of saved adapters of the same configs into the active ones.
+
+    Raises:
+        AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+    """
+    adapters = model.adapters
+    for name in adapters.active:
+        saved = model.formats.read(adapters.folder(directory, name))
+        require_base(saved, model.model)
+        trained, lora = adapters.trained_with(name)
+        if name == adapters.active_name:
+            require_same_lora(saved, model.model)
+        adapters[name].load(saved, model.model, trained, lora)
+
+
+def _read(
+    formats: Formats, place: str | os.PathLike[str] | Adapter, source: HubSource, kinds: Kinds
+) -> Adapter:
+    if not isinstance(place, Adapter):
+        place = formats.read(find_adapter(place, source, formats.others))
+    return with_kinds(place, kinds) if kinds else place
+
+
+def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
+    """A base model with an adapter that was read; without, if it does not fit."""
+    require_base(adapter, base)
+    require_sizes(adapter)
+    with unchanged_by_failure(base), explained(adapter):
+        if adapter.lora is not None:
+            base = put_lora(base, adapter)
+        model = cls(adapter.config, base)
+        trained, lora = model.trained.tensors(), peft_tensors(base)
+        load_tensors(fit_tensors(adapter, model.reft_config, model.interventions, trained, lora))
+    model.place_interventions()
+    model.disable_model_gradients()
+    if adapter.lora is not None:
+        # As heads are: what belongs to the adapter can be trained on, and is saved with it.
+        let_lora_train(base)
+    return model.eval()

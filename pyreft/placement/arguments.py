@@ -1,0 +1,50 @@
+"""The arguments of a call that say what to edit, and do not reach the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from torch import Tensor
+
+from pyreft.annotations import Inputs
+from pyreft.positions.counted_pad import count_from_text, warn_of_pad_first
+
+
+@dataclass(frozen=True)
+class EditArguments:
+    """See `ReftModel.forward`.
+
+    Args:
+        completion_mask, intervention_locations, subspaces, adapter_names, positions: As there.
+        in_order: Whether several interventions may edit one token, one after the other, as in
+            upstream's convention.
+    """
+
+    completion_mask: Tensor | None = None
+    intervention_locations: Tensor | None = None
+    subspaces: object = None
+    adapter_names: Sequence[str] | None = None
+    positions: object = None
+    in_order: bool = False
+
+    @classmethod
+    def take(cls, inputs: Inputs) -> EditArguments:
+        """Take them out of the arguments of a call, positions as indices of tokens."""
+        found = {name: inputs.pop(name) for name in NAMES if name in inputs}
+        leading, taken = inputs.pop("leading_pad", None), cls(**found)
+        if taken.intervention_locations is None:
+            return taken
+        if leading is None:
+            warn_of_pad_first(inputs)
+        return replace(
+            taken, intervention_locations=count_from_text(taken.intervention_locations, leading)
+        )
+
+    @property
+    def choose_rows(self) -> bool:
+        """Whether the call says itself what is edited in each row; that may be nothing."""
+        return self.intervention_locations is not None or self.adapter_names is not None
+
+
+NAMES = tuple(field.name for field in fields(EditArguments))
