@@ -71,6 +71,8 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
 
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
+        TypeError: If `config` is no `ReftConfig`, or `model` is no transformers model or has an
+            adapter already.
     """
 
     def __init__(
@@ -160,6 +162,9 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
         Args:
             inputs: The arguments of the call; those that are for edits alone are taken out.
 
+        Returns:
+            The adapters that edit, each with the tokens that it edits; none if no token is edited.
+
         Raises:
             ValueError: As for `forward`.
         """
@@ -176,7 +181,11 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
 
     @contextmanager
     def placed(self, placed: list[Placed]) -> Iterator[None]:
-        """Edit there, on a part of a batch, in calls of this thread inside the block."""
+        """Edit there, on a part of a batch, in calls of this thread inside the block.
+
+        Args:
+            placed: What `place` returned, for the rows and tokens of that part.
+        """
         thread = threading.get_ident()
         self._placed[thread] = placed
         try:
@@ -230,6 +239,7 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
 
         Raises:
             ValueError: If the prompt of a row cannot be found, or a position is outside it.
+            TypeError: If an argument is of upstream's convention, and the batch is not a dict.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
         inputs: dict[str, Any] = {
@@ -284,6 +294,7 @@ class ReftModel(PushingMixin, AdaptersMixin, UpstreamMethodsMixin, BaseModelMixi
 
         Raises:
             ValueError: If a position is outside the prompt.
+            TypeError: If an argument is of upstream's convention, and the batch is not a dict.
             RuntimeError: If the adapter was taken off with `unwrap`.
         """
         if is_upstream_call([inputs], kwargs):

@@ -55,7 +55,7 @@ class AdaptersMixin:
 
     @property
     def active_adapter(self) -> str:
-        """The name of the active adapter, the first of several: what is saved and trained."""
+        """The name of the active adapter, the first of several, which is saved and trained."""
         return next(iter(self._active))
 
     @property
@@ -94,6 +94,8 @@ class AdaptersMixin:
         Raises:
             ValueError: If there is an adapter of the name, or the config does not fit the model;
                 nothing is changed.
+            TypeError: If `config` is no `ReftConfig`.
+            RuntimeError: Inside `disable_adapter`, or after `unwrap`.
         """
         self._require_new(adapter_name)
         if not isinstance(config, ReftConfig):
@@ -159,6 +161,8 @@ class AdaptersMixin:
 
         Raises:
             AdapterError: If there is no adapter, or it does not fit; nothing is changed.
+            ValueError: If `adapter_name` cannot be a name.
+            RuntimeError: Inside `disable_adapter`, or after `unwrap`.
         """
         require_name(adapter_name)
         directory = find_adapter(
@@ -211,6 +215,7 @@ class AdaptersMixin:
             ValueError: If a name is not there, a weight is not finite, or two have heads of their
                 own for one part of the base model; nothing is changed.
             TypeError: If a weight is not a number.
+            RuntimeError: Inside `disable_adapter`, or after `unwrap`.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         self._require_known(names)

@@ -141,6 +141,9 @@ class SavingMixin(AdaptersMixin):
     def load_weights(self, directory: str | os.PathLike) -> None:
         """Load the weights of saved adapters of the same configs into the active ones.
 
+        Args:
+            directory: Where `save_pretrained` wrote, or a trainer its checkpoint.
+
         Raises:
             AdapterError: If the directory is no adapter, or another config's; nothing is changed.
         """
@@ -156,6 +159,12 @@ class SavingMixin(AdaptersMixin):
         """Put the active adapters into the weights of the base model, and return that.
 
         See `pyreft.lora.merging.merge_and_unload`.
+
+        Args:
+            add_bias: Give a linear map without a bias one, where the edit has a constant part.
+
+        Raises:
+            ValueError: If an intervention cannot be merged; nothing is changed.
         """
         model: Any = self
         return merge_and_unload(model, add_bias)
@@ -164,6 +173,13 @@ class SavingMixin(AdaptersMixin):
         """Write the active adapters as PEFT's LoRA.
 
         See `pyreft.lora.merging.export_lora`.
+
+        Args:
+            directory: A new or empty directory.
+
+        Raises:
+            ValueError: If an intervention cannot be a LoRA.
+            ImportError: If PEFT is not installed.
         """
         model: Any = self
         export_lora(model, directory)
@@ -207,9 +223,14 @@ class SavingMixin(AdaptersMixin):
             kinds: The classes of interventions of your own, `[MyIntervention]`; or by the name of
                 the kind a class, or a function that makes the module, `{"MyIntervention": make}`.
 
+        Returns:
+            The model in evaluation mode, the base model frozen.
+
         Raises:
             AdapterError: If there is no adapter, or one for another model, or its base model
                 cannot be loaded.
+            TypeError: If the base model and the directory are given in another order, or
+                `model_kwargs` with a base model.
         """
         alone = directory is None
         if alone is not isinstance(model, (str, os.PathLike)):

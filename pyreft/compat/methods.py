@@ -94,6 +94,10 @@ class UpstreamMethodsMixin(UpstreamCallsMixin):
             save_to_hf_hub: Whether to push it, see `push_to_hub`.
             hf_repo_name: The repository, "owner/name", or "name" for one of one's own.
             include_model: For `save_intervention`.
+
+        Raises:
+            AdapterError: As for `push_to_hub`.
+            ValueError: As for `save_pretrained`.
         """
         self.save_intervention(save_directory, include_model=include_model)
         if save_to_hf_hub:
@@ -102,7 +106,11 @@ class UpstreamMethodsMixin(UpstreamCallsMixin):
     def save_intervention(
         self, save_directory: str | os.PathLike, include_model: bool = True
     ) -> None:
-        """Save the adapter, and whatever of the base model is trained with it in any case."""
+        """Save the adapter, and whatever of the base model is trained with it in any case.
+
+        Raises:
+            ValueError: As for `save_pretrained`.
+        """
         self.save_pretrained(save_directory, allow_other_files=True)
 
     def load_intervention(
@@ -135,6 +143,7 @@ class UpstreamMethodsMixin(UpstreamCallsMixin):
 
         Raises:
             AdapterError: If there is no adapter, or one for another model.
+            ValueError: If `local_directory` is given without `from_huggingface_hub`.
         """
         if from_huggingface_hub:
             load_directory = download_adapter(HubFiles(os.fspath(load_directory)))
