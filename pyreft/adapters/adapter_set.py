@@ -129,6 +129,11 @@ class AdapterSet(nn.ModuleDict):
         del self[name]
         self._keep_hooks()
 
+    def freeze_base(self) -> None:
+        """Freeze the base model, but for what the active adapter names in `modules_to_save`."""
+        self._of[0].requires_grad_(False)
+        self.first.trained.enable_gradients()
+
     @property
     def disabled(self) -> bool:
         """Whether the bare base model runs."""

@@ -118,9 +118,14 @@ class EditedModel(StandIn):
             kinds: The classes of interventions of your own, `[MyIntervention]`; or by the name of
                 the kind a class, or a function that makes the module, `{"MyIntervention": make}`.
 
+        Returns:
+            The model in evaluation mode, the base model frozen.
+
         Raises:
             AdapterError: If there is no adapter, or one for another model, or its base model
                 cannot be loaded.
+            TypeError: If the base model and the directory are given in another order, or
+                `model_kwargs` with a base model.
         """
         source = HubSource(revision, token, subfolder, cache_dir, local_files_only)
         return put_adapter_on(cls, model, directory, source, model_kwargs, kinds)
@@ -132,7 +137,7 @@ class EditedModel(StandIn):
 
     @property
     def active_adapter(self) -> str:
-        """The name of the active adapter, the first of several: what is saved and trained."""
+        """The name of the active adapter, the first of several, which is saved and trained."""
         return self.adapters.active_name
 
     @property
@@ -173,9 +178,9 @@ class EditedModel(StandIn):
         The edits are placed here since trainers replace `forward`: TRL by one that keeps the
         labels, runs the backbone alone, and scores it with an output head of its own.
         """
-        inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         if len(args) > 2:
             raise TypeError(f"a ReftModel takes two arguments without a name, got {len(args)}.")
+        inputs = dict(zip(_TEXT, args, strict=False)) | kwargs
         inputs = {name: value for name, value in inputs.items() if value is not None}
         # Hooks that were put on this model see the arguments that are for edits as well.
         edits = {name: inputs[name] for name in NAMES if name in inputs}
@@ -292,8 +297,3 @@ class EditedModel(StandIn):
         """Move every intervention to where the part of the base model runs that it edits."""
         for adapter in self.adapters.values():
             adapter.place()
-
-    def disable_model_gradients(self) -> None:
-        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
-        self.model.requires_grad_(False)
-        self.trained.enable_gradients()

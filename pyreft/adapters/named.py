@@ -29,6 +29,8 @@ def add_adapter(model: EditedModel, adapter_name: str, config: ReftConfig) -> No
     Raises:
         ValueError: If there is an adapter of the name, or the config does not fit the model;
             nothing is changed.
+        TypeError: If `config` is no `ReftConfig`.
+        RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     model.adapters.require_new(adapter_name)
     if not isinstance(config, ReftConfig):
@@ -87,6 +89,7 @@ def set_adapter(
         ValueError: If a name is not there, a weight is not finite, or two have heads of their
             own for one part of the base model; nothing is changed.
         TypeError: If a weight is not a number.
+        RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
     model.adapters.require_known(names)

@@ -79,6 +79,8 @@ def load_adapter(
 
     Raises:
         AdapterError: If there is no adapter, or it does not fit; nothing is changed.
+        ValueError: If `adapter_name` cannot be a name.
+        RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     require_name(adapter_name)
     origin = HubSource(revision, token, subfolder, cache_dir, local_files_only)
@@ -102,6 +104,9 @@ def load_adapter(
 
 def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     """Load the weights of saved adapters of the same configs into the active ones.
+
+    Args:
+        directory: Where `save_pretrained` wrote, or a trainer its checkpoint.
 
     Raises:
         AdapterError: If the directory is no adapter, or another config's; nothing is changed.
@@ -135,7 +140,7 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         trained, lora = model.trained.tensors(), peft_tensors(base)
         load_tensors(fit_tensors(adapter, model.reft_config, model.interventions, trained, lora))
     model.place_interventions()
-    model.disable_model_gradients()
+    model.adapters.freeze_base()
     if adapter.lora is not None:
         # As heads are: what belongs to the adapter can be trained on, and is saved with it.
         let_lora_train(base)

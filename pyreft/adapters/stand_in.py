@@ -74,7 +74,7 @@ class StandIn(nn.Module):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the base model's loss takes `num_items_in_batch`: the Trainer asks."""
+        """Whether the base model's loss takes `num_items_in_batch`, which the Trainer asks."""
         said = getattr(self.model, "accepts_loss_kwargs", None)
         parameters = inspect.signature(self.model.forward).parameters.values()
         return any(p.kind == p.VAR_KEYWORD for p in parameters) if said is None else bool(said)

@@ -11,7 +11,7 @@
     block_output            the hidden state that leaves the layer
 
 `head_attention_value_output` is `attention_value_output` head by head. In a model with an encoder
-and a decoder these are of the encoder; with "decoder_" before them they are of the decoder, which
+and a decoder these are of the encoder; with `decoder_` before them they are of the decoder, which
 also has `decoder_cross_attention_output` and so on. Anything else is a path from the model to a
 module, followed by ".input" or ".output": "model.layers[3].mlp.output".
 

@@ -51,6 +51,8 @@ class ReftModel(EditedModel):
 
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
+        TypeError: If `config` is no `ReftConfig`, or `model` is no transformers model or has an
+            adapter already.
     """
 
     formats = ANY_FORMAT
@@ -126,8 +128,12 @@ class ReftModel(EditedModel):
         """The device of the base model."""
         return self.model.device
 
+    def disable_model_gradients(self) -> None:
+        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
+        self.adapters.freeze_base()
+
     def enable_model_gradients(self) -> None:
-        """Let the base model learn as well."""
+        """Let the base model be trained as well."""
         self.model.requires_grad_(True)
 
     # ---- counting -------------------------------------------------------------------------
@@ -166,6 +172,10 @@ class ReftModel(EditedModel):
             save_to_hf_hub: Whether to push it, see `push_to_hub`.
             hf_repo_name: The repository, "owner/name", or "name" for one of one's own.
             include_model: For `save_intervention`.
+
+        Raises:
+            AdapterError: As for `push_to_hub`.
+            ValueError: As for `save_pretrained`.
         """
         self.save_intervention(save_directory, include_model=include_model)
         if save_to_hf_hub:
@@ -174,7 +184,11 @@ class ReftModel(EditedModel):
     def save_intervention(
         self, save_directory: str | os.PathLike, include_model: bool = True
     ) -> None:
-        """Save the adapter, and whatever of the base model is trained with it in any case."""
+        """Save the adapter, and whatever of the base model is trained with it in any case.
+
+        Raises:
+            ValueError: As for `save_pretrained`.
+        """
         self.save_pretrained(save_directory, allow_other_files=True)
 
     def load_intervention(
@@ -207,6 +221,7 @@ class ReftModel(EditedModel):
 
         Raises:
             AdapterError: If there is no adapter, or one for another model.
+            ValueError: If `local_directory` is given without `from_huggingface_hub`.
         """
         if from_huggingface_hub:
             load_directory = download_adapter(HubFiles(os.fspath(load_directory)))

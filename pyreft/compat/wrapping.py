@@ -24,8 +24,13 @@ def get_reft_model(
         disable_model_grads: Freeze the base model.
         adapter_name: What to call the adapter.
 
+    Returns:
+        The model, in the mode of the base model, training or evaluation.
+
     Raises:
         ValueError: If a layer or component is not there, or an intervention does not fit it.
+        TypeError: If `reft_config` is no `ReftConfig`, or `model` is no transformers model or has
+            an adapter already.
     """
     reft_model = ReftModel(reft_config, model, adapter_name)
     if set_device:

@@ -52,6 +52,10 @@ class InterventionConfig:
         heads: Heads it edits, of a per-head component; all by default.
         tied_to: Index in the list of the intervention whose weights it shares.
         intervention: The module itself, where the user made it. Not part of the JSON.
+
+    Raises:
+        ValueError: If the positions do not parse.
+        TypeError: If they are of another type.
     """
 
     layer: int | None = None

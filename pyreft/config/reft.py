@@ -56,14 +56,14 @@ class ReftConfig:
         component: Where in the layer; see `pyreft.base_model.components`.
         positions: A position spec; see `pyreft.positions.words`.
         kind: Name of the kind of intervention, or its class.
-        rank: Dimension of the subspace.
+        rank: Dimension R of the subspace, 1 <= R <= D, the width of the component in features.
         tied: Whether one set of weights edits all positions of a layer. With False, each part of
             the position spec has weights of its own.
-        heads: Heads to edit, of a per-head component; all by default.
-        dropout: Probability of dropping an entry of the edit.
-        act_fn: Activation on the learned source.
+        heads: Indices of the heads to edit, from 0, of a per-head component; all by default.
+        dropout: Probability of dropping an entry of the edit, in [0, 1).
+        act_fn: Name of a transformers activation on the learned source, such as "relu".
         add_bias: Whether NoReFT's projection has a bias.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters: float32, float64, bfloat16 or float16.
         arguments: Constructor arguments, in place of rank, dropout, act_fn, add_bias and dtype,
             for a kind of your own.
         modules_to_save: Modules of the base model that are trained beside the interventions and
@@ -173,9 +173,14 @@ class ReftConfig:
             num_layers: Number of layers; of a model with encoder and decoder, of its encoder.
             decoder_layers: Number of layers of its decoder; None for any other model.
 
+        Returns:
+            The interventions in the order of `intervention_locations`, without modules where the
+            config has none.
+
         Raises:
             ValueError: If a layer is out of range, two interventions edit one token, or a
                 component is of a decoder that is not there.
+            TypeError: If a layer is no index.
         """
         counts = LayerCounts(num_layers, decoder_layers)
         if self.representations is not None:
@@ -235,7 +240,11 @@ class ReftConfig:
         return bool(getattr(self, field) != getattr(ReftConfig, field))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: a list under "interventions", or the short form."""
+        """JSON values: a list under "interventions", or the short form.
+
+        Raises:
+            ValueError: If a position function has no name.
+        """
         if self.representations is not None:
             listed: dict[str, Any] = {"interventions": [r.to_dict() for r in self.representations]}
             return listed | ({"modules_to_save": n} if (n := self.modules_to_save) else {})
@@ -264,12 +273,20 @@ class ReftConfig:
         )
 
     def to_json_file(self, path: str | Path) -> None:
-        """Write the config as JSON."""
+        """Write the config as JSON.
+
+        Raises:
+            ValueError: As for `to_dict`.
+        """
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> ReftConfig:
-        """Read a config from JSON."""
+        """Read a config from JSON.
+
+        Raises:
+            ValueError: If the file is not JSON, or as for `from_dict`.
+        """
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 

@@ -28,6 +28,10 @@ class ReftClassificationDataset(ReftDataset):
     Returns:
         Examples with input_ids, attention_mask, labels, id, and, with a position,
         intervention_locations; for a pair what the tokenizer adds to tell its texts apart.
+
+    Raises:
+        ValueError: As for `ReftDataset`; or, with its row, if a label is of none of these types.
+        TypeError: As for `ReftDataset`.
     """
 
     input_field: str | list[str]

@@ -68,6 +68,14 @@ class ReftDataCollator:
     def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate B examples: (B, T) token columns, (B, I, P) positions, the rest as it is.
 
+        Args:
+            instances: B examples of the same columns, `input_ids` among them.
+
+        Returns:
+            The columns as tensors: token columns (B, T), `intervention_locations` (B, I, P),
+            `leading_pad` (B,), numbers (B,), `subspaces` (B, I, S) if all have one shape. Other
+            columns are lists.
+
         Raises:
             ValueError: If examples differ in their columns, one has no label but -100, or its ids
                 or labels are no numbers.

@@ -57,6 +57,10 @@ class ReftGenerationDataset(_CompletionDataset):
     Returns:
         Examples with input_ids, attention_mask, labels (-100 on the prompt), id, and, with a
         position, intervention_locations.
+
+    Raises:
+        ValueError: As for `ReftDataset`.
+        TypeError: As for `ReftDataset`.
     """
 
     prompt_field: str
@@ -75,11 +79,14 @@ class ReftRawDataset(_CompletionDataset):
     The name of a data set on the Hub may be its `data_path`. A split other than "train" gives
     prompts alone, to generate from.
 
-    Args:
-        As for `ReftDataset`.
+    Args: see `ReftDataset`.
 
     Returns:
         As `ReftGenerationDataset`; no labels in a split other than "train".
+
+    Raises:
+        ValueError: As for `ReftDataset`.
+        TypeError: As for `ReftDataset`.
     """
 
     def preprocess(self, kwargs: dict[str, Any]) -> None:
@@ -124,6 +131,10 @@ class ReftSupervisedDataset(_AlpacaDataset):
 
     Returns:
         As `ReftGenerationDataset`.
+
+    Raises:
+        ValueError: As for `ReftDataset`.
+        TypeError: As for `ReftDataset`.
     """
 
     output_field: str
@@ -158,6 +169,10 @@ class ReftPreferenceDataset(_AlpacaDataset):
         Examples with input_ids (prompt and rejected output), labels (chosen output, -100 on the
         prompt and after its end) and the rest as of `ReftGenerationDataset`; no labels, and
         prompts alone, in a split other than "train".
+
+    Raises:
+        ValueError: As for `ReftDataset`.
+        TypeError: As for `ReftDataset`.
     """
 
     chosen_output_field: str

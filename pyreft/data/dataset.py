@@ -52,7 +52,8 @@ class ReftDataset(Dataset):
         task_dataset: The rows.
         raw_dataset: The rows as well, but None for the split "train".
         result: The examples, a list of dicts.
-        first_n, last_n: The numbers in an "f<n>+l<n>" position.
+        first_n: The number of first tokens in an "f<n>+l<n>" position.
+        last_n: The number of last tokens in it.
         pad_mode: "first" where examples with positions begin with a pad token, which positions
             count, as upstream's do; a subclass may set another in `preprocess`.
         positions: The spec of each intervention, which a trainer records in the adapter; None if
@@ -183,6 +184,10 @@ class ReftDataset(Dataset):
             data_item: The row. Its `subspaces`, if it has any, hold for every intervention.
             result: The example, from `tokenize`.
             last_position: The number of prompt tokens, from `tokenize`.
+
+        Returns:
+            The example with id, attention_mask, and, if it has any, intervention_locations (I
+            lists of positions) and subspaces (I lists of directions).
         """
         ids = result["input_ids"]
         example: dict[str, Any] = {"id": id}

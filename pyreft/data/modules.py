@@ -49,6 +49,7 @@ def make_last_position_supervised_data_module(
         ValueError: If a prompt or completion is empty, no prompt leaves room for its completion,
             or the numbers of prompts and completions differ. Single prompts that are too long for
             that are left out, with a warning.
+        TypeError: If `inputs` or `outputs` is one text.
     """
     return make_multiple_position_supervised_data_module(
         tokenizer, model, inputs, outputs, "l1", num_interventions, nonstop, share_weights=True
@@ -86,6 +87,7 @@ def make_multiple_position_supervised_data_module(
     Raises:
         ValueError: As for the last position; or if `num_interventions` is no multiple of the
             parts of a spec whose weights are not shared.
+        TypeError: As for the last position.
     """
     if isinstance(inputs, str) or isinstance(outputs, str):
         raise TypeError("inputs and outputs are lists of texts, got a text.")

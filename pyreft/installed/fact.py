@@ -13,7 +13,10 @@ from pyreft.installed.releases import describe_release
 
 
 class UnsupportedReleaseError(RuntimeError):
-    """The installed release of a package works in a way that pyreft does not know."""
+    """The installed release of a package works in a way that pyreft does not know.
+
+    The message names what pyreft relies on, what was found in its place, and the tested releases.
+    """
 
 
 class Fact:

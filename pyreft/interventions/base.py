@@ -161,6 +161,12 @@ class LowRankIntervention(UpstreamInterventionMixin):
             source: Not used; upstream's signature.
             subspaces: Directions to edit, the others being left alone: indices below R for all
                 examples, or one list of them for each example.
+
+        Returns:
+            The edited hidden states, of the shape and type of `base`.
+
+        Raises:
+            ValueError: If an index is out of range, or there is not one list for each example.
         """
         with torch.autocast(base.device.type, enabled=False):
             basis = self.basis()

@@ -39,6 +39,12 @@ def register_intervention(kind: str) -> Callable[[type[nn.Module]], type[nn.Modu
     or from `get_config()` if the class has that. A class with arguments that are not found so is
     saved without them, with a warning, and loaded with a function that makes it.
 
+    Args:
+        kind: A Python identifier.
+
+    Returns:
+        A decorator, which returns the class as it is.
+
     Raises:
         ValueError: If the name is no identifier or belongs to another class.
         TypeError: If it is not applied to a module class.

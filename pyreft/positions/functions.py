@@ -81,8 +81,12 @@ def register_position(name: str, function: PositionFunction) -> PositionFunction
         name: A Python identifier that is no part of the grammar already.
         function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
 
+    Returns:
+        The function.
+
     Raises:
         ValueError: If the name is reserved or no identifier.
+        TypeError: If the function is not callable.
     """
     word = name if isinstance(name, str) else ""
     reserved = word == "all" or any(_is_word(cls, word) for cls in WORDS if cls is not Chosen)

@@ -9,6 +9,9 @@ from typing import Any
 def parse_positions(positions: str) -> tuple[int, int]:
     """ "f7+l7" -> (7, 7): how many tokens at the start and at the end of the prompt.
 
+    Args:
+        positions: "f<n>", "l<n>" or "f<n>+l<n>".
+
     Raises:
         ValueError: If the spec says anything else than f<n> and l<n>.
     """

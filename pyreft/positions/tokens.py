@@ -26,7 +26,11 @@ class Tokens:
     input_ids: Tensor | None = None
 
     def of(self, rows: Tensor) -> Tokens:
-        """Some rows of the batch alone."""
+        """Some rows of the batch alone.
+
+        Args:
+            rows: (b,) int64, their indices.
+        """
         ids = None if self.input_ids is None else self.input_ids[rows]
         return Tokens(self.prompt[rows], self.completion[rows], ids)
 

@@ -25,7 +25,10 @@ OF_BASE, OF_LORA = "base_model.", "peft."
 
 
 class AdapterError(ValueError):
-    """A directory that cannot be read as an adapter, or must not be written as one."""
+    """A directory that cannot be read as an adapter, or must not be written as one.
+
+    Also what the Hub refuses, and an adapter that does not fit its base model.
+    """
 
     def __init__(self, message: str) -> None:
         # It may quote untrusted text.

@@ -55,6 +55,15 @@ class AdapterCheckpoints(PushedCheckpoints):
     A checkpoint is the adapter with the optimiser's and the trainer's state. It is written into a
     folder of its own and renamed, so that a run that is killed leaves complete checkpoints only;
     an older one is deleted when the new one is there.
+
+    Args:
+        *args: For the Trainer class.
+        **kwargs: For the Trainer class.
+
+    Raises:
+        OSError: While training, if a checkpoint cannot be saved; older ones stay.
+        ValueError: If a checkpoint to resume from has no optimiser, or is of another config.
+        UnsupportedReleaseError: If the installed Trainer saves in a way that is not known.
     """
 
     # A ReftModel, where the Trainer declares a PreTrainedModel.

@@ -33,6 +33,7 @@ class DistributedMixin(Trainer):
     lr_scheduler: Any
 
     def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; DDP does not search for parameters without a gradient."""
         if self.args.ddp_find_unused_parameters is None:
             # Each intervention has a gradient in each pass, if it is zero. DDP would warn of its
             # search in vain, and cannot search under reentrant gradient checkpointing.
@@ -53,6 +54,7 @@ class DistributedMixin(Trainer):
             hook.remove()
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's; what is saved is the adapter, which no process has sharded."""
         with self._unsharded():
             super().save_model(*args, **kwargs)
 

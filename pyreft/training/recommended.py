@@ -41,6 +41,9 @@ def recommended(model: Any) -> Recommended:
     Args:
         model: The base model, from transformers.
 
+    Returns:
+        The config, the learning rate, and the ratios to it of the rates of R, P, W and b.
+
     Raises:
         ValueError: If it does another task, for which nothing was compared.
     """

@@ -59,6 +59,7 @@ class ReuseMixin(Trainer):
         return super()._inner_training_loop(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, for an evaluation in the middle of a run as well."""
         self._planned = None
         return super().evaluation_loop(*args, **kwargs)
 

@@ -19,8 +19,9 @@ class ReftTrainerForRewardModeling(ReftTrainer):
 
         loss = mean over pairs of -log sigmoid(score(chosen) - score(rejected))
 
-    The base model is a `...ForSequenceClassification` of one label. Its head is usually new, and
-    so to be trained: `ReftConfig(modules_to_save=["score"])` (of BERT, "classifier").
+    The base model is one of `AutoModelForSequenceClassification` with one label. Its head is
+    usually new, and so to be trained: `ReftConfig(modules_to_save=["score"])` (of BERT,
+    "classifier").
 
     `evaluate` gives eval_accuracy, the share of pairs whose chosen answer scores higher, unless
     told other `compute_metrics`. Predictions are (N, 2) scores, chosen and rejected.
@@ -29,8 +30,9 @@ class ReftTrainerForRewardModeling(ReftTrainer):
 
     Args:
         model: The `ReftModel`.
-        *args, **kwargs: As for `ReftTrainer`. Data sets are `ReftRewardDataset`s; the default
-            data collator is a `ReftRewardCollator`, and the default `compute_loss_func` is
+        *args: As for `ReftTrainer`, in its order.
+        **kwargs: As for `ReftTrainer`. Each data set is a `ReftRewardDataset`; the default data
+            collator is a `ReftRewardCollator`, and the default `compute_loss_func` is
             `bradley_terry`.
 
     Raises:

@@ -46,7 +46,8 @@ class ReftTrainer(
 
     Args:
         model: The `ReftModel`.
-        *args, **kwargs: As for `transformers.Trainer`; the default data collator is a
+        *args: As for `transformers.Trainer`, in its order.
+        **kwargs: As for `transformers.Trainer`; the default data collator is a
             `ReftDataCollator`.
         tokenizer: Upstream's name for `processing_class`.
         learning_rate_ratios: How many times the learning rate R, P, W and b have, as
@@ -125,7 +126,11 @@ class ReftTrainer(
         self._record_positions(self.model)
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """The Trainer's: every run of a hyperparameter search has a model of its own."""
+        """The Trainer's: every run of a hyperparameter search has a model of its own.
+
+        Raises:
+            TypeError: If `model_init` returns no `ReftModel`.
+        """
         model = super().call_model_init(trial)
         if not isinstance(model, EditedModel):
             raise TypeError(f"model_init must make a ReftModel, got {type(model).__name__}.")
@@ -165,7 +170,11 @@ class ReftTrainer(
         return super()._remove_unused_columns(dataset, description)
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's, for data sets that have a row."""
+        """The Trainer's, for data sets that have a row.
+
+        Raises:
+            ValueError: If the data set is empty.
+        """
         if has_length(self.train_dataset) and len(self.train_dataset) == 0:
             raise ValueError("the train_dataset is empty.")
         return super().get_train_dataloader()
@@ -196,7 +205,11 @@ class ReftTrainer(
     # ---- one step -----------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """One step of the Trainer's, which must have a loss."""
+        """One step of the Trainer's.
+
+        Raises:
+            FloatingPointError: If the loss is NaN or infinite.
+        """
         loss = super().training_step(model, inputs, *args, **kwargs)
         require_finite(loss, self.state.global_step + 1, inputs, inputs.get("id"))
         return loss
@@ -211,6 +224,9 @@ class ReftTrainer(
         """The Trainer's, of a batch that has positions, tokens and labels as it must.
 
         The model is told where prompts end also where the Trainer keeps the labels to itself.
+
+        Raises:
+            ValueError: If a label is that of no class, or the model has no embedding of a token.
         """
         inputs = without_leading_pad({n: value for n, value in inputs.items() if n != "id"})
         open_ended = any(c.positions is None for c in self.model.reft_config.representations)
