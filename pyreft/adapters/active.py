@@ -22,7 +22,7 @@ from pyreft.editing.plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.batch import Batch, read_batch
-from pyreft.placement.target import Target
+from pyreft.placement.placement import Target
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)

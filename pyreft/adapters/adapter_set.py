@@ -35,6 +35,7 @@ class AdapterSet(nn.ModuleDict):
 
     Attributes:
         active: The names of the active adapters, and the weight of the edits of each.
+        disabled: How many blocks of `disable` are running; the bare base model runs in them.
     """
 
     def __init__(self, base: PreTrainedModel, hooks: EditHooks) -> None:
@@ -42,7 +43,7 @@ class AdapterSet(nn.ModuleDict):
         # In a tuple, so that the base model is no submodule of this one.
         self._of = (base, hooks)
         self.active: dict[str, float] = {}
-        self._disabled, self._off = 0, ExitStack()
+        self.disabled, self._off = 0, ExitStack()
 
     def __getitem__(self, name: str) -> AttachedAdapter:
         adapter = super().__getitem__(name)
@@ -134,17 +135,12 @@ class AdapterSet(nn.ModuleDict):
         self._of[0].requires_grad_(False)
         self.first.trained.enable_gradients()
 
-    @property
-    def disabled(self) -> bool:
-        """Whether the bare base model runs."""
-        return self._disabled > 0
-
     @contextmanager
     def disable(self) -> Iterator[None]:
         """Run the bare base model inside the block, see `ReftModel.disable_adapter`."""
         with _SWITCHING:
-            self._disabled += 1
-            if self._disabled == 1:
+            self.disabled += 1
+            if self.disabled == 1:
                 for name in self.active:
                     self._off.enter_context(self[name].trained.original())
                 self._off.enter_context(without_lora(self._of[0]))
@@ -152,8 +148,8 @@ class AdapterSet(nn.ModuleDict):
             yield
         finally:
             with _SWITCHING:
-                self._disabled -= 1
-                if not self._disabled:
+                self.disabled -= 1
+                if not self.disabled:
                     self._off.close()
 
     def unwrap(self) -> None:

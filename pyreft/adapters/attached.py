@@ -21,8 +21,7 @@ from pyreft.base_model.running import execution_device
 from pyreft.base_model.stacks import count_layers, text_config
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig, intervention_keys
-from pyreft.placement.placement import require_positions
-from pyreft.placement.target import Target
+from pyreft.placement.placement import Target, require_positions
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.training_facts import TrainingFacts

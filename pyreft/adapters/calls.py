@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.adapters.active import (
@@ -22,7 +22,7 @@ from pyreft.adapters.replicas import Replicas
 from pyreft.adapters.shared_prefix import share_beginning
 from pyreft.annotations import Inputs
 from pyreft.base_model.stacks import has_two_stacks
-from pyreft.editing.hooks import EditHooks, tensors_in
+from pyreft.editing.hooks import EditHooks
 from pyreft.editing.plan import Placed, edits_something
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
@@ -44,11 +44,6 @@ class EditedCalls:
         self._placed: dict[int, list[Placed]] = {}
         self._replicas = Replicas()
 
-    @property
-    def running(self) -> bool:
-        """Whether this thread is inside a call."""
-        return self._hooks.placed
-
     def run(self, model: nn.Module, call: Callable[..., Any], inputs: Inputs) -> Any:
         """Call the base model, or what calls it, edited.
 
@@ -57,7 +52,6 @@ class EditedCalls:
             call: What is called.
             inputs: Its arguments, and those of `ReftModel.forward` that are for edits alone.
         """
-        self._hooks.require()
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:
             given = EditArguments.take(inputs)
@@ -69,7 +63,7 @@ class EditedCalls:
                 say_nothing_is_edited(self._base, inputs)
             outputs = call(**inputs)
             if torch.is_grad_enabled():
-                tensors = list(tensors_in(outputs))
+                tensors = list(_tensors_in(outputs))
                 self._hooks.keep_for_recomputation(tensors)
                 self._replicas.after_forward(model, tensors)
         return outputs
@@ -113,3 +107,15 @@ class EditedCalls:
             yield
         finally:
             del self._placed[thread]
+
+
+def _tensors_in(outputs: Any) -> Iterator[Tensor]:
+    """The tensors that a model returned, however they are packed."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from _tensors_in(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from _tensors_in(value)

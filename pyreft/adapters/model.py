@@ -236,7 +236,7 @@ class EditedModel(StandIn):
         """
         values = (input_ids, attention_mask, labels, position_ids, inputs_embeds, token_type_ids)
         inputs = {n: v for n, v in zip(_TEXT, values, strict=True) if v is not None} | kwargs
-        if self.edited_calls.running:
+        if self._hooks.placed:
             return self.model(**inputs)
         # Called by itself, and not by `__call__`.
         edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)

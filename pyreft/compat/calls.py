@@ -11,7 +11,7 @@ a script means under left padding, see `read_locations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,21 +148,6 @@ class UpstreamOutput(ModelOutput):
     original_outputs: Any = None
     intervened_outputs: Any = None
     collected_activations: Any = None
-
-
-def is_upstream_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call follows upstream's convention, the batch being a dict."""
-    return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
-
-
-def refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
-    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
-        if name in arguments:
-            raise TypeError(
-                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
-                "batch as a dict; here positions are intervention_locations."
-            )
 
 
 def _rows(base: Mapping[str, Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,7 @@ from transformers import PreTrainedModel
 
 from pyreft.adapters.model import EditedModel
 from pyreft.annotations import Arguments
-from pyreft.compat.calls import (
-    call_subclass,
-    call_upstream,
-    generate_upstream,
-    is_upstream_call,
-    refuse_upstream_arguments,
-)
+from pyreft.compat.calls import call_subclass, call_upstream, generate_upstream
 from pyreft.compat.formats import ANY_FORMAT
 from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
@@ -78,9 +72,9 @@ class ReftModel(EditedModel):
 
         A dict as the first argument calls upstream's convention, see `pyreft.compat.calls`.
         """
-        if is_upstream_call(args, kwargs):
+        if _is_upstream_call(args, kwargs):
             return nn.Module.__call__(self, *args, **kwargs)
-        refuse_upstream_arguments(kwargs)
+        _refuse_upstream_arguments(kwargs)
         if self.follows_upstream:
             inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
             given = {name: value for name, value in inputs.items() if value is not None}
@@ -88,14 +82,14 @@ class ReftModel(EditedModel):
         return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if is_upstream_call(args, kwargs):
+        if _is_upstream_call(args, kwargs):
             return call_upstream(self, *args, **kwargs)
         return super().forward(*args, **kwargs)
 
     def generate(self, inputs: Tensor | Arguments | None = None, **kwargs: Any) -> Any:
         if isinstance(inputs, Mapping) or "base" in kwargs:
             return generate_upstream(self, kwargs.pop("base", inputs), **kwargs)
-        refuse_upstream_arguments(kwargs)
+        _refuse_upstream_arguments(kwargs)
         return super().generate(inputs, **kwargs)
 
     # Their arguments and what they say are those of the core.
@@ -232,6 +226,21 @@ class ReftModel(EditedModel):
         elif local_directory is not None:
             raise ValueError("local_directory is for downloads, from_huggingface_hub=True.")
         return cls.from_pretrained(model, _checkpoint(load_directory))
+
+
+def _is_upstream_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call follows upstream's convention, the batch being a dict."""
+    return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
+
+
+def _refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
+    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
+        if name in arguments:
+            raise TypeError(
+                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
+                "batch as a dict; here positions are intervention_locations."
+            )
 
 
 def _checkpoint(directory: str | os.PathLike) -> str | os.PathLike:

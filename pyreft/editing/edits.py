@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.editing.slots import Slots
-from pyreft.installed.modules import (
-    functions_name_saved_outputs,
-    is_view,
-    modules_list_hooks,
-    others_see_outputs,
-    saves_output,
-)
+from pyreft.installed.modules import only_seen_here
 
 
 class Call(NamedTuple):
@@ -125,15 +119,9 @@ def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> 
     """
     if torch.compiler.is_compiling() or isinstance(hidden, nn.Parameter):
         return False
-    if not (modules_list_hooks.holds and functions_name_saved_outputs.holds):
-        return False
-    if is_view(hidden) or not hidden.is_contiguous():
-        return False
-    if others_see_outputs(module.modules()):
-        return False
-    if hidden.requires_grad and hidden.grad_fn is None:
+    if not hidden.is_contiguous() or not only_seen_here(module, hidden):
         return False
     storage = hidden.untyped_storage().data_ptr()
-    if any(isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs):
-        return False
-    return not saves_output(hidden.grad_fn)
+    return not any(
+        isinstance(i, Tensor) and i.untyped_storage().data_ptr() == storage for i in inputs
+    )

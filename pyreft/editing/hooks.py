@@ -118,7 +118,12 @@ class EditHooks:
 
     @contextmanager
     def editing(self, placed: Sequence[Placed]) -> Iterator[Edits | None]:
-        """Edit so in the forward passes inside the block, which is given the edits."""
+        """Edit so in the forward passes inside the block, which is given the edits.
+
+        Raises:
+            RuntimeError: If the hooks were removed.
+        """
+        self.require()
         outer, before = self.placed, self._edits.get(threading.get_ident())
         edits = plan_pass(placed)
         self._set(edits)
@@ -211,15 +216,3 @@ class _SiteHook:
         if edits is None:
             return None
         return edit_output(edits, module, (*args, *kwargs.values()), output)
-
-
-def tensors_in(outputs: Any) -> Iterator[Tensor]:
-    """The tensors that a model returned, however they are packed."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from tensors_in(value)
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:
-            yield from tensors_in(value)

@@ -18,8 +18,7 @@ from pyreft.editing.edits import Call, SiteEdits
 from pyreft.editing.slots import Slots, join_slots, slots_of
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
-from pyreft.placement.placement import Placement
-from pyreft.placement.target import Target
+from pyreft.placement.placement import Placement, Target
 
 # Number of a site -> what is done there.
 Edits = Mapping[int, SiteEdits]

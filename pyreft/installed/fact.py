@@ -7,6 +7,7 @@ a fact that does not hold is refused by name. Nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NoReturn
 
 from pyreft.installed.releases import describe_release
@@ -32,28 +33,24 @@ class Fact:
         self.package, self.name = package, probe.__name__
         self.statement = " ".join((probe.__doc__ or "").split())
         self._probe = probe
-        self._asked = False
-        self._problem: str | None = None
 
     def __repr__(self) -> str:
         return f"Fact({self.name}: {self.statement})"
 
-    @property
+    @cached_property
     def problem(self) -> str | None:
         """What was found in place of the fact, or None if it holds."""
-        if not self._asked:
-            self._problem = self._find_problem()
-            self._asked = True
-        return self._problem
+        return self._find_problem()
 
-    @property
+    @cached_property
     def holds(self) -> bool:
         """Whether the fact is true of the installed release."""
         return self.problem is None
 
     def forget(self) -> None:
         """Probe again when the fact is next asked for."""
-        self._asked = False
+        for found in ("problem", "holds"):
+            vars(self).pop(found, None)
 
     def require(self, dependent: str) -> None:
         """Refuse what depends on the fact, if it does not hold.

@@ -144,6 +144,20 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def only_seen_here(module: nn.Module, output: Tensor) -> bool:
+    """Whether nobody but the caller of a module sees what it returned, autograd included.
+
+    False where that cannot be told.
+    """
+    if not (modules_list_hooks.holds and functions_name_saved_outputs.holds):
+        return False
+    if is_view(output) or others_see_outputs(module.modules()):
+        return False
+    if output.grad_fn is None:
+        return not output.requires_grad
+    return not saves_output(output.grad_fn)
+
+
 @fact("torch")
 def dropouts_have_a_base() -> None:
     """Dropout modules have a base class, with their rate in p."""

@@ -16,8 +16,7 @@ from pyreft.base_model.stacks import has_two_stacks
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
-from pyreft.placement.placement import Placement, place, place_generated
-from pyreft.placement.target import Target
+from pyreft.placement.placement import Placement, Target, place, place_generated
 from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)

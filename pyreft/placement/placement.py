@@ -1,5 +1,6 @@
 """Tokens + position specs -> which tokens every intervention edits.
 
+Target       an intervention, and the hidden state that it edits
 Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
 """
 
@@ -12,12 +13,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyreft.config import require_disjoint, share_no_head
+from pyreft.base_model.components import Component
+from pyreft.config import InterventionConfig, require_disjoint, share_no_head
 from pyreft.placement.boundary import as_tensor
-from pyreft.placement.target import Target
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an intervention edits.
+
+    Args:
+        config: The intervention.
+        component: Where its hidden state is in the base model.
+        site: Equal for all that edit the same hidden state.
+    """
+
+    config: InterventionConfig
+    component: Component
+    site: int
+
+    @property
+    def positions(self) -> PositionSpec | None:
+        """The tokens it edits, None if they come with the batch."""
+        return self.config.positions
+
+    @property
+    def stack(self) -> str | None:
+        """ "encoder" or "decoder", in a model with both: the tokens are those of that."""
+        return self.component.stack
+
+    def at(self, positions: PositionSpec) -> Target:
+        """The same intervention on these tokens."""
+        return replace(self, config=replace(self.config, positions=positions))
 
 
 @dataclass(frozen=True)
@@ -88,7 +118,12 @@ def require_positions(targets: Sequence[Target]) -> None:
     require_disjoint([target.config for target in targets], [target.site for target in targets])
     for target in targets:
         spec = target.positions
-        if target.stack == "encoder" and spec and spec.edits_completion and not spec.edits_all:
+        if (
+            target.component.stack == "encoder"
+            and spec
+            and spec.edits_completion
+            and not spec.edits_all
+        ):
             raise ValueError(
                 f"{target.config.place} is in the encoder, which reads the prompt and no "
                 f"completion, so {spec!r} has no place there: the completion is in the decoder, as "
@@ -161,7 +196,7 @@ def place_generated(
     masks = {
         index: text
         for index, target in enumerate(targets)
-        if target.stack == stack and (spec := target.positions) and spec.edits_completion
+        if target.component.stack == stack and (spec := target.positions) and spec.edits_completion
     }
     return Placement(masks, subspaces=subspaces) if masks else None
 
@@ -173,16 +208,16 @@ def _spec_masks(
     specs = {
         index: target.positions
         for index, target in enumerate(targets)
-        if target.positions is not None and target.stack in tokens
+        if target.positions is not None and target.component.stack in tokens
     }
     chosen: dict[tuple[PositionSpec, tuple[int, int], str | None], Tensor] = {}
     masks = {}
     for index, spec in specs.items():
         beside = [other for i, other in specs.items() if targets[i].site == targets[index].site]
         size = (max(other.first for other in beside), max(other.last for other in beside))
-        key = (spec, size, targets[index].stack)
+        key = (spec, size, targets[index].component.stack)
         if key not in chosen:
-            chosen[key] = spec.select(tokens[targets[index].stack], site=size)
+            chosen[key] = spec.select(tokens[targets[index].component.stack], site=size)
         masks[index] = chosen[key]
     return masks
 
@@ -206,7 +241,7 @@ def _explicit_masks(
         )
     masks: dict[int, Tensor] = {}
     for stack, seen in tokens.items():
-        here = [index for index, target in enumerate(targets) if target.stack == stack]
+        here = [index for index, target in enumerate(targets) if target.component.stack == stack]
         if here and explicit.shape[1] == 1:
             masks |= dict.fromkeys(here, _select_explicit(explicit, seen, stack)[:, 0])
         elif here:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 
 import torch
@@ -111,22 +112,22 @@ class PositionSpec:
         """The specs whose sum this is, one for each set of weights if weights are not tied."""
         return [PositionSpec((alone,)) for word in self.words for alone in word.alone()]
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The number of tokens at the start of the prompt."""
         return next((word.count for word in self.words if isinstance(word, First)), 0)
 
-    @property
+    @cached_property
     def last(self) -> int:
         """The number of tokens at the end of the prompt."""
         return next((word.count for word in self.words if isinstance(word, Last)), 0)
 
-    @property
+    @cached_property
     def edits_all(self) -> bool:
         """Whether every token is edited."""
         return set(_ALL) <= set(self.words)
 
-    @property
+    @cached_property
     def edits_completion(self) -> bool:
         """Whether tokens after the prompt, and so generated ones, are edited."""
         return _ALL[0] in self.words
