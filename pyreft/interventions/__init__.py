@@ -1,6 +1,6 @@
 """hidden -> edited hidden. Knows only torch."""
 
-from typing import Any
+from torch import nn
 
 from pyreft.interventions.arithmetic import join, scale, select_directions
 from pyreft.interventions.base import LowRankIntervention
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[nn.Module]:
     # What upstream's module of this name has beside its interventions, taken from pyvene.
     from pyreft.compat import pyvene
 
