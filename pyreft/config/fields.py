@@ -56,8 +56,8 @@ def read_kind(kind: object) -> str:
         return kind
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise TypeError(
-            f"the kind of an intervention is a name or a module class, got {kind!r}. An existing "
-            "module goes into representations."
+            f"the kind of an intervention is a name or a module class, got {kind!r}. A module that "
+            "exists already goes into representations."
         )
     return kind_of(kind)
 

@@ -35,7 +35,7 @@ class LayerCounts:
         if stack is not None and self.decoder is None:
             raise ValueError(
                 f"the component {name!r} is for models with an encoder and a decoder, as T5 and "
-                f"BART have; this model has one list of layers: say {plain!r}."
+                f"BART have; this model has one list of layers: use {plain!r}."
             )
         return plain if stack == "encoder" else name
 
