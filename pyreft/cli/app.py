@@ -54,14 +54,14 @@ Token = Annotated[
 Positions = Annotated[
     list[str] | None,
     typer.Option(
-        help="The positions of an adapter of stanfordnlp/pyreft, which its files do not say, such "
+        help="The positions of an adapter of stanfordnlp/pyreft, which its files lack, such "
         "as f7+l7; twice if first and last positions have weights of their own.",
         metavar="SPEC",
     ),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(help="The activation of such an adapter, which they do not say.", metavar="NAME"),
+    typer.Option(help="The activation of such an adapter, which they lack.", metavar="NAME"),
 ]
 
 
@@ -140,7 +140,7 @@ def inspect(
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show releases, what is relied on of them, processors and fast paths, for a bug report."""
+    """Show releases, the facts relied on, processors and fast paths, for a bug report."""
     from pyreft.cli.environment import describe_environment, format_environment
 
     found = describe_environment()
@@ -229,7 +229,7 @@ def push(
 ) -> None:
     """Put an adapter into a repository of the Hub, in one commit.
 
-    Its own files go there, with its card; what else lies in the directory does not.
+    Its own files and its card are pushed; other files in the directory are not.
     """
     from pyreft.cli.pushing import push_adapter
 

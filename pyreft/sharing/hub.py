@@ -67,7 +67,9 @@ class HubFiles:
         """
         place = self.repo_id + (f", revision {self.revision!r}," if self.revision else "")
         path = "/".join([*self._folders(), name])
-        with _explained(f"{path} of {place} cannot be had from the Hub ({constants.ENDPOINT})"):
+        with _explained(
+            f"{path} of {place} cannot be downloaded from the Hub ({constants.ENDPOINT})"
+        ):
             found = _api(self.token).hf_hub_download(
                 self.repo_id,
                 path,
@@ -88,7 +90,7 @@ class HubFiles:
         Raises:
             AdapterError: As for `fetch`.
         """
-        with _explained(f"{self.repo_id} cannot be had from the Hub ({constants.ENDPOINT})"):
+        with _explained(f"{self.repo_id} cannot be downloaded from the Hub ({constants.ENDPOINT})"):
             found = _api(self.token).snapshot_download(
                 self.repo_id,
                 revision=self.revision,

@@ -20,7 +20,9 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise AdapterError(f"will not write to {str(path)!r}, which is there: name a new directory.")
+        raise AdapterError(
+            f"will not write to {str(path)!r}, which is there: name a new directory."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         inside = Path(temporary) / "new"
