@@ -185,7 +185,8 @@ def _pairs(
         return [tokenize_pair(tokenizer, row[0], row[1], add_eos)]
     if not chat or not all(_is_message(m) for part in row for m in part):
         raise ValueError(f"a chat is a list of messages with a role and content, got {row!r}")
-    # In a data set every message has the fields of all messages; a template must not see the empty.
+    # In a data set every message has the fields of all messages. Empty ones are left out, because
+    # a template reads a field if it exists.
     messages = [{n: v for n, v in m.items() if v is not None} for part in row for m in part]
     first = len(row[0]) if len(row) == 2 else 0
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]

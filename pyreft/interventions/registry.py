@@ -124,7 +124,7 @@ def _tensors_of(kind: str, arguments: str) -> Mapping[str, Tensor]:
 
 
 def takes_argument(function: Callable[..., object], name: str) -> bool:
-    """Whether a function, or the constructor of a class, takes an argument of that name."""
+    """Whether a function, or the constructor of a class, takes an argument of that name or any."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
