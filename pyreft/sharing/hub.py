@@ -117,12 +117,12 @@ def is_repo_id(name: str | os.PathLike[str]) -> bool:
 
 
 def find_adapter(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
     subfolder: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
     others: Sequence[str] = (),
 ) -> Path:
@@ -173,7 +173,7 @@ def download_adapter(files: HubFiles, others: Sequence[str] = ()) -> Path:
 
 
 def push_directory(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike,
     repo_id: str,
     *,
     private: bool | None = None,
