@@ -202,7 +202,10 @@ def test_the_base_model_may_be_another_copy(base, tmp_path):
         ("convert {0}/adapter {0}/new --to pyreft", "in the format pyreft already"),
         ("convert {1}/loreft {0}/new --to upstream", "in the format upstream already"),
         ("convert {1}/loreft {0}/new --to pyreft", "give --base"),
-        ("convert {1}/loreft {0}/new --to pyreft --positions l1 --positions f1", "do not go up"),
+        (
+            "convert {1}/loreft {0}/new --to pyreft --positions l1 --positions f1",
+            "cannot be divided",
+        ),
         ("convert {1}/loreft {0}/new --to pyreft --base {0}/base", "does not fit"),
         ("convert {0}/adapter {0}/new --to peft --positions l1", "says its positions"),
         ("push {0}/base alice/adapter", "is no adapter"),

@@ -213,7 +213,7 @@ def test_a_built_config_survives_json(kind):
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": "0.1"}, "dropout.*'0.1'"),
         ({"act_fn": "rel"}, "unknown act_fn 'rel'; one of .*relu"),
-        ({"act_fn": "relu", "kind": "consreft"}, "learns a constant; it has no act_fn"),
+        ({"act_fn": "relu", "kind": "consreft"}, "trains a constant; it takes no act_fn"),
         ({"add_bias": "yes"}, "add_bias.*'yes'"),
         ({"dtype": "int8"}, "must be a floating point type such as float32, got 'int8'"),
         ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),

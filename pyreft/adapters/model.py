@@ -23,6 +23,7 @@ from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
 from pyreft.placement.arguments import NAMES
+from pyreft.positions.spec import Positions
 from pyreft.sharing import Adapter, Formats, HubSource, read_adapter
 from pyreft.sharing.training_facts import TrainingFacts
 
@@ -200,7 +201,7 @@ class EditedModel(StandIn):
         intervention_locations: Tensor | None = None,
         subspaces: object = None,
         adapter_names: Sequence[str] | None = None,
-        positions: object = None,
+        positions: Positions | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the base model, edited.
@@ -250,7 +251,7 @@ class EditedModel(StandIn):
         intervention_locations: Tensor | None = None,
         subspaces: object = None,
         adapter_names: Sequence[str] | None = None,
-        positions: object = None,
+        positions: Positions | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate with the base model, its prompt edited.

@@ -12,14 +12,15 @@ sliding windows, prompts run as they are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import positions_depend_on_length
 from pyreft.editing.plan import Placed
@@ -46,7 +47,7 @@ _RUN_WHOLE = (
 
 
 def share_beginning(
-    base: Any, arguments: Mapping[str, Any], prompt: Batch, placed: Sequence[Placed]
+    base: PreTrainedModel, arguments: Arguments, prompt: Batch, placed: Sequence[Placed]
 ) -> Cache | None:
     """Run once what all prompts of a batch begin with; edits must be off.
 
@@ -80,7 +81,7 @@ def share_beginning(
     return _spread(_run(base, first[least:count]), base, source[:, :count] - least, arguments)
 
 
-def _can_share(base: Any, arguments: Mapping[str, Any], padded_nowhere: bool) -> bool:
+def _can_share(base: PreTrainedModel, arguments: Arguments, padded_nowhere: bool) -> bool:
     """Whether a call of `generate` may be given the cache of a shared beginning."""
     known = {"input_ids", "attention_mask", "generation_config", *vars(GenerationConfig())}
     given = {name for name, value in arguments.items() if value is not None}
@@ -108,7 +109,7 @@ def _can_share(base: Any, arguments: Mapping[str, Any], padded_nowhere: bool) ->
     return "position_ids" in takes and is_plain_cache(_empty_cache(base))
 
 
-def _settings(base: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(base: PreTrainedModel, arguments: Arguments) -> Inputs:
     """The settings of a generation: arguments win over a config that is passed, and that over the
     model's own.
     """
@@ -118,7 +119,7 @@ def _settings(base: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _run(base: Any, ids: Tensor) -> DynamicCache:
+def _run(base: PreTrainedModel, ids: Tensor) -> DynamicCache:
     """The cache of tokens (N,)."""
     model = running_model(base)
     takes = inspect.signature(model.forward).parameters
@@ -128,7 +129,9 @@ def _run(base: Any, ids: Tensor) -> DynamicCache:
     return cache
 
 
-def _spread(one: DynamicCache, base: Any, tokens: Tensor, arguments: Mapping[str, Any]) -> Cache:
+def _spread(
+    one: DynamicCache, base: PreTrainedModel, tokens: Tensor, arguments: Arguments
+) -> Cache:
     """The cache of every row and beam.
 
     Args:
@@ -154,5 +157,5 @@ def _columns(known: Tensor, tokens: Tensor) -> Tensor:
     return rows.masked_fill((tokens < 0)[:, None, :, None], 0).contiguous()
 
 
-def _empty_cache(base: Any) -> DynamicCache:
+def _empty_cache(base: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=base.config.get_text_config(decoder=True))

@@ -8,19 +8,20 @@ architecture, model_type, ...    its fingerprint: names and sizes
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import transformers
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
+from torch import nn
 from transformers import PreTrainedModel
 
+from pyreft.annotations import Json
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import has_two_stacks, text_config
 
 # A task, as an adapter names it -> what loads such models. Where a class has two tasks
 # (BART), the first is meant.
-AUTO_CLASSES: dict[str, Any] = {
+AUTO_CLASSES = {
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
     "sequence_classification": transformers.AutoModelForSequenceClassification,
@@ -47,17 +48,17 @@ _LABELLED = ("sequence_classification", "token_classification")
 _SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
 
 
-def describe_base(model: PreTrainedModel) -> dict[str, Any]:
+def describe_base(model: PreTrainedModel) -> Json:
     """All that is saved of a base model."""
     config, task = model.config, task_of(model)
-    said: dict[str, Any] = {
+    said: Json = {
         "name_or_path": _place(config.name_or_path),
         "revision": getattr(config, "_commit_hash", None),
         "task": task,
     }
     if task in _LABELLED:
-        names: Any = config.id2label
-        labels = [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+        names = {str(index): name for index, name in (config.id2label or {}).items()}
+        labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(config.num_labels or 0)]
         said |= {"labels": labels, "problem_type": config.problem_type}
     return said | base_fingerprint(model)
 
@@ -73,7 +74,7 @@ def task_of(model: PreTrainedModel) -> str | None:
     return None
 
 
-def base_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+def base_fingerprint(model: PreTrainedModel) -> Json:
     """What tells whether an adapter fits a base model; what a config does not say is left out."""
     two = has_two_stacks(model)
     text = text_config(model, "encoder" if two else None)
@@ -90,7 +91,7 @@ def base_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     return found | {name: size for name, size in sizes.items() if type(size) is int}
 
 
-def _architecture(model: Any) -> str:
+def _architecture(model: nn.Module) -> str:
     """The name of the class, inside what PEFT, compiling and sharding make of it."""
     cls = type(running_model(model))
     known = (c for c in cls.__mro__ if c.__module__.startswith("transformers"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
-from pyreft.annotations import Arguments
+from pyreft.annotations import Arguments, Json
 from pyreft.base_model.description import AUTO_CLASSES
 from pyreft.sharing import Adapter, AdapterError, HubSource, is_repo_id
 from pyreft.sharing.hub import NEWEST
@@ -57,14 +55,16 @@ def load_named_base(
         )
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
-        return AUTO_CLASSES[task].from_pretrained(name, trust_remote_code=False, **given)
+        loader = AUTO_CLASSES[task]
+        model: PreTrainedModel = loader.from_pretrained(name, trust_remote_code=False, **given)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(
             f"the base model {name!r} of {adapter.origin} cannot be loaded: {error} Or {advice}"
         ) from error
+    return model
 
 
-def _labels(base: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(base: Json) -> Json:
     """Arguments that make the head that the adapter was trained with."""
     if (labels := base.get("labels")) is None:
         return {}

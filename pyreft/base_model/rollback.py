@@ -10,6 +10,9 @@ from torch import nn
 
 from pyreft.base_model.trained import remember_learning
 
+# What a module has by name, and what each of its dicts holds.
+Kept = dict[str, tuple[Any, dict[str, Any] | None]]
+
 
 @contextmanager
 def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
@@ -29,7 +32,7 @@ def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict | None]]:
+def _attributes(module: nn.Module) -> Kept:
     """What a module has, and what its dicts hold: of parameters, of children, of hooks."""
     return {
         name: (value, dict(value) if isinstance(value, dict) else None)
@@ -37,7 +40,7 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict | None]]:
     }
 
 
-def _restore(module: nn.Module, before: dict[str, tuple[Any, dict | None]]) -> None:
+def _restore(module: nn.Module, before: Kept) -> None:
     for name in set(vars(module)) - set(before):
         del vars(module)[name]
     for name, (value, content) in before.items():

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pyreft.installed.modules import uncompiled
 from pyreft.installed.offloading import device_of_hook
 
 
-def running_model(model: Any) -> nn.Module:
+def running_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, inside what torch.compile and PEFT put around it."""
     model = uncompiled(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    of_peft = getattr(model, "get_base_model", None)
+    return cast("PreTrainedModel", model if of_peft is None else of_peft())
 
 
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:

@@ -7,7 +7,6 @@ T5, BART              "encoder", "decoder"       encoder.block, decoder.block
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,9 +23,10 @@ def has_two_stacks(model: PreTrainedModel) -> bool:
     return all(encoder is not m for m in decoder.modules())
 
 
-def find_stack(model: PreTrainedModel, stack: str) -> Any:
+def find_stack(model: PreTrainedModel, stack: str) -> PreTrainedModel:
     """The encoder or the decoder."""
-    return model.get_encoder() if stack == "encoder" else model.get_decoder()
+    found: PreTrainedModel = model.get_encoder() if stack == "encoder" else model.get_decoder()
+    return found
 
 
 def stack_of(model: PreTrainedModel, module: nn.Module, path: str) -> str | None:
@@ -68,6 +68,7 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleLi
         ValueError: If there is no list of as many layers as the config says.
     """
     expected = text_config(model, stack).num_hidden_layers
+    roots: list[nn.Module | None]
     if stack is not None:
         roots = [find_stack(model, stack)]
     else:

@@ -174,4 +174,5 @@ def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:
 
 def _tensor(base: nn.Module, name: str) -> Tensor:
     module, _, last = name.rpartition(".")
-    return getattr(base.get_submodule(module), last)
+    found: Tensor = getattr(base.get_submodule(module), last)
+    return found

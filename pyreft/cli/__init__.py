@@ -1,4 +1,4 @@
-"""`pyreft` on the command line: what people do with adapters as files."""
+"""The command line `pyreft`: inspect, convert, merge and push adapters."""
 
 from pyreft.cli.app import main
 

@@ -54,27 +54,27 @@ Token = Annotated[
 Positions = Annotated[
     list[str] | None,
     typer.Option(
-        help="Where an adapter of stanfordnlp/pyreft's acts, which its files do not say, such as "
-        "f7+l7; twice if first and last positions have weights of their own.",
+        help="The positions of an adapter of stanfordnlp/pyreft, which its files lack, such "
+        "as f7+l7; twice if first and last positions have weights of their own.",
         metavar="SPEC",
     ),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(help="The activation of such an adapter, which they do not say.", metavar="NAME"),
+    typer.Option(help="The activation of such an adapter, which they lack.", metavar="NAME"),
 ]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 if it did its work, 1 if it could not, 2 if it was typed wrong.
+    """Run a command and exit: 0 on success, 1 on an error, 2 on wrong arguments.
 
     Args:
-        arguments: What stands after `pyreft`; that of this process by default.
+        arguments: The arguments after `pyreft`; those of this process by default.
     """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="pyreft")
     except (ValueError, TypeError, OSError, ImportError) as error:
-        # What users can do something about; any other error is ours, and shows where it was.
+        # Errors that users can fix; any other is a defect of pyreft, and has a traceback.
         print(f"pyreft: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
@@ -87,7 +87,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _find(adapter: str, revision: str | None, token: str | None) -> Path:
-    """The directory of an adapter of any format, downloaded if need be."""
+    """The directory of an adapter of any format, downloaded if necessary."""
     from pyreft.compat.formats import FILE_PATTERNS
     from pyreft.sharing import HubSource, find_adapter
 
@@ -140,7 +140,7 @@ def inspect(
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show releases, what is relied on of them, processors and fast paths, for a bug report."""
+    """Show releases, the facts relied on, processors and fast paths, for a bug report."""
     from pyreft.cli.environment import describe_environment, format_environment
 
     found = describe_environment()
@@ -226,7 +226,7 @@ def push(
 ) -> None:
     """Put an adapter into a repository of the Hub, in one commit.
 
-    Its own files go there, with its card; what else lies in the directory does not.
+    Its own files and its card are pushed; other files in the directory are not.
     """
     from pyreft.cli.pushing import push_adapter
 

@@ -1,12 +1,12 @@
-"""What `pyreft env` says: the installed releases, what is relied on of them, and the machine."""
+"""The output of `pyreft env`: the installed releases, the facts relied on, and the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Any
 
 import pyreft
+from pyreft.annotations import Json
 from pyreft.installed.releases import TESTED, installed_version, untested
 
 # Fast path -> the facts that it relies on.
@@ -25,8 +25,8 @@ _FAST_PATHS = {
 }
 
 
-def describe_environment() -> dict[str, Any]:
-    """All of it, as JSON values."""
+def describe_environment() -> Json:
+    """The environment as JSON values."""
     import torch
 
     from pyreft.installed import all_facts
@@ -54,8 +54,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def format_environment(found: dict[str, Any]) -> str:
-    """The same, for people."""
+def format_environment(found: Json) -> str:
+    """The environment as text."""
     lines = [f"pyreft {found['pyreft']}, Python {found['python']}, {found['platform']}", ""]
     for package, release in found["packages"].items():
         oldest, newest = TESTED[package]

@@ -1,11 +1,11 @@
-"""Adapters and their base models, by the names that people type."""
+"""Load adapters and their base models by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import transformers
 
@@ -15,6 +15,9 @@ from pyreft.compat.model import ReftModel
 from pyreft.compat.upstream_files import is_upstream, read_upstream
 from pyreft.sharing import Adapter, AdapterError, HubSource
 from pyreft.sharing.checkpoint import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def is_ours(directory: Path) -> bool:
@@ -32,14 +35,14 @@ def load_model(
     """Load an adapter of any format on its base model.
 
     Args:
-        directory: Where it is.
+        directory: The directory of the adapter.
         base: Name of the base model; the one that the adapter names by default.
-        token: Of the Hub, for the base model.
-        positions, act_fn: What upstream's files do not say, see `read_foreign`.
+        token: Token of the Hub, for the base model.
+        positions, act_fn: For upstream's files, which lack them, see `read_foreign`.
 
     Raises:
         AdapterError: If it cannot be read, or does not fit.
-        ValueError: If an argument does not go with its format.
+        ValueError: If its format does not take an argument.
     """
     if is_ours(directory):
         if positions or act_fn is not None:
@@ -51,31 +54,31 @@ def load_model(
 
 
 def read_foreign(directory: Path, positions: Sequence[str], act_fn: str | None) -> Adapter:
-    """Read an adapter of another library's.
+    """Read an adapter of another library.
 
     Args:
-        directory: Where it is.
-        positions: Of upstream's adapters, which do not say: one for all interventions, or one for
-            each of as many blocks of them, as upstream lists first the ones at the beginning of
-            the prompt and then the ones at its end.
-        act_fn: Of upstream's adapters, which do not say that either.
+        directory: The directory of the adapter.
+        positions: For upstream's adapters, whose files lack them: one spec for all interventions,
+            or one for each of several equal blocks. Upstream lists first the interventions at the
+            beginning of the prompt, then those at its end.
+        act_fn: For upstream's adapters, whose files lack it.
 
     Raises:
         AdapterError: If it cannot be read.
-        ValueError: If there are not as many interventions.
+        ValueError: If the interventions cannot be divided among the positions.
     """
     if not is_upstream(directory):
         if positions or act_fn is not None:
-            raise ValueError("positions and activation are for adapters of stanfordnlp/pyreft's.")
+            raise ValueError("positions and activation are for adapters of stanfordnlp/pyreft.")
         return read_any(directory)
     count = len(list(directory.glob("intkey_*.bin")))
     if positions and count % len(positions):
-        raise ValueError(f"{len(positions)} positions for {count} interventions do not go up.")
+        raise ValueError(f"{count} interventions cannot be divided among {len(positions)} specs.")
     specs = [spec for spec in positions for _ in range(count // len(positions))]
     return read_upstream(directory, specs or None, None if act_fn is None else {"act_fn": act_fn})
 
 
-def _load_base(adapter: Adapter, name: str | None, token: str | None) -> Any:
+def _load_base(adapter: Adapter, name: str | None, token: str | None) -> PreTrainedModel:
     if name is None and not adapter.base:
         raise AdapterError(f"{adapter.origin} does not say what its base model is: give --base.")
     if name is None:
@@ -84,9 +87,8 @@ def _load_base(adapter: Adapter, name: str | None, token: str | None) -> Any:
         said = adapter.base | {"name_or_path": name, "revision": None}
         return load_named_base(replace(adapter, base=said), HubSource(token=token))
     config = transformers.AutoConfig.from_pretrained(name, token=token)
-    made_as = getattr(transformers, (config.architectures or [""])[0], None)
-    if made_as is None:
-        raise AdapterError(
-            f"{name} does not say what it is made as: its config has no architecture."
-        )
-    return made_as.from_pretrained(name, token=token)
+    cls = getattr(transformers, (config.architectures or [""])[0], None)
+    if cls is None:
+        raise AdapterError(f"the class of {name} is unknown: its config has no architecture.")
+    model: PreTrainedModel = cls.from_pretrained(name, token=token)
+    return model

@@ -1,4 +1,4 @@
-"""What `pyreft migrate` does with files: scripts and notebooks are read, compared and written."""
+"""The files of `pyreft migrate`: scripts and notebooks are read, compared and written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pyreft.annotations import Arguments, Json
 from pyreft.cli.migration import migrate
 from pyreft.cli.script_edits import Edits
 from pyreft.cli.scripts import Piece, parse
@@ -21,7 +21,7 @@ from pyreft.cli.scripts import Piece, parse
 
 @dataclass
 class File:
-    """A file as it is and as it is to be."""
+    """A file before and after its edits."""
 
     path: Path
     encoding: str
@@ -40,7 +40,7 @@ class File:
         )
 
     def notes(self, written: bool) -> Iterator[str]:
-        """What users must decide, with the lines of the file as it is or as it was written."""
+        """What users must decide, with line numbers before or after the edits."""
         for edits in self.edits:
             for note in sorted(edits.notes, key=lambda note: (note.offset, note.text)):
                 piece = edits.piece
@@ -114,7 +114,7 @@ def _decode(path: Path, content: bytes, encoding: str) -> str:
 
 
 def _apply(edits: Edits, notebook: bool = False) -> str:
-    """The text with the edits; what they make of it must still be Python."""
+    """The text with the edits, which must still be Python."""
     text = edits.apply()
     if text != edits.piece.text:
         parse(f"{edits.piece.where}, as edited", text, notebook)
@@ -123,7 +123,7 @@ def _apply(edits: Edits, notebook: bool = False) -> str:
 
 def _notebook(path: Path, text: str) -> File:
     try:
-        notebook: Any = json.loads(text)
+        notebook: object = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise ValueError(f"{path}:{line}: not a notebook: {error}") from error
@@ -131,14 +131,14 @@ def _notebook(path: Path, text: str) -> File:
     if not isinstance(cells, list):
         raise ValueError(f"{path}:1: not a notebook of version 4: it has no list of cells.")
     pieces: list[Piece] = []
-    of_pieces: list[dict[str, Any]] = []
+    of_pieces: list[Json] = []
     for number, cell in enumerate(cells, 1):
         if not isinstance(cell, dict) or cell.get("cell_type") != "code":
             continue
         source = cell.get("source", "")
         source = "".join(source) if isinstance(source, list) else source
         if not isinstance(source, str):
-            raise ValueError(f"{path}:1: not a notebook: the source of cell {number} is no text.")
+            raise ValueError(f"{path}:1: not a notebook: the source of cell {number} is not text.")
         piece = parse(f"{path}, cell {number}", source, notebook=True)
         if piece is not None:
             pieces.append(piece)
@@ -154,13 +154,13 @@ def _notebook(path: Path, text: str) -> File:
     return File(path, "utf-8", text, new, edits)
 
 
-def _dump(notebook: Any, layout: dict[str, Any]) -> str:
+def _dump(notebook: object, layout: Arguments) -> str:
     return json.dumps(notebook, **layout)
 
 
-def _layout(text: str, notebook: Any) -> dict[str, Any]:
-    """How the file is written, so that only what changes differs. Jupyter's own way otherwise."""
-    layouts = [
+def _layout(text: str, notebook: object) -> Arguments:
+    """The arguments of `json.dumps` that reproduce the file; Jupyter's own if none do."""
+    layouts: list[Arguments] = [
         {"indent": indent, "ensure_ascii": ascii_only}
         for indent in (1, 2, 4, "\t", None)
         for ascii_only in (False, True)
@@ -177,7 +177,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _write(file: File) -> None:
-    """Replace a file at one moment. A link stays one, and permissions stay."""
+    """Replace a file atomically. A link stays a link, and permissions are kept."""
     path = file.path.resolve()
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,4 +1,4 @@
-"""The edits of one call: arguments that are renamed or gone, values that are not taken."""
+"""The edits of one call: renamed or removed arguments, and values that are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Calls:
         self._defaults(node, dotted, [item for item in items if item not in removed])
 
     def is_method(self, node: ast.Attribute) -> bool:
-        """Whether an attribute is likely one that transformers had, and not the script's own."""
+        """Whether an attribute is likely a removed one of transformers, not the script's own."""
         owner = _METHODS.get(node.attr, "")
         _, _, part = owner.partition(".")
         before = not part or (isinstance(node.value, ast.Attribute) and node.value.attr == part)
@@ -185,7 +185,7 @@ def _comes_first(statement: ast.stmt) -> bool:
 
 
 def describe(function: ast.expr, row: Argument, new: str, value: str = "...") -> str:
-    """What a note says of an argument that its callable no longer has."""
+    """The text of a note about an argument that its callable no longer has."""
     value = " ".join(value.split())
     advice = row.advice.format(value=value) or (f"write {new}" if new else "remove it")
     if row.then:

@@ -1,4 +1,4 @@
-"""A script becomes the edits and notes that the table of renamed names asks for."""
+"""Script -> edits and notes, according to the table of renamed names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def migrate(pieces: list[Piece]) -> list[Edits]:
 
 
 class _Migration:
-    """The edits of one piece. What its names stand for, all pieces say."""
+    """The edits of one piece. Its names are resolved with all pieces."""
 
     def __init__(self, piece: Piece, names: Names) -> None:
         self.piece, self.names = piece, names
@@ -98,7 +98,7 @@ class _Migration:
         return len(self.names.imports.get(name, ())) == 1 and name not in self.names.others
 
     def _name(self, node: ast.Name) -> None:
-        """A use of a name that its import no longer has, and that changes with it."""
+        """Edit a use of an imported name that was renamed."""
         if len(imported := self.names.imports.get(node.id, set())) != 1:
             return
         row = find_name(next(iter(imported)))
@@ -141,7 +141,7 @@ class _Migration:
             self._attribute_of_instance(node)
 
     def _attribute_of_instance(self, node: ast.Attribute) -> None:
-        """`args.evaluation_strategy`, of a variable that is `TrainingArguments(...)`."""
+        """Edit `args.evaluation_strategy` of a variable that is `TrainingArguments(...)`."""
         made_by = self.names.made_by(node.value)
         if made_by is None or node.attr in self.names.fields(made_by):
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo
 
@@ -14,15 +13,23 @@ from pyreft.sharing.card import CARD_NAME, IMAGE_NAME
 from pyreft.sharing.checkpoint import CONFIG_NAME, LORA_FILES, WEIGHTS_NAME
 
 
-def push_adapter(directory: Path, repository: str, **where: Any) -> CommitInfo:
+def push_adapter(
+    directory: Path,
+    repository: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
     """Push an adapter that is intact, and its card.
 
-    A trainer's directory holds checkpoints, optimisers and its arguments as well: these stay.
+    A trainer's directory also holds checkpoints, optimisers and its arguments. They are not pushed.
 
     Args:
-        directory: Where it is.
+        directory: The directory of the adapter.
         repository: "owner/name".
-        **where: As for `push_directory`.
+        private, revision, commit_message, token: As for `push_directory`.
 
     Raises:
         AdapterError: If it is not intact, or the Hub refuses it.
@@ -34,4 +41,11 @@ def push_adapter(directory: Path, repository: str, **where: Any) -> CommitInfo:
         for path in (directory / name for name in names):
             if path.is_file():
                 shutil.copyfile(path, Path(temporary) / path.name)
-        return push_directory(temporary, repository, **where)
+        return push_directory(
+            temporary,
+            repository,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token,
+        )

@@ -1,13 +1,12 @@
-"""What `pyreft inspect` says of an adapter: values for programs, and text for people."""
+"""The output of `pyreft inspect`: values for programs, and text for people."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pyreft.annotations import Json
 from pyreft.compat.formats import read_any
 from pyreft.compat.upstream_files import is_upstream
 from pyreft.sharing import Adapter, AdapterError
@@ -18,14 +17,14 @@ from pyreft.sharing.picture import draw, printable
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of an adapter.
+    """A description of an adapter.
 
     Args:
         values: JSON values.
         picture: Which layers and positions it edits, drawn as text.
     """
 
-    values: dict[str, Any]
+    values: Json
     picture: str
 
     def __str__(self) -> str:
@@ -35,14 +34,14 @@ class Report:
 
 
 def read_report(name: str, directory: Path) -> Report:
-    """Read all of an adapter, and say what it is.
+    """Read all of an adapter, and describe it.
 
     Args:
-        name: What it is called by.
-        directory: Where it is.
+        name: The name or path that the user gave.
+        directory: The directory of the adapter.
 
     Raises:
-        AdapterError: If it cannot be read: it is no adapter, or not intact.
+        AdapterError: If it cannot be read: it is not an adapter, or not intact.
     """
     adapter = read_any(directory)
     for tensor_name, tensor in adapter.tensors.items():
@@ -53,7 +52,7 @@ def read_report(name: str, directory: Path) -> Report:
     return Report(_values(name, directory, adapter), draw(listed, layers, decoder))
 
 
-def _values(name: str, directory: Path, adapter: Adapter) -> dict[str, Any]:
+def _values(name: str, directory: Path, adapter: Adapter) -> Json:
     format_name = name_format(directory)
     ours = format_name == "pyreft"
     files = sorted(path for path in directory.iterdir() if path.is_file())
@@ -71,21 +70,21 @@ def _values(name: str, directory: Path, adapter: Adapter) -> dict[str, Any]:
 
 
 def name_format(directory: Path) -> str:
-    """Whose format an adapter that can be read is in: pyreft, upstream, adapter-hub."""
+    """The format of a readable adapter: pyreft, upstream or adapter-hub."""
     if (directory / CONFIG_NAME).is_file():
         return "pyreft"
     return "upstream" if is_upstream(directory) else "adapter-hub"
 
 
 def _library_versions(directory: Path) -> dict[str, str]:
-    """What wrote the adapter, as its config says."""
+    """The versions of the libraries that wrote the adapter, from its config."""
     said = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     versions = said.get("library_versions")
     return versions if isinstance(versions, dict) else {}
 
 
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What people read, line by line."""
+def _rows(values: Json) -> list[tuple[str, str]]:
+    """The lines of the text: names and values."""
     base = values["base_model"]
     sizes = {"layers": "num_hidden_layers", "decoder layers": "num_decoder_layers"}
     sizes |= {"hidden size": "hidden_size", "labels": "labels"}

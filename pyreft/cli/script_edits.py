@@ -1,4 +1,4 @@
-"""Edits of a text, which keep its formatting and comments."""
+"""Edits of a text that keep its formatting and comments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Note:
-    """What a user must decide, and the offset of what it is about."""
+    """What a user must decide, and the offset of the code in question."""
 
     offset: int
     text: str
@@ -38,12 +38,12 @@ class Edits:
     notes: set[Note] = field(default_factory=set)
 
     def replace(self, start: int, end: int, text: str) -> None:
-        """Replace the characters from `start` to `end`; inside an f-string, say so instead."""
+        """Replace the characters from `start` to `end`; inside an f-string, add a note instead."""
         if not self._note_f_string(start):
             self.edits.add(Edit(start, end, text))
 
     def _note_f_string(self, offset: int) -> bool:
-        """Whether an offset is in an f-string, which gets a note then."""
+        """Add a note if an offset is in an f-string. Returns whether it is."""
         for first, last in self.piece.f_strings:
             if first <= offset < last:
                 self.notes.add(Note(first, _F_STRING))
@@ -60,7 +60,7 @@ class Edits:
         self.replace(start, start + len(old), new)
 
     def note(self, node: ast.AST, text: str) -> None:
-        """Say something about a node."""
+        """Add a note about a node."""
         self.notes.add(Note(self.piece.span(node)[0], text))
 
     def insert_line_before(self, statement: ast.stmt, line: str) -> None:
@@ -71,7 +71,7 @@ class Edits:
         self.replace(start, start, line + follows)
 
     def insert_after(self, first: ast.AST, last: ast.AST, item: str, closing: int) -> None:
-        """Put an item after another one of a list with commas, on a line of its own if that is.
+        """Put an item after another one of a list with commas, on a new line if the other has one.
 
         Args:
             first: The node that the other item begins with.
@@ -144,7 +144,7 @@ class Edits:
 
     def _outermost(self) -> list[Edit]:
         kept: list[Edit] = []
-        # What is only inserted stands before what begins at the same offset.
+        # An insertion comes before an edit that begins at the same offset.
         inserted_first = sorted(
             self.edits, key=lambda e: (e.start, e.end > e.start, -e.end, e.text)
         )

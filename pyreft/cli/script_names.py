@@ -1,4 +1,4 @@
-"""What the names of a script stand for: which library's, and which of its classes'."""
+"""Resolve the names of a script: to a name of a library, or to a class of the script."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _GUARDS = {"ImportError", "ModuleNotFoundError", "Exception"}
 
 
 class Names:
-    """The names that some pieces of Python bind, seen as one script.
+    """The names that some pieces of Python bind, taken as one script.
 
-    A name that is bound to two things is not resolved: it may be either.
+    A name that is bound to two things is not resolved, because it may be either.
     """
 
     def __init__(self, trees: Iterable[ast.Module]) -> None:
@@ -64,7 +64,7 @@ class Names:
                     self.values.setdefault(target.id, []).append(node.value)
 
     def resolve(self, node: ast.AST) -> str | None:
-        """The dotted name of what an expression stands for, of an import or a class's base."""
+        """The dotted name of an expression: of an import, or of the base of a class."""
         if isinstance(node, ast.Attribute):
             owner = self.resolve(node.value)
             return f"{owner}.{node.attr}" if owner else None
@@ -80,7 +80,7 @@ class Names:
         return None
 
     def binds(self, name: str) -> bool:
-        """Whether the script gives a name to something."""
+        """Whether the script binds a name."""
         return name in self.imports or name in self.classes or name in self.others
 
     def base(self, definition: ast.ClassDef, constructor: bool = True) -> str | None:
@@ -88,7 +88,7 @@ class Names:
 
         Args:
             definition: The class.
-            constructor: Whether an `__init__` of its own makes it a class of its own.
+            constructor: Whether to return None for a class that defines `__init__`.
         """
         own = any(isinstance(d, ast.FunctionDef) and d.name == "__init__" for d in definition.body)
         if own and constructor:
@@ -102,14 +102,14 @@ class Names:
             self._visited.remove(definition.name)
 
     def _resolve_base(self, base: ast.expr) -> str | None:
-        """A class may extend an import of its own name."""
+        """Resolve a base. A class may extend an import of its own name."""
         if isinstance(base, ast.Name) and base.id in self._visited:
             imported = self.imports.get(base.id, set())
             return next(iter(imported)) if len(imported) == 1 else None
         return self.resolve(base)
 
     def fields(self, node: ast.AST) -> set[str]:
-        """The fields that a class of the script, and classes it extends there, declare."""
+        """The fields that a class of the script and its bases in the script declare."""
         if not isinstance(node, ast.Name):
             return set()
         found: set[str] = set()

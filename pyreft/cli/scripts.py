@@ -1,4 +1,4 @@
-"""Scripts and cells of notebooks, parsed, with the positions of their tokens; none is run."""
+"""Parse scripts and cells of notebooks, with the offsets of their tokens; none is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SKIPPED = {
     tokenize.ENDMARKER,
 }
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")
-# What IPython runs as Python, as opposed to `%%bash` and others.
+# Cells that IPython runs as Python, unlike `%%bash` and others.
 _PYTHON_CELL = re.compile(r"%%(time|timeit|capture|prun)\b")
 _MAGIC = re.compile(r"(\s*)(?:[%!?].*|[\w.\[\]'\"%]+\?{1,2})\s*$")
 _ASSIGNED_MAGIC = re.compile(r"(\s*[\w, ]+=\s*)[%!].*$")
@@ -38,7 +38,7 @@ class Piece:
     """A script, or one cell of a notebook."""
 
     where: str
-    """What a message says before the line: the path, or the path and the cell."""
+    """The location in messages, before the line: the path, or the path and the cell."""
     text: str
     tree: ast.Module
     lines: list[str]
@@ -46,8 +46,8 @@ class Piece:
     starts: list[int]
     tokens: list[Token] = field(default_factory=list)
     f_strings: list[tuple[int, int]] = field(default_factory=list)
-    """Where f-strings begin and end. Nothing is edited inside: Python 3.10 and 3.11 do not say
-    where the expressions in them are."""
+    """The offsets of f-strings. Nothing is edited inside: Python 3.10 and 3.11 do not have the
+    offsets of the expressions in them."""
 
     def offset(self, line: int, column: int) -> int:
         """The offset in the text of a line and a column in bytes, as `ast` counts them."""
@@ -55,7 +55,7 @@ class Piece:
         return self.starts[line - 1] + len(text.encode()[:column].decode())
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        """Where a node begins and ends in the text."""
+        """The offsets at which a node begins and ends in the text."""
         place = node.lineno, node.col_offset, node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
         return self.offset(*place[:2]), self.offset(*place[2:])
 
@@ -129,7 +129,7 @@ def _tokens(lines: list[str], starts: list[int]) -> list[Token]:
 
 
 def _mask(lines: list[str]) -> list[str] | None:
-    """The lines of a cell with its magics replaced, as many as before; None if it is no Python."""
+    """The lines of a cell with its magics replaced, as many as before; None if not Python."""
     masked: list[str] = []
     continued = False
     for number, line in enumerate(lines):

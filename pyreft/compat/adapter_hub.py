@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from pyreft.annotations import Json
 from pyreft.compat.torch_files import read_torch_file
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions.parametrized import is_orthonormal, read_parametrized
@@ -56,7 +56,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def is_adapter_hub(directory: str | os.PathLike) -> bool:
+def is_adapter_hub(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory is one that adapter-hub's library wrote."""
     path = Path(directory)
     weights = (path / WEIGHTS_NAME, path / PICKLE_NAME)
@@ -64,7 +64,7 @@ def is_adapter_hub(directory: str | os.PathLike) -> bool:
 
 
 def read_adapter_hub(
-    directory: str | os.PathLike, subtract_projection: bool | None = None
+    directory: str | os.PathLike[str], subtract_projection: bool | None = None
 ) -> Adapter:
     """Read an adapter that adapter-hub's library saved. Nothing in it is run.
 
@@ -114,7 +114,7 @@ def read_adapter_hub(
     return Adapter(ReftConfig(representations=configs), named, base, os.fspath(directory))
 
 
-def _read_config(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(entry: Json) -> Json:
     config = entry.get("config")
     if not isinstance(config, dict):
         raise ValueError("it has no object under 'config'")
@@ -151,7 +151,7 @@ def _read_units(path: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
     return dict(sorted(units.items()))
 
 
-def _positions(config: Mapping[str, Any], unit: int) -> PositionSpec | None:
+def _positions(config: Json, unit: int) -> PositionSpec | None:
     """The tokens a unit edits, None if there is none."""
     first, last = config["prefix_positions"], config["suffix_positions"]
     if not config["tied_weights"]:
@@ -161,8 +161,8 @@ def _positions(config: Mapping[str, Any], unit: int) -> PositionSpec | None:
 
 
 def _read_unit(
-    kind: str, config: Mapping[str, Any], saved: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    kind: str, config: Json, saved: Mapping[str, Tensor]
+) -> tuple[Json, dict[str, Tensor]]:
     """The arguments of a unit's intervention, and its tensors by our names."""
     tensors = dict(saved)
     if config["orthogonality"]:

@@ -11,12 +11,12 @@ a script means under left padding, see `read_locations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from pyreft.adapters.model import EditedModel
 from pyreft.annotations import Arguments, Inputs
@@ -150,7 +150,7 @@ class UpstreamOutput(ModelOutput):
     collected_activations: Any = None
 
 
-def _rows(base: Mapping[str, Any]) -> int:
+def _rows(base: Arguments) -> int:
     tensors = [value for value in base.values() if isinstance(value, Tensor)]
     if not tensors:
         raise TypeError(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyreft.annotations import Arguments
 from pyreft.positions import NO_POSITION, PositionSpec
 from pyreft.positions.counted_pad import shift_locations
 
 
 def read_locations(
     locations: Tensor,
-    batch: Mapping[str, Any],
+    batch: Arguments,
     specs: Sequence[PositionSpec | None],
     labels: Tensor | None = None,
 ) -> Tensor:
@@ -69,7 +70,7 @@ def read_locations(
     return columns if as_columns else locations
 
 
-def _text(batch: Mapping[str, Any], rows: int) -> Tensor | None:
+def _text(batch: Arguments, rows: int) -> Tensor | None:
     """(B, T) bool on the CPU, what the attention mask admits; None without a batch of tokens."""
     given = batch.get("input_ids")
     given = batch.get("inputs_embeds") if given is None else given

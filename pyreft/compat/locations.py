@@ -101,7 +101,7 @@ def _rows(one: Any, batch: int, copies: int) -> Any:
     return one
 
 
-def _check_nesting(nested: Sequence, num_interventions: int, batch: int) -> None:
+def _check_nesting(nested: Sequence[object], num_interventions: int, batch: int) -> None:
     if len(nested) != num_interventions:
         raise ValueError(
             f"unit_locations are for {len(nested)} interventions, the model has "

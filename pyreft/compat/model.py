@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.adapters.model import EditedModel
-from pyreft.annotations import Arguments
+from pyreft.annotations import Arguments, Inputs
 from pyreft.compat.calls import call_subclass, call_upstream, generate_upstream
 from pyreft.compat.formats import ANY_FORMAT
 from pyreft.compat.pyvene_config import is_config, read_config
@@ -99,7 +99,7 @@ class ReftModel(EditedModel):
     # ---- parameters -----------------------------------------------------------------------
 
     @property
-    def representations(self) -> dict[str, Any]:
+    def representations(self) -> Inputs:
         """The config of each intervention of the active adapter, by its key."""
         keys = self.interventions.keys()
         return dict(zip(keys, self.reft_config.representations, strict=True))
@@ -152,7 +152,7 @@ class ReftModel(EditedModel):
 
     def save(
         self,
-        save_directory: str | os.PathLike,
+        save_directory: str | os.PathLike[str],
         save_to_hf_hub: bool = False,
         hf_repo_name: str = "my-awesome-model",
         include_model: bool = False,
@@ -176,7 +176,7 @@ class ReftModel(EditedModel):
             self.push_to_hub(hf_repo_name)
 
     def save_intervention(
-        self, save_directory: str | os.PathLike, include_model: bool = True
+        self, save_directory: str | os.PathLike[str], include_model: bool = True
     ) -> None:
         """Save the adapter, and whatever of the base model is trained with it in any case.
 
@@ -186,7 +186,7 @@ class ReftModel(EditedModel):
         self.save_pretrained(save_directory, allow_other_files=True)
 
     def load_intervention(
-        self, load_directory: str | os.PathLike, include_model: bool = True
+        self, load_directory: str | os.PathLike[str], include_model: bool = True
     ) -> None:
         """Load the weights of a saved adapter into this one, which must have the same config.
 
@@ -198,7 +198,7 @@ class ReftModel(EditedModel):
     @classmethod
     def load(
         cls,
-        load_directory: str | os.PathLike,
+        load_directory: str | os.PathLike[str],
         model: PreTrainedModel,
         local_directory: str | None = None,
         from_huggingface_hub: bool = False,
@@ -228,12 +228,12 @@ class ReftModel(EditedModel):
         return cls.from_pretrained(model, _checkpoint(load_directory))
 
 
-def _is_upstream_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _is_upstream_call(args: Sequence[Any], kwargs: Arguments) -> bool:
     """Whether a call follows upstream's convention, the batch being a dict."""
     return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
 
 
-def _refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
+def _refuse_upstream_arguments(arguments: Arguments) -> None:
     """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
     for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
         if name in arguments:
@@ -243,7 +243,7 @@ def _refuse_upstream_arguments(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _checkpoint(directory: str | os.PathLike) -> str | os.PathLike:
+def _checkpoint(directory: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A trainer's checkpoint, in whose folder "intervenable_model" upstream's has the adapter."""
     path = Path(directory)
     return path.parent if path.name == "intervenable_model" and not path.exists() else directory

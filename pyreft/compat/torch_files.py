@@ -13,7 +13,7 @@ from torch import Tensor
 from pyreft.sharing import AdapterError
 
 
-def read_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a state dict.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyreft.annotations import Json
 from pyreft.compat.torch_files import read_torch_file, write_torch_file
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.config.intervention import is_path
@@ -52,16 +53,16 @@ _COMPONENTS = (
 _UNSAID = ("act_fn", "dropout")
 
 
-def is_upstream(directory: str | os.PathLike) -> bool:
+def is_upstream(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory is one that upstream wrote."""
     path = Path(directory)
     return (path / CONFIG_NAME).is_file() and any(path.glob("intkey_*.bin"))
 
 
 def read_upstream(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     positions: Any = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Json | None = None,
 ) -> Adapter:
     """Read an adapter that upstream saved. Nothing in it is run.
 
@@ -100,7 +101,7 @@ def read_upstream(
     return Adapter(config, tensors, {}, os.fspath(directory))
 
 
-def _read_places(entry: Mapping[str, Any]) -> list[InterventionConfig]:
+def _read_places(entry: Json) -> list[InterventionConfig]:
     """Kind and place of each intervention."""
     rows, types = (entry.get(name) for name in ("representations", "intervention_types"))
     if not isinstance(rows, list) or not isinstance(types, list) or not rows:
@@ -125,7 +126,7 @@ def _read_places(entry: Mapping[str, Any]) -> list[InterventionConfig]:
 
 
 def _read_intervention(
-    file: Path, place: InterventionConfig, given: Mapping[str, Any]
+    file: Path, place: InterventionConfig, given: Json
 ) -> tuple[InterventionConfig, dict[str, Tensor]]:
     saved = read_torch_file(file)
     try:
@@ -159,9 +160,7 @@ def _one_for_each(positions: Any, count: int) -> list[PositionSpec | None]:
     return list(specs)
 
 
-def _say_what_is_unknown(
-    path: Path, configs: Sequence[InterventionConfig], given: Mapping[str, Any]
-) -> None:
+def _say_what_is_unknown(path: Path, configs: Sequence[InterventionConfig], given: Json) -> None:
     if "act_fn" not in given and any(config.kind not in CONSTANT for config in configs):
         logger.warning(
             f"upstream's files do not say act_fn and dropout: the adapter in {path} is read as one "
@@ -175,7 +174,7 @@ def _say_what_is_unknown(
         )
 
 
-def write_upstream(adapter: Adapter, directory: str | os.PathLike) -> None:
+def write_upstream(adapter: Adapter, directory: str | os.PathLike[str]) -> None:
     """Write an adapter as upstream saves it; the directory appears whole or not at all.
 
     What upstream's files do not say is told in the log: positions, activation, dropout. What its
@@ -229,7 +228,7 @@ def _require_upstream(config: InterventionConfig) -> None:
         )
 
 
-def _entry(configs: Sequence[InterventionConfig]) -> dict[str, Any]:
+def _entry(configs: Sequence[InterventionConfig]) -> Json:
     """The content of config.json."""
     classes = {kind: name for name, kind in _KINDS.items()}
     rows = [

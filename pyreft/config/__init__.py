@@ -1,4 +1,4 @@
-"""What is learned, and where: JSON in, JSON out."""
+"""Which interventions an adapter has, and which hidden states they edit: JSON in, JSON out."""
 
 from pyreft.config.disjoint import require_disjoint, share_no_head
 from pyreft.config.intervention import InterventionConfig

@@ -1,4 +1,4 @@
-"""Adapters with weights -> the interventions of one adapter that edits as all of them do."""
+"""Adapters with weights -> the interventions of one adapter, whose edit is their weighted sum."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def combine(
 ) -> list[InterventionConfig]:
     """The weighted sum of adapters on one base model.
 
-    At different places, and at positions that do not meet, the interventions stand side by side.
-    At the same place and positions they become one, see `pyreft.interventions.join`. Weights that
-    an adapter ties stay tied where the same is done to them.
+    Interventions on different components or layers, or at positions that do not overlap, are all
+    kept. Those on the same component, layer and positions become one, see
+    `pyreft.interventions.join`. Weights that an adapter ties stay tied if the same is done to them.
 
     Args:
         adapters: The interventions of each with their modules, as `reft_config.representations`
             of a model has them, and the weight of its edits. They are not changed.
 
     Returns:
-        Interventions with modules of their own, for `ReftConfig(representations=...)`.
+        Interventions with new modules, for `ReftConfig(representations=...)`.
 
     Raises:
-        ValueError: If positions meet without being the same, on short prompts as well, or edits
+        ValueError: If positions overlap without being the same, on short prompts as well, or edits
             cannot be scaled or joined.
     """
     groups: list[list[Part]] = []
@@ -51,18 +51,22 @@ def combine(
 
 
 def _require_positions(index: int, configs: Sequence[InterventionConfig]) -> None:
-    """Refuse two interventions at one place that only each batch tells apart."""
+    """Refuse two interventions on one component and layer without positions of their own."""
     left_open = [config.place for config in configs if config.positions is None]
     if several := [place for place in left_open if left_open.count(place) > 1]:
         raise ValueError(
             f"adapter {index} has several interventions at {several[0]} and leaves their positions "
-            "to every batch, so it is not known which goes with which: give it positions with "
-            "record_positions."
+            "to every batch, so they cannot be matched with those of another adapter: give it "
+            "positions with record_positions."
         )
 
 
 def _is_of(part: Part, group: Sequence[Part]) -> bool:
-    """Whether an intervention edits what a group of others does: the same, not a part of it."""
+    """Whether an intervention edits the same hidden states as a group of others.
+
+    Raises:
+        ValueError: If it edits only a part of them, or it is not known which it edits.
+    """
     index, config, _ = part
     same = False
     for earlier, other, _ in group:
@@ -94,8 +98,8 @@ def _is_of(part: Part, group: Sequence[Part]) -> bool:
 def _require_one_rule(adapters: Sequence[Sequence[InterventionConfig]]) -> None:
     """Refuse f<n> and l<n> that one adapter would apply to short prompts otherwise than several.
 
-    What a prompt is too short for is all that an adapter has of them at a place, see
-    `PositionSpec.select`.
+    Whether a prompt is too short depends on the sum of all f<n> and l<n> of an adapter on one
+    component and layer, see `PositionSpec.select`.
     """
     places: dict[str, dict[int, tuple[int, int]]] = {}
     for index, configs in enumerate(adapters):
@@ -144,7 +148,7 @@ def _combined(
 def _module(config: InterventionConfig) -> nn.Module:
     if config.intervention is None:
         raise ValueError(
-            f"the intervention at {config.place} has no module yet: combine those of a model, "
-            "model.reft_config.representations."
+            f"the intervention at {config.place} has no module yet: combine the representations "
+            "of a model, model.reft_config.representations."
         )
     return config.intervention

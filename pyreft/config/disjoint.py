@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 from pyreft.config.intervention import InterventionConfig
 
 
-def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any]) -> None:
-    """Refuse positions that meet.
+def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Hashable]) -> None:
+    """Refuse positions that overlap.
 
     Args:
         resolved: The interventions.
-        sites: What tells where each acts; those that edit the same hidden state have the same.
+        sites: The site of each; interventions on the same hidden state have equal sites.
 
     Raises:
         ValueError: If two specs at one site have a token in common in every long prompt.
     """
-    at: dict[Any, list[InterventionConfig]] = {}
+    at: dict[Hashable, list[InterventionConfig]] = {}
     for one, site in zip(resolved, sites, strict=True):
         earlier = at.setdefault(site, [])
         for other in earlier:
@@ -33,5 +32,5 @@ def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Any
 
 
 def share_no_head(one: InterventionConfig, other: InterventionConfig) -> bool:
-    """Whether two interventions at one site edit different heads, and so never meet."""
+    """Whether two interventions at one site edit different heads, and so never overlap."""
     return not (one.heads is None or other.heads is None or set(one.heads) & set(other.heads))

@@ -1,11 +1,10 @@
-"""What the fields of a config may be, and how what users write becomes a value for JSON."""
+"""The types of a config's fields, and the values for JSON that are made of users' arguments."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
 
 from torch import nn
 
@@ -31,8 +30,8 @@ SHORT_FORM_TYPES: dict[str, tuple[type, ...]] = {
 _OPTIONAL = ("heads", "act_fn", "arguments", "modules_to_save")
 
 
-def check_types(entry: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field that is unknown, or whose value is of another type."""
+def check_types(entry: Mapping[str, object]) -> None:
+    """Raise ValueError if a field is unknown or its value is of another type."""
     for name, value in entry.items():
         if name not in SHORT_FORM_TYPES:
             raise ValueError(
@@ -45,8 +44,8 @@ def check_types(entry: Mapping[str, Any]) -> None:
             raise ValueError(f"the field {name!r} of a config cannot be {value!r}.")
 
 
-def read_kind(kind: Any) -> str:
-    """The name of a kind, given that or its class.
+def read_kind(kind: object) -> str:
+    """The name of a kind, given its name or its class.
 
     Raises:
         TypeError: If it is neither.
@@ -58,16 +57,16 @@ def read_kind(kind: Any) -> str:
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise TypeError(
             f"the kind of an intervention is a name or a module class, got {kind!r}. A module that "
-            "is made already goes into representations."
+            "exists already goes into representations."
         )
     return kind_of(kind)
 
 
-def read_heads(heads: Any) -> tuple[int, ...] | None:
+def read_heads(heads: object) -> tuple[int, ...] | None:
     """Heads as a tuple.
 
     Raises:
-        ValueError: If they are no list of different indices from 0.
+        ValueError: If they are not a list of different indices from 0.
     """
     if heads is None:
         return None
@@ -78,28 +77,29 @@ def read_heads(heads: Any) -> tuple[int, ...] | None:
     return tuple(given)
 
 
-def read_weights(weights: Any, count: int) -> list[float]:
-    """The weights of so many adapters, as floats.
+def read_weights(weights: object, count: int) -> list[float]:
+    """The weights of `count` adapters, as floats.
 
     Raises:
-        TypeError: If they are no list of numbers.
-        ValueError: If there are more or fewer, or one is not finite.
+        TypeError: If they are not a list of numbers.
+        ValueError: If there are more or fewer, or one is non-finite.
     """
-    listed: list[Any] = list(weights) if isinstance(weights, Iterable) else [None]
-    if any(not isinstance(weight, Real) or isinstance(weight, bool) for weight in listed):
+    listed: list[object] = list(weights) if isinstance(weights, Iterable) else [None]
+    numbers = [one for one in listed if isinstance(one, Real) and not isinstance(one, bool)]
+    if len(numbers) < len(listed):
         raise TypeError(f"weights must be a list of numbers, got {weights!r}.")
-    if len(listed) != count or not all(math.isfinite(weight) for weight in listed):
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
         raise ValueError(
             f"there must be a finite weight for each of the {count} adapters, got {weights!r}."
         )
-    return [float(weight) for weight in listed]
+    return [float(number) for number in numbers]
 
 
-def read_names(names: Any) -> list[str] | None:
+def read_names(names: object) -> list[str] | None:
     """The names in `modules_to_save`, None if there are none.
 
     Raises:
-        ValueError: If it is no list of names.
+        ValueError: If it is not a list of names.
     """
     if names is None:
         return None

@@ -1,14 +1,14 @@
-"""One intervention: its kind, its arguments, and where it acts."""
+"""One intervention: its kind, its arguments, and the hidden states that it edits."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
+from pyreft.annotations import Arguments, Json
 from pyreft.config.fields import read_heads, read_kind
 from pyreft.interventions import constructor_arguments, kind_of
 from pyreft.positions import PositionSpec
@@ -16,7 +16,7 @@ from pyreft.positions import PositionSpec
 logger = logging.getLogger(__name__)
 
 # Upstream's keys of a representation that have one meaningful value, or none, in ReFT.
-_UPSTREAM_CONSTANTS: dict[str, Any] = {
+_UPSTREAM_CONSTANTS: dict[str, object] = {
     "unit": "pos",
     "max_number_of_units": 1,
     "subspace_partition": None,
@@ -45,10 +45,10 @@ class InterventionConfig:
         layer: Index of the layer, or None if `component` is a path.
         component: A name such as "block_output", or a path to a module followed by ".input" or
             ".output", such as "model.layers[3].mlp.output".
-        positions: The positions it edits, or None if every batch says so.
+        positions: The positions it edits, or None if every batch gives them.
         kind: Name of its kind.
-        arguments: Constructor arguments of the module, as JSON values; None if they are unknown,
-            and only the user's own code can make the module.
+        arguments: Constructor arguments of the module, as JSON values; None if they are unknown.
+            Then only the user's own code can construct the module.
         heads: Heads it edits, of a per-head component; all by default.
         tied_to: Index in the list of the intervention whose weights it shares.
         intervention: The module itself, where the user made it. Not part of the JSON.
@@ -62,7 +62,7 @@ class InterventionConfig:
     component: str = "block_output"
     positions: PositionSpec | None = None
     kind: str = "loreft"
-    arguments: dict[str, Any] | None = field(default_factory=dict)
+    arguments: Json | None = field(default_factory=dict)
     heads: tuple[int, ...] | None = None
     tied_to: int | None = None
     intervention: nn.Module | None = field(default=None, repr=False, compare=False)
@@ -73,25 +73,25 @@ class InterventionConfig:
 
     @property
     def place(self) -> str:
-        """Where it acts, for people."""
+        """The component and layer that it edits, for messages."""
         return self.component if self.layer is None else f"{self.component} of layer {self.layer}"
 
     @property
     def low_rank_dimension(self) -> int | None:
-        """The rank, where the kind has one (upstream's name)."""
+        """The rank, if the kind has one (upstream's name)."""
         return (self.arguments or {}).get("low_rank_dimension")
 
     @classmethod
     def from_representation(
-        cls, entry: Mapping[str, Any], default: str | type[nn.Module]
+        cls, entry: Arguments, default: str | type[nn.Module]
     ) -> InterventionConfig:
         """Read one of upstream's `representations`.
 
         Args:
             entry: The keys are layer, component, low_rank_dimension, and intervention (a module,
-                a class or a kind) or intervention_type (a class); positions, heads and
-                arguments are ours, and so is any further argument of the intervention.
-            default: The kind or class of an entry that names none.
+                a class or a kind) or intervention_type (a class). The keys positions, heads,
+                arguments and any further argument of the intervention are ours.
+            default: The kind or class if the entry names none.
 
         Raises:
             ValueError: If a key's value is not supported.
@@ -131,10 +131,11 @@ class InterventionConfig:
             raise TypeError(f"arguments of a representation must be a dict, got {given!r}.")
         arguments = {**given, **{k: v for k, v in rest.items() if v is not None}}
         if isinstance(chosen, nn.Module):
-            return cls(**place, **_describe(chosen, arguments), intervention=chosen)
+            kind, made_with = _describe(chosen, arguments)
+            return cls(**place, kind=kind, arguments=made_with, intervention=chosen)
         return cls(**place, kind=read_kind(chosen), arguments=arguments)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """JSON values.
 
         Raises:
@@ -143,7 +144,7 @@ class InterventionConfig:
         arguments = self.arguments and dict(self.arguments)
         if self.intervention is not None:
             arguments = constructor_arguments(self.intervention)
-        entry: dict[str, Any] = {"layer": self.layer, "component": self.component}
+        entry: Json = {"layer": self.layer, "component": self.component}
         entry["positions"] = None if self.positions is None else str(self.positions)
         entry |= {"kind": self.kind, "arguments": arguments}
         if self.heads is not None:
@@ -153,8 +154,8 @@ class InterventionConfig:
         return entry
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> InterventionConfig:
-        """Read what `to_dict` wrote.
+    def from_dict(cls, entry: Arguments) -> InterventionConfig:
+        """Read the output of `to_dict`.
 
         Raises:
             ValueError: If a field is unknown or missing, or its value is not of its type.
@@ -176,30 +177,35 @@ class InterventionConfig:
         return cls(**values)
 
 
-def is_path(component: Any) -> bool:
+def is_path(component: object) -> bool:
     """Whether a component is a path to a module, rather than a name.
 
     Raises:
-        TypeError: If it is no string.
+        TypeError: If it is not a string.
     """
     if not isinstance(component, str):
         raise TypeError(f"a component is named by a string, got {component!r}.")
     return "." in component or "[" in component
 
 
-def _describe(intervention: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind and the arguments of a module that the user made, which must agree with the rest."""
+def _describe(intervention: nn.Module, arguments: Arguments) -> tuple[str, Json | None]:
+    """The kind and the constructor arguments of the user's module.
+
+    Args:
+        intervention: The module.
+        arguments: The other keys of its representation, which must agree with the module.
+    """
     kind = kind_of(intervention)
     rank = arguments.get("low_rank_dimension")
     has = getattr(intervention, "low_rank_dimension", rank)
     if rank is not None and rank != has:
         logger.warning(
-            f"the representation says low_rank_dimension={rank}, its intervention has {has}: that "
-            "is the rank."
+            f"the representation has low_rank_dimension={rank}, its intervention has {has}: the "
+            "rank of the intervention is used."
         )
     if unknown := set(arguments) - {"low_rank_dimension", "embed_dim"}:
         raise ValueError(
             f"unknown key {', '.join(sorted(unknown))} of a representation: its intervention is a "
             "module already, so its arguments belong into its constructor."
         )
-    return {"kind": kind, "arguments": constructor_arguments(intervention)}
+    return kind, constructor_arguments(intervention)

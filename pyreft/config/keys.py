@@ -1,4 +1,4 @@
-"""The keys by which interventions are known: in `ReftModel.interventions`, and in files."""
+"""The keys of interventions, in `ReftModel.interventions` and in files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyreft.config.intervention import InterventionConfig, is_path
 
 
 def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
-    """Upstream's keys: the place, and a count where several interventions share it."""
+    """Upstream's keys: component and layer, and a count if several interventions share them."""
     seen: dict[str, int] = {}
     keys = []
     for config in configs:

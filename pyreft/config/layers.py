@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 STACKS = ("encoder", "decoder")
 
@@ -27,41 +26,41 @@ class LayerCounts:
     decoder: int | None = None
 
     def component(self, name: str) -> str:
-        """The name by which a component is saved: without "encoder_".
+        """The name under which a component is saved: without "encoder_".
 
         Raises:
-            ValueError: If the name is of an encoder or decoder, and the model has no two stacks.
+            ValueError: If the name is of an encoder or decoder, and the model has one stack.
         """
         stack, plain = split_stack(name)
         if stack is not None and self.decoder is None:
             raise ValueError(
                 f"the component {name!r} is for models with an encoder and a decoder, as T5 and "
-                f"BART have; this model has one list of layers: say {plain!r}."
+                f"BART have; this model has one list of layers: use {plain!r}."
             )
         return plain if stack == "encoder" else name
 
-    def layer(self, layer: Any, component: str) -> int:
+    def layer(self, layer: object, component: str) -> int:
         """The index of a layer, from 0.
 
         Raises:
-            TypeError: If it is no index.
+            TypeError: If it is not an index.
             ValueError: If it is out of range.
         """
         if not isinstance(layer, Integral) or isinstance(layer, bool):
             raise TypeError(f"a layer is an index, got {layer!r}.")
-        layer, count = int(layer), self._count(component)
-        if not -count <= layer < count:
+        index, count = int(layer), self._count(component)
+        if not -count <= index < count:
             model = "model" if self.decoder is None else f"model's {stack_named(component)}"
             raise ValueError(
-                f"layer {layer} is out of range: the {model} has {count} layers, 0 to {count - 1}."
+                f"layer {index} is out of range: the {model} has {count} layers, 0 to {count - 1}."
             )
-        return layer % count
+        return index % count
 
-    def read(self, layers: Any, component: str) -> list[int]:
-        """All indices that the short form of a config says: "all", an index or a list.
+    def read(self, layers: object, component: str) -> list[int]:
+        """The indices that the short form of a config selects with "all", an index or a list.
 
         Raises:
-            TypeError: If one is no index.
+            TypeError: If one is not an index.
             ValueError: If one is out of range or given twice, or there is none.
         """
         if isinstance(layers, str):
@@ -86,5 +85,5 @@ def split_stack(component: str) -> tuple[str | None, str]:
 
 
 def stack_named(component: str) -> str:
-    """The stack that a component is of, in a model that has two."""
+    """The stack that a component belongs to, in a model that has two."""
     return split_stack(component)[0] or "encoder"

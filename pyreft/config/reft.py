@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyreft.annotations import Arguments, Json
 from pyreft.config.disjoint import require_disjoint
 from pyreft.config.fields import (
     SHORT_FORM_TYPES,
@@ -25,9 +26,9 @@ from pyreft.config.layers import LayerCounts
 from pyreft.interventions import intervention_class, takes_argument
 from pyreft.positions import PositionSpec
 
-# What goes with representations.
+# Fields that may be given together with representations.
 _BESIDE = ("representations", "kind", "intervention_types", "modules_to_save")
-# What `arguments` take the place of.
+# Fields that `arguments` replaces.
 _ARGUMENTS = ("rank", "dropout", "act_fn", "add_bias", "dtype")
 
 
@@ -36,14 +37,14 @@ class ReftConfig:
     """Which interventions an adapter has.
 
     The defaults are the paper's set-up (Wu et al. 2024, section 4): LoReFT of rank 8 at every
-    layer, at the first and last seven tokens of the prompt, with shared weights. Say what
+    layer, at the first and last seven tokens of the prompt, with shared weights. Pass what
     differs:
 
         ReftConfig()                                        # all layers, f7+l7, rank 8, tied
         ReftConfig(layers=[15], positions="l1", rank=4)
         ReftConfig(kind="nodireft", tied=False, dropout=0.05)
 
-    Upstream's form lists every intervention; where one says no positions, each batch must:
+    Upstream's form lists every intervention. If one has no positions, each batch must give them:
 
         ReftConfig(representations=[{"layer": 15, "component": "block_output",
                                      "low_rank_dimension": 4, "intervention": module}])
@@ -88,9 +89,9 @@ class ReftConfig:
     act_fn: str | None = None
     add_bias: bool = False
     dtype: str | torch.dtype = "float32"
-    arguments: dict[str, Any] | None = None
+    arguments: Json | None = None
     modules_to_save: Sequence[str] | None = None
-    intervention_types: Any = None
+    intervention_types: str | type[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         self.modules_to_save = read_names(self.modules_to_save)
@@ -98,7 +99,7 @@ class ReftConfig:
             self.representations = self._read_representations()
             return
         if self.intervention_types is not None:
-            raise ValueError("intervention_types is for representations; without, say `kind`.")
+            raise ValueError("intervention_types is for representations; without, pass `kind`.")
         self.positions = PositionSpec.parse(self.positions)
         self.kind = read_kind(self.kind)
         self.dtype = str(self.dtype).removeprefix("torch.")
@@ -110,15 +111,15 @@ class ReftConfig:
         check_types({name: getattr(self, name) for name in SHORT_FORM_TYPES})
         if is_path(self.component) and self.layers != "all":
             raise ValueError(
-                f"the component {self.component!r} is a path, which says the layer by itself: "
-                "leave out layers."
+                f"the component {self.component!r} is a path, which contains the layer: leave out "
+                "layers."
             )
         changed = [name for name in _ARGUMENTS if self._says(name)]
         if self.arguments is not None and changed:
-            raise ValueError(f"{', '.join(changed)} goes into arguments, where those are given.")
+            raise ValueError(f"{', '.join(changed)} goes into arguments, if those are given.")
 
     def __repr__(self) -> str:
-        """What is chosen; of representations each, without the fields of the short form."""
+        """The main fields and the changed ones; with representations, each of these instead."""
         if self.representations is not None:
             listed = "".join(f"\n    {one!r}," for one in self.representations)
             beside = f", modules_to_save={self.modules_to_save}" if self.modules_to_save else ""
@@ -135,7 +136,7 @@ class ReftConfig:
         ]
         if changed:
             raise ValueError(
-                f"representations say everything by themselves: {', '.join(changed)} belongs into "
+                f"representations have every field themselves: {', '.join(changed)} belongs into "
                 "each of them."
             )
         given = self.representations
@@ -143,7 +144,7 @@ class ReftConfig:
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise TypeError(f"representations must be a dict or a list of dicts, got {given!r}.")
         if not given:
-            raise ValueError("representations is empty: there is nothing to learn.")
+            raise ValueError("representations is empty: there is nothing to train.")
         default = self.intervention_types or self.kind
         read: list[InterventionConfig] = []
         for index, one in enumerate(given):
@@ -159,7 +160,7 @@ class ReftConfig:
 
     @property
     def names_layers(self) -> bool:
-        """Whether any intervention is named by its layer, rather than by a path."""
+        """Whether any intervention has a layer, rather than a path."""
         if self.representations is None:
             return not is_path(self.component)
         return any(r.layer is not None for r in self.representations)
@@ -167,7 +168,7 @@ class ReftConfig:
     def resolve(
         self, num_layers: int, decoder_layers: int | None = None
     ) -> list[InterventionConfig]:
-        """Every intervention, one by one, for a model of so many layers.
+        """Every intervention, one by one, for a model with this number of layers.
 
         Args:
             num_layers: Number of layers; of a model with encoder and decoder, of its encoder.
@@ -207,13 +208,13 @@ class ReftConfig:
         return resolved
 
     def _places(self, counts: LayerCounts) -> list[tuple[int | None, str]]:
-        """The layer and component of each place that the short form names."""
+        """The layer and component of each intervention of the short form."""
         if is_path(self.component):
             return [(None, self.component)]
         component = counts.component(self.component)
         return [(layer, component) for layer in counts.read(self.layers, component)]
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> Json:
         if self.arguments is not None:
             return dict(self.arguments)
         given = {
@@ -223,7 +224,7 @@ class ReftConfig:
             "add_bias": self.add_bias,
             "dtype": self.dtype,
         }
-        # A class of the user's own may have none of them.
+        # The user's own class may take none of them.
         cls = intervention_class(str(self.kind))
         taken = {name: value for name, value in given.items() if takes_argument(cls, name)}
         fields = {"low_rank_dimension": "rank"}
@@ -246,15 +247,15 @@ class ReftConfig:
             ValueError: If a position function has no name.
         """
         if self.representations is not None:
-            listed: dict[str, Any] = {"interventions": [r.to_dict() for r in self.representations]}
+            listed: Json = {"interventions": [r.to_dict() for r in self.representations]}
             return listed | ({"modules_to_save": n} if (n := self.modules_to_save) else {})
         entry = {name: getattr(self, name) for name in SHORT_FORM_TYPES}
         entry["positions"] = str(self.positions)
         return {name: value for name, value in entry.items() if value is not None}
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> ReftConfig:
-        """Read what `to_dict` wrote.
+    def from_dict(cls, entry: Arguments) -> ReftConfig:
+        """Read the output of `to_dict`.
 
         Raises:
             ValueError: If a field is unknown or its value does not fit.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
+from pyreft.annotations import Arguments, Example
 from pyreft.data.dataset import ReftDataset
 
 
 class ReftClassificationDataset(ReftDataset):
     """A text, or a pair of texts, with a label. All of it is the prompt.
 
-    What the label becomes goes by its type:
+    The type of a label decides what it becomes:
 
         int             a class index
         float           a number to regress on
@@ -38,16 +38,17 @@ class ReftClassificationDataset(ReftDataset):
     label_field: str | None
     _cut_part = "texts"
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         self._take(kwargs, "input_field", "label_field")
-        # Nobody counts from a pad token to classify, and positions that are learned would.
+        # Scripts that classify do not count positions from a pad token. A model with learned
+        # position embeddings would count it.
         self.pad_mode = None
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
         fields = [self.input_field] if isinstance(self.input_field, str) else self.input_field
         encoded = self._tokenize_text(*(data_item[field] for field in fields))
         ids = torch.tensor(encoded["input_ids"])
-        example: dict[str, Any] = {"input_ids": ids}
+        example: Example = {"input_ids": ids}
         if len(fields) > 1 and "token_type_ids" in encoded:
             example["token_type_ids"] = torch.tensor(encoded["token_type_ids"])
         if self.label_field == self.input_field:
@@ -56,7 +57,7 @@ class ReftClassificationDataset(ReftDataset):
             example["labels"] = self._label(data_item[self.label_field])
         return example, len(ids)
 
-    def _label(self, label: Any) -> Any:
+    def _label(self, label: object) -> Tensor | float:
         if isinstance(label, str):
             return torch.tensor(self._tokenize_text(label)["input_ids"])
         if isinstance(label, list) and label and all(isinstance(x, (int, float)) for x in label):
@@ -65,9 +66,9 @@ class ReftClassificationDataset(ReftDataset):
         if isinstance(label, (int, float)):
             return label
         raise ValueError(
-            f"the label {label!r} is none: it is a class index, a number, a list of one number "
+            f"the label is {label!r}; it must be a class index, a number, a list of one number "
             "for each class, or text"
         )
 
-    def _prompt_length(self, example: dict[str, Any]) -> int:
+    def _prompt_length(self, example: Example) -> int:
         return len(example["input_ids"])

@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
+from pyreft.annotations import Columns, Example, Inputs
 from pyreft.data.leading_pad import BY_TOKEN, OF_LABELS, leave_out_pad, plain
 from pyreft.positions import NO_POSITION, PositionSpec
 
-# Columns as long as the labels that a decoder learns beside an encoder.
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# Columns with the length of the labels, in a model with an encoder and a decoder.
 _OF_DECODER = {**OF_LABELS, "decoder_input_ids": 0, "decoder_attention_mask": 0}
+
+# Pads examples to a batch.
+Pads: TypeAlias = Callable[[list[Example]], Mapping[str, Tensor]]
+
+
+class Generating(Protocol):
+    """What a collator reads of a model: whether it has a decoder beside an encoder."""
+
+    @property
+    def config(self) -> PreTrainedConfig: ...
+    def can_generate(self) -> bool: ...
 
 
 class ReftDataCollator:
     """Pad examples at the tokenizer's side, and keep every other column.
 
-    Positions are not shifted: they count the tokens of a sequence, padding not counted. Where the
-    examples themselves begin with pad tokens, as upstream's do, positions count those too, and the
-    batch has a column `leading_pad` (B,) that says how many they are.
-    Examples with fewer positions than others are filled up with -100, which is none.
+    Positions are not shifted: they count the tokens of a sequence, padding not counted. If the
+    examples themselves begin with pad tokens, as upstream's do, positions count those too. The
+    batch then has a column `leading_pad` (B,), the number of these tokens in each row.
+    Examples with fewer positions than others are filled up with -100, which means no position.
 
     Args:
-        data_collator: What pads token ids and labels, as upstream's
-            `ReftDataCollator(data_collator=DataCollatorForSeq2Seq(...))`; made from the
+        data_collator: Pads token ids and labels, as in upstream's
+            `ReftDataCollator(data_collator=DataCollatorForSeq2Seq(...))`; constructed from the
             tokenizer by default.
-        tokenizer: The tokenizer; may also be given first.
+        tokenizer: The tokenizer; may also be passed first.
         positions: The specs behind the examples' intervention_locations, for each intervention
-            or one for all; a trainer gives them to the model.
-        model: The model that is trained; only one with an encoder and a decoder needs to be
-            given. Its labels have lengths of their own and are padded at the right, and the
-            decoder's input is made of them, as transformers' DataCollatorForSeq2Seq does it.
+            or one for all; a trainer records them in the model.
+        model: The model that is trained; needed only if it has an encoder and a decoder. Its
+            labels are then padded at the right to their own length, and the decoder's input is
+            computed from them, as in transformers' DataCollatorForSeq2Seq.
 
     Raises:
         ValueError: If neither collator nor tokenizer is given, or the tokenizer cannot pad.
@@ -42,31 +57,33 @@ class ReftDataCollator:
 
     def __init__(
         self,
-        data_collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]] | None = None,
-        tokenizer: Any = None,
+        data_collator: Pads | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         positions: Sequence[PositionSpec] | None = None,
-        model: Any = None,
+        model: Generating | None = None,
     ) -> None:
         if hasattr(data_collator, "pad_token_id"):
-            tokenizer, data_collator = data_collator, None
-        if data_collator is None and tokenizer is None:
-            raise ValueError("a ReftDataCollator needs a tokenizer, or a data collator that pads.")
+            tokenizer, data_collator = cast("PreTrainedTokenizerBase", data_collator), None
+        if data_collator is None:
+            if tokenizer is None:
+                raise ValueError(
+                    "a ReftDataCollator needs a tokenizer, or a data collator that pads."
+                )
+            data_collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, label_pad_token_id=-100)
         self.tokenizer = tokenizer or getattr(data_collator, "tokenizer", None)
         model = model if model is not None else getattr(data_collator, "model", None)
-        learns = model is not None and model.config.is_encoder_decoder and model.can_generate()
-        self.decoder = model if learns else None
-        if data_collator is None:
-            data_collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, label_pad_token_id=-100)
+        decodes = model is not None and model.config.is_encoder_decoder and model.can_generate()
+        self.decoder = model if decodes else None
         if self.tokenizer is not None and self.tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no pad_token: set tokenizer.pad_token = tokenizer.eos_token. "
-                "The attention mask says what is padding, so the two may be the same."
+                "The attention mask marks padding, so the two may be the same."
             )
         self.data_collator = data_collator
         self.positions = positions
 
-    def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate B examples: (B, T) token columns, (B, I, P) positions, the rest as it is.
+    def __call__(self, instances: Sequence[Example]) -> Inputs:
+        """Collate B examples: (B, T) token columns, (B, I, P) positions, the rest unchanged.
 
         Args:
             instances: B examples of the same columns, `input_ids` among them.
@@ -77,8 +94,8 @@ class ReftDataCollator:
             columns are lists.
 
         Raises:
-            ValueError: If examples differ in their columns, one has no label but -100, or its ids
-                or labels are no numbers.
+            ValueError: If examples differ in their columns, all labels of one are -100, or its ids
+                or labels are not numbers.
         """
         columns = _read_columns(instances)
         leading = leave_out_pad(columns)
@@ -95,9 +112,9 @@ class ReftDataCollator:
         inner = ("input_ids", "attention_mask", "labels", "token_type_ids")
         padded = [n for n in inner if n in by_token]
         rows = [{n: by_token[n][i] for n in padded} for i in range(len(instances))]
-        batch = {n: v for n, v in self.data_collator(rows).items() if v is not None}
+        batch: Inputs = {n: v for n, v in self.data_collator(rows).items() if v is not None}
         if "intervention_locations" in columns:
-            # A position on a pad token is none, as -100 is.
+            # A position on a pad token edits nothing, as -100 does.
             fill, located = 0 if any(leading) else NO_POSITION, columns["intervention_locations"]
             batch["intervention_locations"] = _stack_positions(located, fill)
             if any(leading) or not bool(batch["attention_mask"][:, 0].any()):
@@ -110,8 +127,8 @@ class ReftDataCollator:
                 batch[name] = _collate(name, columns[name])
         return batch if self.decoder is None else batch | self._decoder_columns(columns)
 
-    def _decoder_columns(self, columns: Mapping[str, list]) -> dict[str, Tensor]:
-        """What the decoder learns from, (B, T) of its own T."""
+    def _decoder_columns(self, columns: Columns) -> dict[str, Tensor]:
+        """The labels and inputs of the decoder, (B, T); T is the longest of its labels."""
         given = {n: columns[n] for n in _OF_DECODER if n in columns}
         if "labels" not in given:
             return {}
@@ -126,7 +143,7 @@ class ReftDataCollator:
         batch = {}
         for name, rows in given.items():
             _check_lengths(name, [len(row) for row in rows], lengths, beside="labels")
-            # Ids past the labels are read by nothing, whatever they are.
+            # Nothing reads the fill of ids past the labels.
             batch[name] = _pad_like(mask, rows, _OF_DECODER[name])
         make = getattr(self.decoder, "prepare_decoder_input_ids_from_labels", None)
         if make is not None and "decoder_input_ids" not in batch:
@@ -134,8 +151,8 @@ class ReftDataCollator:
         return batch
 
 
-def _read_columns(instances: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-    """The values of each column, a label under the name that models read it by."""
+def _read_columns(instances: Sequence[Example]) -> Columns:
+    """The values of each column; labels under the name `labels`, which models read."""
     if not instances or any("input_ids" not in one for one in instances):
         given = list(instances[0]) if instances else "no example"
         raise ValueError(
@@ -158,27 +175,27 @@ def _read_columns(instances: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     return columns
 
 
-def _are_classes(labels: Sequence[Any], ids: Sequence[Any]) -> bool:
-    """Whether they are tensors of one class, as in subclasses of upstream's data sets."""
+def _are_classes(labels: Sequence[object], ids: Sequence[object]) -> bool:
+    """Whether labels are tensors of one class, as in subclasses of upstream's data sets."""
     single = all(isinstance(label, Tensor) and label.shape == (1,) for label in labels)
     return single and any(isinstance(one, list) and len(one) > 1 for one in ids)
 
 
-def _is_by_token(value: Any) -> bool:
-    """Whether it is a list of one integer a token; a list of floats has one a class."""
+def _is_by_token(value: object) -> bool:
+    """Whether it is a list with an integer for each token; floats are one for each class."""
     return isinstance(value, list) and not any(isinstance(one, float) for one in value)
 
 
-def _require_ids(rows: Sequence[Any]) -> None:
+def _require_ids(rows: Sequence[object]) -> None:
     for index, ids in enumerate(rows):
         if not isinstance(ids, list) or not ids or any(type(one) is not int for one in ids):
             raise ValueError(
-                f"input_ids of example {index} of the batch are {reprlib.repr(ids)}; they are a "
-                "list of token ids, one at least."
+                f"input_ids of example {index} of the batch are {reprlib.repr(ids)}; they must "
+                "be a non-empty list of token ids."
             )
 
 
-def _require_numbers(labels: Sequence[Any]) -> None:
+def _require_numbers(labels: Sequence[object]) -> None:
     for index, label in enumerate(labels):
         values = label if isinstance(label, list) else [label]
         wrong = any(not isinstance(one, (int, float, list)) for one in values)
@@ -195,8 +212,8 @@ def _check_lengths(
     for index, (has, length) in enumerate(zip(found, expected, strict=True)):
         if has != length:
             advice = (
-                " Labels that are integers are one for each token; of several classes at once they "
-                "are floats. For a model with an encoder and a decoder, give the collator model=..."
+                " Integer labels are one for each token; labels of several classes at once are "
+                "floats. For a model with an encoder and a decoder, pass model=... to the collator."
             )
             raise ValueError(
                 f"example {index} of the batch has {length} {beside}, but {has} {name}."
@@ -204,7 +221,7 @@ def _check_lengths(
             )
 
 
-def _refuse_unlabelled(labels: Sequence[list]) -> None:
+def _refuse_unlabelled(labels: Sequence[list[int]]) -> None:
     for index, row in enumerate(labels):
         if all(label == -100 for label in row):
             raise ValueError(
@@ -213,8 +230,8 @@ def _refuse_unlabelled(labels: Sequence[list]) -> None:
             )
 
 
-def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor:
-    """Put each row where the inner collator put its tokens: (B, T)."""
+def _pad_like(attention_mask: Tensor, rows: Sequence[list[int]], fill: int) -> Tensor:
+    """Pad each row at the side at which the inner collator padded its tokens: (B, T)."""
     batch = attention_mask.new_full(attention_mask.shape, fill)
     left = bool((attention_mask[:, -1:] == 1).all()) and not bool(attention_mask[:, 0].all())
     for index, row in enumerate(rows):
@@ -223,7 +240,7 @@ def _pad_like(attention_mask: Tensor, rows: Sequence[list], fill: int) -> Tensor
     return batch
 
 
-def _collate(name: str, values: list[Any]) -> Any:
+def _collate(name: str, values: list[object]) -> Tensor | list[object]:
     if isinstance(values[0], (int, float)):
         return torch.tensor(values)
     if name in ("labels", "subspaces") and len({str(_shape(value)) for value in values}) == 1:
@@ -231,15 +248,15 @@ def _collate(name: str, values: list[Any]) -> Any:
     return values
 
 
-def _shape(value: Any) -> tuple:
-    """The sizes of nested lists, down the first of each."""
+def _shape(value: object) -> tuple[int, ...]:
+    """The sizes of nested lists, read from the first item of each."""
     return (len(value), *_shape(value[0])) if isinstance(value, list) and value else ()
 
 
-def _stack_positions(examples: list[Any], fill: int) -> Tensor:
-    """For each example a list of positions for each intervention -> (B, I, P), filled up."""
+def _stack_positions(examples: list[list[list[int]]], fill: int) -> Tensor:
+    """A list of positions for each example and each intervention -> (B, I, P), filled up."""
     for one in examples:
-        rows = one if isinstance(one, list) and one else [None]
+        rows: Sequence[object] = one if isinstance(one, list) and one else [None]
         if any(not isinstance(row, list) or any(type(i) is not int for i in row) for row in rows):
             raise ValueError(
                 "intervention_locations of an example are a list of positions for each "

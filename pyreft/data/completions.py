@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from datasets import Dataset as Rows
 from transformers.utils import logging
 
+from pyreft.annotations import Arguments, Example
 from pyreft.data.dataset import ReftDataset
 from pyreft.data.tokenize import IGNORE, tokenize_fitting, tokenize_prompt, with_labels
 
@@ -26,22 +25,20 @@ _WITH_INPUT = (
 class _CompletionDataset(ReftDataset):
     """A data set with a prompt and a completion in each row."""
 
-    def _example(
-        self, prompt: str, completion: str, add_eos: bool = True
-    ) -> tuple[dict[str, Any], int]:
+    def _example(self, prompt: str, completion: str, add_eos: bool = True) -> tuple[Example, int]:
         ids, prompt_length = self._pair(prompt, completion, add_eos)
         example = with_labels(ids, prompt_length)
         return {name: torch.tensor(values) for name, values in example.items()}, prompt_length
 
     def _pair(self, prompt: str, completion: str, add_eos: bool = True) -> tuple[list[int], int]:
-        """Ids of both, and how many are the prompt; the end of the completion is cut to fit."""
+        """Ids of both, and the number of prompt tokens; the end of the completion is cut to fit."""
         ids, prompt_length, cut = tokenize_fitting(
             self.tokenizer, prompt, completion, self._limit, add_eos
         )
         self._cut.append(cut)
         return ids, prompt_length
 
-    def _prompt(self, prompt: str) -> tuple[dict[str, Any], int]:
+    def _prompt(self, prompt: str) -> tuple[Example, int]:
         """A prompt alone, to generate from."""
         ids, _ = tokenize_prompt(self.tokenizer, prompt)
         return {"input_ids": torch.tensor(ids)}, len(ids)
@@ -66,18 +63,18 @@ class ReftGenerationDataset(_CompletionDataset):
     prompt_field: str
     completion_field: str
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         self._take(kwargs, "prompt_field", "completion_field")
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
         return self._example(data_item[self.prompt_field], data_item[self.completion_field])
 
 
 class ReftRawDataset(_CompletionDataset):
     """The columns "instruction" and "output" as they are, without a template.
 
-    The name of a data set on the Hub may be its `data_path`. A split other than "train" gives
-    prompts alone, to generate from.
+    `data_path` may be the name of a data set on the Hub. A split other than "train" has prompts
+    alone, to generate from.
 
     Args: see `ReftDataset`.
 
@@ -89,25 +86,25 @@ class ReftRawDataset(_CompletionDataset):
         TypeError: As for `ReftDataset`.
     """
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         self._take(kwargs)
         self._columns += ["instruction"] + ["output"] * (self.data_split == "train")
         if self.data_path is not None and self.dataset is None:
             self.task, self.data_path = str(self.data_path), None
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
         if self.data_split != "train":
             return self._prompt(data_item["instruction"])
         return self._example(data_item["instruction"], data_item["output"])
 
 
 class _AlpacaDataset(_CompletionDataset):
-    """A data set whose prompts are Alpaca's, made of an instruction and perhaps an input."""
+    """A data set with Alpaca's prompts, which contain an instruction and perhaps an input."""
 
     instruction_field: str
     input_field: str | None
 
-    def _alpaca(self, row: dict[str, Any]) -> str:
+    def _alpaca(self, row: Example) -> str:
         instruction = row[self.instruction_field]
         if not isinstance(instruction, str) or not instruction:
             raise ValueError(f"the instruction must be text, got {instruction!r}")
@@ -124,8 +121,8 @@ class ReftSupervisedDataset(_AlpacaDataset):
 
     Args:
         instruction_field, output_field: The columns to read.
-        input_field: Column of the input; where it is empty, or not there, the prompt is the one
-            without an input.
+        input_field: Column of the input; if it is empty or missing, the prompt is the one without
+            an input.
         no_stop: Leave out the end-of-sequence token.
         Others: As for `ReftDataset`.
 
@@ -140,25 +137,25 @@ class ReftSupervisedDataset(_AlpacaDataset):
     output_field: str
     no_stop: bool
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         self._take(kwargs, "instruction_field", "output_field", input_field=None, no_stop=False)
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
         prompt = self._alpaca(data_item)
         return self._example(prompt, data_item[self.output_field], add_eos=not self.no_stop)
 
 
 class ReftPreferenceDataset(_AlpacaDataset):
-    """Upstream's pairs: the base model reads the rejected output and learns to say the chosen one.
+    """Upstream's pairs: the input is the rejected output, the labels are the chosen output.
 
-    Token by token: at token t of the answer it has read the prompt and t tokens of the rejected
-    output, and learns token t of the chosen one. That is no preference loss, and in `generate`
-    the model reads what it wrote, not a rejected output; it is here for scripts that rely on it.
-    To learn preferences give `pairs()` to TRL's DPOTrainer, or train a reward model with
+    The label of token t of the answer is token t of the chosen output; its input is the prompt and
+    t tokens of the rejected output. This is not a preference loss, and in `generate` the model
+    reads its own tokens, not a rejected output. The class exists for scripts that rely on it. To
+    train on preferences pass `pairs()` to TRL's DPOTrainer, or train a reward model with
     `ReftRewardDataset`.
 
-    A chosen output that is longer than the rejected one has tokens with no input beside them.
-    They are not learned, and a warning counts them; upstream learns them at padding.
+    A chosen output that is longer than the rejected one has tokens without an input. They have no
+    labels, and a warning counts them; upstream trains on them at padding.
 
     Args:
         instruction_field, chosen_output_field, rejected_output_field: The columns to read.
@@ -178,12 +175,12 @@ class ReftPreferenceDataset(_AlpacaDataset):
     chosen_output_field: str
     rejected_output_field: str
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         outputs = ("chosen_output_field", "rejected_output_field")
-        self._unlearned: list[int] = []
+        self._without_input: list[int] = []
         self._take(kwargs, "instruction_field", *outputs, input_field=None)
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
         prompt = self._alpaca(data_item)
         if self.data_split != "train":
             return self._prompt(prompt)
@@ -191,15 +188,15 @@ class ReftPreferenceDataset(_AlpacaDataset):
         chosen, _ = self._pair(prompt, data_item[self.chosen_output_field])
         labels = [IGNORE] * prompt_length + chosen[prompt_length : len(ids)]
         labels += [IGNORE] * (len(ids) - len(labels))
-        self._unlearned.append(max(0, len(chosen) - len(ids)))
+        self._without_input.append(max(0, len(chosen) - len(ids)))
         return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}, prompt_length
 
-    def _tokenize_all(self, kwargs: dict[str, Any]) -> None:
+    def _tokenize_all(self, kwargs: Arguments) -> None:
         super()._tokenize_all(kwargs)
-        if longer := [count for count in self._unlearned if count]:
+        if longer := [count for count in self._without_input if count]:
             logger.warning(
                 f"{len(longer)} of {len(self)} chosen outputs are longer than the rejected ones: "
-                f"their last tokens, {sum(longer)} in all, are not learned."
+                f"their last tokens, {sum(longer)} in all, have no labels."
             )
 
     def pairs(self) -> Rows:

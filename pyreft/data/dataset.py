@@ -1,4 +1,4 @@
-"""ReftDataset: rows -> tokenized examples with positions, kept in memory. Made to be subclassed.
+"""ReftDataset: rows -> tokenized examples with positions, kept in memory. For subclasses.
 
 load_dataset                          a file, the Hub, memory -> rows
 tokenize                              row -> input_ids, labels; length of the prompt
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -23,14 +23,22 @@ from pyreft.positions import PositionSpec
 from pyreft.positions.counted_pad import count_from_text
 from pyreft.positions.integers import get_intervention_locations
 
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
+    from transformers import PreTrainedTokenizerBase
+
+    from pyreft.annotations import Arguments, Example
+    from pyreft.data.sources import InMemory
+    from pyreft.positions.spec import Positions
+
 logger = logging.get_logger(__name__)
 
 
-class ReftDataset(Dataset):
-    """The frame of upstream's data sets: a subclass says in `tokenize` what a row becomes.
+class ReftDataset(Dataset["Example"]):
+    """The base class of upstream's data sets: a subclass defines `tokenize`, row -> example.
 
-    Everything is tokenized at once and kept in memory. For data to be cached on disk, tokenized
-    by several processes or streamed there is `make_examples`.
+    Everything is tokenized at once and kept in memory. To cache data on disk, to tokenize in
+    several processes or to stream, use `make_examples`.
 
     Args:
         task: Name of a data set on the Hub, if the rows come from there.
@@ -39,56 +47,56 @@ class ReftDataset(Dataset):
         tokenizer: The base model's tokenizer.
         data_split: Which split to take; a file is one split.
         dataset: Rows in memory: a `datasets.Dataset`, a pandas frame or a list of dicts.
-        seed: Seed of the choice of `max_n_example` rows.
-        max_n_example: How many rows to take at most, at random; all by default.
+        seed: Seed of the random choice of `max_n_example` rows.
+        max_n_example: The largest number of rows, chosen at random; all by default.
         position: The position spec, such as "f7+l7". Without one the examples have no
-            positions, and those in the model's config hold.
+            positions, and those in the model's config are used.
         num_interventions: Number of interventions of the model: one for each layer with
             `share_weights`; without, one for each layer and each part of the spec.
         share_weights: Whether each intervention edits all positions.
-        **kwargs: For `preprocess` and `postprocess`, where a subclass reads arguments of its own.
+        **kwargs: For `preprocess` and `postprocess`, in which a subclass reads its own arguments.
 
     Attributes:
         task_dataset: The rows.
-        raw_dataset: The rows as well, but None for the split "train".
+        raw_dataset: The same rows, but None for the split "train".
         result: The examples, a list of dicts.
         first_n: The number of first tokens in an "f<n>+l<n>" position.
         last_n: The number of last tokens in it.
         pad_mode: "first" where examples with positions begin with a pad token, which positions
             count, as upstream's do; a subclass may set another in `preprocess`.
         positions: The spec of each intervention, which a trainer records in the adapter; None if
-            positions of an example are not where the adapter would find them by itself.
+            positions of an example differ from those that the adapter selects by itself.
 
     Raises:
         TypeError: If an argument is missing or unknown, or the rows are a stream.
         ValueError: If there are no rows, a column is missing, `num_interventions` does not fit
-            the position; or, with its row, if a row makes no example. Rows whose prompt leaves no
-            room for a completion are left out, with a warning.
+            the position; or, with its number, if a row cannot become an example. Rows whose
+            prompt leaves no room for a completion are left out, with a warning.
     """
 
-    # What is cut where a text is too long for the tokenizer.
+    # What is cut if a text is too long for the tokenizer.
     _cut_part = "completions"
 
     def __init__(
         self,
         task: str | None,
-        data_path: str | os.PathLike | None,
-        tokenizer: Any,
+        data_path: str | os.PathLike[str] | None,
+        tokenizer: PreTrainedTokenizerBase,
         data_split: str = "train",
-        dataset: Any = None,
+        dataset: InMemory | None = None,
         seed: int = 42,
         max_n_example: int | None = None,
         *,
-        position: Any = None,
+        position: Positions | None = None,
         num_interventions: int = 1,
         share_weights: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.task, self.data_path, self.data_split = task, data_path, data_split
         self.dataset, self.seed, self.max_n_example = dataset, seed, max_n_example
         self.tokenizer = tokenizer
         self.first_n = self.last_n = 0
-        # What upstream's subclasses read that put in pad tokens themselves.
+        # Upstream's subclasses that insert pad tokens themselves read these.
         self.pad_mode: str | None = "first"
         self.fields_to_mask = ["input_ids"]
         self.fields_to_pad = ["input_ids", "labels"]
@@ -97,28 +105,28 @@ class ReftDataset(Dataset):
             spec = PositionSpec.parse(position)
             self.first_n, self.last_n = spec.first, spec.last
             self._specs = spec_of_each(spec, num_interventions, share_weights)
-        self.raw_dataset: Any = None
+        self.raw_dataset: Rows | None = None
         self._columns: list[str] = []
         self._limit, self._cut = room(tokenizer), list[int]()
         kwargs |= {"position": position, "num_interventions": num_interventions}
         kwargs["share_weights"] = share_weights
         self.preprocess(kwargs)
-        self.task_dataset: Any = self.load_dataset()
+        self.task_dataset: Rows = self.load_dataset()
         self.postprocess(kwargs)
         _require_columns(self.task_dataset, self._columns)
-        self.result: list[dict[str, Any]] = []
+        self.result: list[Example] = []
         self.positions: list[PositionSpec] | None = self._specs or None
         self._tokenize_all(kwargs)
 
-    def _tokenize_all(self, kwargs: dict[str, Any]) -> None:
-        rows, elsewhere, left_out = self.task_dataset, 0, list[int]()
+    def _tokenize_all(self, kwargs: Arguments) -> None:
+        rows, differing, left_out = self.task_dataset, 0, list[int]()
         for index, row in enumerate(logging.tqdm(rows, "Tokenizing", total=len(rows))):
             try:
                 example, last_position = self.tokenize(row)
                 example = self.compute_intervention_and_subspaces(
                     index, row, example, last_position, **kwargs
                 )
-                elsewhere += not self._is_where_the_adapter_looks(example)
+                differing += not self._has_positions_of_specs(example)
             except NoRoomError:
                 left_out.append(index)
                 continue
@@ -129,10 +137,10 @@ class ReftDataset(Dataset):
             logger.warning(describe_left_out(left_out, len(rows), self._limit))
         if any(self._cut):
             logger.warning(describe_cut(self._cut, self._limit, self._cut_part))
-        if elsewhere:
+        if differing:
             self.positions = None
             logger.warning(
-                f"{elsewhere} of {len(rows)} examples have positions that are not those of "
+                f"{differing} of {len(rows)} examples have positions that are not those of "
                 f"{self._specs[0]!r} in their prompts, which end at the first label that is not "
                 "-100. So they cannot be recorded in the adapter, and every call of it needs "
                 "intervention_locations. `tokenize` should return the number of prompt tokens."
@@ -140,11 +148,11 @@ class ReftDataset(Dataset):
 
     # ---- what a subclass overrides ------------------------------------------------------
 
-    def preprocess(self, kwargs: dict[str, Any]) -> None:
+    def preprocess(self, kwargs: Arguments) -> None:
         """Read arguments, before the rows are loaded."""
 
-    def load_dataset(self) -> Any:
-        """The rows: those given, or loaded, of which `max_n_example` are chosen at random."""
+    def load_dataset(self) -> Rows:
+        """The rows, given or loaded; at most `max_n_example` of them, chosen at random."""
         if self.dataset is not None:
             rows = as_rows(self.dataset, self.data_split)
         else:
@@ -154,34 +162,34 @@ class ReftDataset(Dataset):
         self.raw_dataset = rows if self.data_split != "train" else None
         return rows
 
-    def postprocess(self, kwargs: dict[str, Any]) -> None:
+    def postprocess(self, kwargs: Arguments) -> None:
         """Change `task_dataset`, before it is tokenized."""
 
-    def tokenize(self, data_item: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Make an example of a row.
+    def tokenize(self, data_item: Example) -> tuple[Example, int]:
+        """Convert a row to an example.
 
         Returns:
             The example with its input_ids, and labels if there are any; and the number n of
             prompt tokens: "l1" is index n - 1.
 
         Raises:
-            ValueError: If the row makes no example; the row's number is put before the message.
+            ValueError: If the row cannot become an example; its number is added to the message.
         """
         raise NotImplementedError(f"{type(self).__name__} must define tokenize(self, data_item).")
 
     def compute_intervention_and_subspaces(
         self,
         id: int,
-        data_item: dict[str, Any],
-        result: dict[str, Any],
+        data_item: Example,
+        result: Example,
         last_position: int,
-        **_: Any,
-    ) -> dict[str, Any]:
-        """Add to an example what is not text.
+        **_: object,
+    ) -> Example:
+        """Add the columns that are not text to an example.
 
         Args:
             id: Number of the row.
-            data_item: The row. Its `subspaces`, if it has any, hold for every intervention.
+            data_item: The row. Its `subspaces`, if it has any, apply to every intervention.
             result: The example, from `tokenize`.
             last_position: The number of prompt tokens, from `tokenize`.
 
@@ -190,8 +198,7 @@ class ReftDataset(Dataset):
             lists of positions) and subspaces (I lists of directions).
         """
         ids = result["input_ids"]
-        example: dict[str, Any] = {"id": id}
-        example["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
+        example: Example = {"id": id, "attention_mask": torch.ones(len(ids), dtype=torch.long)}
         locations = self.get_intervention_locations(
             last_position=last_position, first_n=self.first_n, last_n=self.last_n, input_ids=ids
         )
@@ -200,22 +207,20 @@ class ReftDataset(Dataset):
             return example
         if self.pad_mode != "first":
             return example | {"intervention_locations": locations}
-        return put_pad_first(
-            example, locations, self.tokenizer.pad_token_id or 0, self.fields_to_pad
-        )
+        pad = self.tokenizer.pad_token_id or 0
+        return put_pad_first(example, locations, pad, self.fields_to_pad)
 
     def get_intervention_locations(
         self, *, last_position: int, input_ids: Sequence[int] | None = None, **kwargs: Any
     ) -> list[list[int]] | None:
         """Positions for each intervention, or None to leave them to the model.
 
-        Without `input_ids`, as subclasses call it that put in pad tokens of their own, they are
-        upstream's integers, see `pyreft.get_intervention_locations`.
+        Without `input_ids` they are upstream's integers, see `pyreft.get_intervention_locations`.
+        Subclasses that insert their own pad tokens call it like this.
         """
         if input_ids is None:
-            numbers = {
-                n: kwargs.get(n, getattr(self, n)) for n in ("first_n", "last_n", "pad_mode")
-            }
+            names = ("first_n", "last_n", "pad_mode")
+            numbers = {n: kwargs.get(n, getattr(self, n)) for n in names}
             shared = {n: kwargs[n] for n in ("num_interventions", "share_weights") if n in kwargs}
             return get_intervention_locations(last_position=last_position, **numbers, **shared)
         return locate(self._specs, input_ids, last_position) if self._specs else None
@@ -225,24 +230,24 @@ class ReftDataset(Dataset):
     def __len__(self) -> int:
         return len(self.result)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         return dict(self.result[index])
 
     # ---- for the subclasses here --------------------------------------------------------
 
-    def _subspaces(self, data_item: dict[str, Any]) -> dict[str, Any]:
-        """The column of the directions that a row says, for every intervention, if it says any."""
+    def _subspaces(self, data_item: Example) -> Example:
+        """The column `subspaces`, for every intervention, if the row has it."""
         given = data_item.get("subspaces")
         return {} if given is None else {"subspaces": [list(given) for _ in self._specs]}
 
     def _take(
         self,
-        kwargs: dict[str, Any],
+        kwargs: Arguments,
         *columns: str,
         optional_columns: Sequence[str] = (),
-        **settings: Any,
+        **settings: object,
     ) -> None:
-        """Make attributes of the arguments that name columns, and of settings with a default."""
+        """Set attributes from the arguments that name columns, and from settings with a default."""
         known = [*columns, *optional_columns, *settings]
         shared = ["position", "num_interventions", "share_weights"]
         if unknown := sorted(set(kwargs) - {*known, *shared}):
@@ -260,10 +265,10 @@ class ReftDataset(Dataset):
             setattr(self, name, kwargs.get(name, default))
 
     def _tokenize_text(self, *texts: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """Tokenize a text, or a pair of them, that has no completion: its end is cut to fit."""
+        """Tokenize a text or a pair of texts without a completion; its end is cut to fit."""
         if not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"a text to tokenize must be there and not empty, got {texts!r}")
-        settings: dict[str, Any] = {"add_special_tokens": add_special_tokens, "verbose": False}
+            raise ValueError(f"a text to tokenize must be a string and not empty, got {texts!r}")
+        settings: Arguments = {"add_special_tokens": add_special_tokens, "verbose": False}
         encoded = self.tokenizer(*texts, **settings)
         length = len(encoded["input_ids"])
         if self._limit is not None and length > self._limit:
@@ -271,14 +276,14 @@ class ReftDataset(Dataset):
         self._cut.append(length - len(encoded["input_ids"]))
         return dict(encoded)
 
-    def _prompt_length(self, example: dict[str, Any]) -> int:
-        """How many tokens the model takes for the prompt, if it is not told positions."""
+    def _prompt_length(self, example: Example) -> int:
+        """The number of tokens that the model takes for the prompt, if it is given no positions."""
         ids, labels = plain(example["input_ids"]), plain(example.get("labels"))
         if not isinstance(labels, list) or len(labels) != len(ids):
             return len(ids)
         return next((i for i, label in enumerate(labels) if label != IGNORE), len(ids))
 
-    def _is_where_the_adapter_looks(self, example: dict[str, Any]) -> bool:
+    def _has_positions_of_specs(self, example: Example) -> bool:
         """Whether an adapter with these specs would edit the positions of the example."""
         if not self._specs:
             return True
@@ -292,7 +297,7 @@ class ReftDataset(Dataset):
         return n > 0 and plain(found) == locate(self._specs, ids, n)
 
 
-def _require_columns(rows: Any, columns: Sequence[str]) -> None:
+def _require_columns(rows: Rows, columns: Sequence[str]) -> None:
     if len(rows) == 0:
         raise ValueError("the data set is empty.")
     there = list(rows[0])

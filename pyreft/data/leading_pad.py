@@ -1,11 +1,11 @@
-"""The pad token that upstream's data sets put before a text: put there, counted, left out.
+"""The pad token that upstream's data sets put before a text: added, counted, removed.
 
     ids          pad  a  b  c          a  b  c
     mask         0    1  1  1          1  1  1
     labels       -100 -100 b c         -100 b c
     positions    0 is none, 1 is a     0 is a
 
-Scripts that generate by upstream's positions expect it; what is trained on has it no longer.
+Scripts that generate with upstream's positions expect it. Training batches do not contain it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from pyreft.annotations import Columns, Example
 from pyreft.data.tokenize import IGNORE
 from pyreft.positions import NO_POSITION, counted_pad
 
@@ -27,13 +28,13 @@ OF_LABELS = {"labels": IGNORE, "completion_mask": 0}
 
 
 def put_pad_first(
-    example: dict[str, Any], locations: Sequence[Sequence[int]], pad: int, fields: Sequence[str]
-) -> dict[str, Any]:
+    example: Example, locations: Sequence[Sequence[int]], pad: int, fields: Sequence[str]
+) -> Example:
     """An example with a pad token before its text, and positions that count it.
 
     Args:
-        example: `input_ids` and `attention_mask`, tensors or lists, and the rest.
-        locations: (I, P) positions, -100 where there is none.
+        example: `input_ids` and `attention_mask`, tensors or lists, and other columns.
+        locations: (I, P) positions; -100 is no position.
         pad: The token.
         fields: The columns that get a token, of input_ids and labels.
     """
@@ -41,7 +42,7 @@ def put_pad_first(
     fills = {n: fill for n, fill in {"input_ids": pad, "labels": IGNORE}.items() if n in fields}
     fills |= {"attention_mask": 0, "token_type_ids": 0}
     if labels != plain(example["input_ids"]) and not _begins_ignored(labels, 1):
-        fills.pop("labels", None)  # of something else than these tokens
+        fills.pop("labels", None)  # they are not labels of these tokens
     found = {**example, "leading_pad": 1}
     for name, fill in fills.items():
         values = example.get(name)
@@ -53,10 +54,10 @@ def put_pad_first(
     return found
 
 
-def leave_out_pad(columns: dict[str, list]) -> list[int]:
-    """How many pad tokens each text of a batch begins with, which its positions count.
+def leave_out_pad(columns: Columns) -> list[int]:
+    """The number of pad tokens before each text of a batch, which its positions count.
 
-    They are left out of examples that have labels for their tokens, which are trained on.
+    They are removed if the examples have labels for their tokens, which are for training.
 
     Args:
         columns: The values of each column; changed.
@@ -69,8 +70,8 @@ def leave_out_pad(columns: dict[str, list]) -> list[int]:
     if said is None and "intervention_locations" in columns:
         logger.warning_once(
             "Every example of a batch begins with one masked token. It is taken for the pad token "
-            "of upstream's data sets, which positions count. If they do not count it, give the "
-            "examples leading_pad=0."
+            "of upstream's data sets, which positions count. If they do not count it, add the "
+            "column leading_pad=0 to the examples."
         )
     leading = counts if said is None else said
     labels, ids = columns.get("labels", [None] * len(rows)), columns["input_ids"]
@@ -88,23 +89,23 @@ def leave_out_pad(columns: dict[str, list]) -> list[int]:
     return [0] * len(rows)
 
 
-def plain(value: Any) -> Any:
-    """Tensors, arrays and tuples as lists and numbers."""
+def plain(value: object) -> Any:
+    """Tensors, arrays and tuples as lists and numbers; other values as they are."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return list(value) if isinstance(value, tuple) else value
 
 
-def _begins_ignored(labels: Any, count: int) -> bool:
+def _begins_ignored(labels: object, count: int) -> bool:
     return isinstance(labels, list) and all(label == IGNORE for label in labels[:count])
 
 
 def _counting_pad(index: int) -> int:
-    """A position that counts a pad token before the text; negative ones count from the end."""
+    """A position that counts one pad token before the text; negative ones count from the end."""
     return 0 if index == NO_POSITION else index + 1 if index >= 0 else index
 
 
 def _counting_none(index: int, leading: int) -> int:
-    """The same of one that counts so many pad tokens."""
+    """A position without the `leading` pad tokens that it counts."""
     if index < 0:
         return index
     return index - leading if index >= leading else NO_POSITION

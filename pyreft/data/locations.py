@@ -15,14 +15,14 @@ def spec_of_each(
     """The spec of each intervention.
 
     Args:
-        spec: All positions that are edited.
+        spec: The positions that are edited.
         num_interventions: Number of interventions: one for each layer with `share_weights`;
             without, one for each layer and each part of the spec, all layers at the first part
             before all layers at the second.
         share_weights: Whether each intervention edits all positions.
 
     Raises:
-        ValueError: If the number is no multiple of the parts of a spec that is not shared.
+        ValueError: If the number is not a multiple of the parts of a spec that is not shared.
     """
     parts = [spec] if share_weights else spec.parts()
     if not isinstance(num_interventions, int) or num_interventions < 1:
@@ -44,11 +44,11 @@ def locate(
     Args:
         specs: The spec of each intervention.
         ids: Token ids of prompt and completion.
-        prompt_length: How many of them are the prompt.
+        prompt_length: The number of prompt tokens.
 
     Returns:
-        None if positions are in the completion, which goes on in `generate`: those are left to
-        the model, which knows its specs.
+        None if positions are in the completion, which `generate` extends: the model computes those
+        from its specs.
 
     Raises:
         ValueError: If an explicit position is outside the prompt, or the prompt is empty.
@@ -58,7 +58,7 @@ def locate(
     prompt = torch.arange(len(ids))[None] < prompt_length
     tokens = Tokens(prompt, ~prompt, torch.as_tensor(ids)[None])
     site = (max(spec.first for spec in specs), max(spec.last for spec in specs))
-    # Layers have a few specs between them.
+    # Each spec is applied once: interventions of many layers share a few.
     chosen = {s: s.select(tokens, site)[0].nonzero().flatten().tolist() for s in set(specs)}
     longest = max(len(positions) for positions in chosen.values())
     return [chosen[s] + [NO_POSITION] * (longest - len(chosen[s])) for s in specs]

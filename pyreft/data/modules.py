@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import datasets
 from transformers.utils import logging
 
+from pyreft.annotations import Columns
 from pyreft.data.collator import ReftDataCollator
 from pyreft.data.locations import locate, spec_of_each
 from pyreft.data.tokenize import (
@@ -20,22 +21,33 @@ from pyreft.data.tokenize import (
 )
 from pyreft.positions import PositionSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.get_logger(__name__)
 
 
+class SupervisedData(TypedDict):
+    """The arguments of a trainer that a data module returns."""
+
+    train_dataset: datasets.Dataset
+    eval_dataset: None
+    data_collator: ReftDataCollator
+
+
 def make_last_position_supervised_data_module(
-    tokenizer: Any,
-    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    model: object,
     inputs: Sequence[str],
     outputs: Sequence[str],
     num_interventions: int = 1,
     nonstop: bool = False,
-) -> dict[str, Any]:
+) -> SupervisedData:
     """Data set and collator for interventions at the last prompt token.
 
     Args:
         tokenizer: The base model's tokenizer.
-        model: The base model, or a `ReftModel`, which then learns its positions from here.
+        model: The base model, or a `ReftModel`, in which the positions are recorded.
         inputs: The prompts.
         outputs: Their completions.
         num_interventions: Number of interventions of the model, all at the last token.
@@ -61,15 +73,15 @@ make_last_position_supervised_chat_data_module = make_last_position_supervised_d
 
 
 def make_multiple_position_supervised_data_module(
-    tokenizer: Any,
-    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    model: object,
     inputs: Sequence[str],
     outputs: Sequence[str],
     positions: str = "f1+l1",
     num_interventions: int = 1,
     nonstop: bool = False,
     share_weights: bool = False,
-) -> dict[str, Any]:
+) -> SupervisedData:
     """Data set and collator for interventions at the positions of a spec.
 
     Args:
@@ -81,11 +93,11 @@ def make_multiple_position_supervised_data_module(
         share_weights: Whether each intervention edits all positions.
 
     Returns:
-        As for the last position. On a short prompt, positions that fall out are -100. Positions
-        in the completion are left to the model, which learns the spec: then there is no column.
+        As for the last position. On a short prompt, missing positions are -100. If the spec has
+        positions in the completion, there is no column: the model computes them from its spec.
 
     Raises:
-        ValueError: As for the last position; or if `num_interventions` is no multiple of the
+        ValueError: As for the last position; or if `num_interventions` is not a multiple of the
             parts of a spec whose weights are not shared.
         TypeError: As for the last position.
     """
@@ -94,7 +106,7 @@ def make_multiple_position_supervised_data_module(
     if len(inputs) != len(outputs):
         raise ValueError(f"there are {len(inputs)} prompts, but {len(outputs)} completions.")
     specs = spec_of_each(PositionSpec.parse(positions), num_interventions, share_weights)
-    columns: dict[str, list] = {"input_ids": [], "intervention_locations": [], "labels": []}
+    columns: Columns = {"input_ids": [], "intervention_locations": [], "labels": []}
     limit, cut, left_out = room(tokenizer), [], list[int]()
     pairs = zip(inputs, outputs, strict=True)
     for row, (prompt, completion) in enumerate(

@@ -1,4 +1,4 @@
-"""Where rows come from: files, directories, the Hub, memory -> a `datasets.Dataset`."""
+"""The sources of rows: files, directories, the Hub, memory -> a `datasets.Dataset`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pandas as pd
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-# The loader of each kind of file and its settings. A cell of a table that is empty, or that says
-# "NA" or "null", is text like any other; in tab-separated files a quotation mark is as well.
+from pyreft.annotations import Arguments
+
+# Rows in memory, and rows by split.
+InMemory: TypeAlias = (
+    "Dataset | pd.DataFrame | Sequence[Mapping[str, object]] | Mapping[str, InMemory]"
+)
+
+# The loader of each kind of file and its settings. In a table an empty cell, "NA" and "null" are
+# text like any other; in tab-separated files a quotation mark is text as well.
 _TABLE = {"keep_default_na": False}
-_BY_SUFFIX: dict[str, tuple[str, dict[str, Any]]] = {
+_BY_SUFFIX: dict[str, tuple[str, Arguments]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".csv": ("csv", _TABLE),
@@ -24,24 +31,24 @@ _BY_SUFFIX: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def load_rows(task: str | None, data_path: str | os.PathLike | None, split: str) -> Dataset:
+def load_rows(task: str | None, data_path: str | os.PathLike[str] | None, split: str) -> Dataset:
     """Load a data set from a file, a directory or the Hub.
 
     Args:
         task: Name of a data set on the Hub, or a directory or file; not read if `data_path` is a
             path.
-        data_path: A JSON, JSON lines, CSV, TSV or Parquet file, told by its suffix; a directory
-            of such; or the name of a configuration of the data set `task`.
+        data_path: A JSON, JSON lines, CSV, TSV or Parquet file, by its suffix; a directory of
+            such files; or the name of a configuration of the data set `task`.
         split: Which split of a data set; a file is one split.
 
     Raises:
-        FileNotFoundError: If what looks like a path is not there. It is not looked for on the
-            Hub.
-        ValueError: If nothing is named, or a file is of another kind or cannot be read.
+        FileNotFoundError: If a name that can only be a path does not exist. The Hub is not
+            searched for it.
+        ValueError: If no data is given, or a file is of another kind or cannot be read.
     """
     named = task if data_path is None else os.fspath(data_path)
     if named is None:
-        raise ValueError("there is no data: give dataset=, data_path= or the name of a data set.")
+        raise ValueError("there is no data: pass dataset=, data_path= or the name of a data set.")
     is_path = isinstance(data_path, os.PathLike) or _looks_like_path(named, data_path is None)
     if not is_path:
         return load_dataset(task, None if data_path is None else named, split=split)
@@ -53,7 +60,7 @@ def load_rows(task: str | None, data_path: str | os.PathLike | None, split: str)
     if path.suffix.lower() not in _BY_SUFFIX:
         raise ValueError(
             f"cannot tell what {named!r} holds: files end in {', '.join(_BY_SUFFIX)}. Load it "
-            "yourself, and give the rows as dataset=."
+            "yourself, and pass the rows as dataset=."
         )
     loader, settings = _BY_SUFFIX[path.suffix.lower()]
     try:
@@ -62,8 +69,8 @@ def load_rows(task: str | None, data_path: str | os.PathLike | None, split: str)
         raise ValueError(f"cannot read {named!r} as {loader}: {error.__cause__}") from error
 
 
-def as_rows(dataset: Any, split: str) -> Dataset:
-    """A `datasets.Dataset` of what is in memory.
+def as_rows(dataset: InMemory, split: str) -> Dataset:
+    """Rows in memory as a `datasets.Dataset`.
 
     Args:
         dataset: A `datasets.Dataset`, a dict of them by split, a pandas frame, or a list of dicts.
@@ -97,7 +104,7 @@ def as_rows(dataset: Any, split: str) -> Dataset:
 
 
 def _looks_like_path(name: str, is_task: bool) -> bool:
-    """Whether a name can only mean a path: one of the Hub has a slash at most, and no suffix."""
+    """Whether a name can only be a path: one on the Hub has at most one slash and no suffix."""
     return (
         name.startswith((".", "/", "~"))
         or name.replace(os.sep, "/").count("/") > int(is_task)

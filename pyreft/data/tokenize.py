@@ -9,7 +9,12 @@ The prompt is tokenized as `generate` will see it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pyreft.annotations import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
 
@@ -19,7 +24,7 @@ class NoRoomError(ValueError):
 
 
 def tokenize_pair(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     completion: str,
     add_eos: bool = True,
@@ -27,20 +32,20 @@ def tokenize_pair(
 ) -> tuple[list[int], int]:
     """Tokenize one example.
 
-    Where prompt and completion together give tokens that begin with the prompt's, those are
-    taken; where a token would span the border, the two are tokenized apart, so that the prompt
-    stays what it is in `generate`. What a tokenizer closes every text with (an end token, say) is
-    left out of the prompt, and so should be in `generate`.
+    If the tokens of prompt and completion together begin with the prompt's tokens, they are used.
+    If a token spans the border, the two are tokenized separately, so that the prompt has the same
+    tokens as in `generate`. Tokens that a tokenizer adds at the end of every text (such as an end
+    token) are left out of the prompt, and should be left out in `generate`.
 
     Args:
         tokenizer: A transformers tokenizer.
         prompt: The text before the border.
         completion: The text after it.
         add_eos: End with the end-of-sequence token.
-        add_special_tokens: Let the tokenizer add what it begins a text with.
+        add_special_tokens: Let the tokenizer add the tokens that begin a text.
 
     Returns:
-        The token ids, and how many of them are the prompt.
+        The token ids, and the number of prompt tokens.
 
     Raises:
         ValueError: If prompt or completion has no token, or there is no end token to add.
@@ -58,9 +63,9 @@ def tokenize_pair(
 
 
 def tokenize_apart(
-    tokenizer: Any, prompt: str, completion: str, add_eos: bool = True
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, add_eos: bool = True
 ) -> tuple[list[int], list[int]]:
-    """Tokenize one example of a model whose encoder reads the prompt, each text by itself.
+    """Tokenize prompt and completion separately, for a model whose encoder reads the prompt.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -68,7 +73,7 @@ def tokenize_apart(
         add_eos: End the completion with the end-of-sequence token.
 
     Returns:
-        The ids of the prompt, as `generate` will see it, and of the completion.
+        The ids of the prompt, as in `generate`, and of the completion.
 
     Raises:
         ValueError: If prompt or completion has no token, or there is no end token to add.
@@ -82,28 +87,41 @@ def tokenize_apart(
     return ids, _end(tokenizer, target) if add_eos else target
 
 
-def _end(tokenizer: Any, ids: list[int]) -> list[int]:
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Example],
+    add_generation_prompt: bool = False,
+) -> str:
+    """A conversation as text, in the tokenizer's chat template."""
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token to end the completion with")
     return ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
 def tokenize_prompt(
-    tokenizer: Any, prompt: str, add_special_tokens: bool = True
+    tokenizer: PreTrainedTokenizerBase, prompt: str, add_special_tokens: bool = True
 ) -> tuple[list[int], int]:
-    """Tokenize a prompt that goes on.
+    """Tokenize a prompt that a completion follows.
 
     Returns:
-        The token ids, and how many tokens that close a whole text were left out.
+        The token ids, and the number of closing tokens that were left out.
 
     Raises:
-        ValueError: If the prompt is no text, or has no token.
+        ValueError: If the prompt is not text, or has no token.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"the prompt must be text, got {prompt!r}")
     plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = tokenizer(prompt)["input_ids"] if add_special_tokens else plain
-    # Some tokenizers close every text they are given; a prompt that goes on is not closed.
+    # Some tokenizers close every text; a prompt before a completion must not be closed.
     end = _end_of(plain, ids)
     if not prompt or not end:
         raise ValueError("the prompt is empty")
@@ -111,7 +129,7 @@ def tokenize_prompt(
 
 
 def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]:
-    """Cut the end of the completion, never the prompt, so that `max_length` tokens are left.
+    """Cut the end of the completion, never the prompt, so that `max_length` tokens remain.
 
     Raises:
         NoRoomError: If the prompt leaves no room for a single token of the completion.
@@ -127,7 +145,11 @@ def fit(ids: list[int], prompt_length: int, max_length: int | None) -> list[int]
 
 
 def tokenize_fitting(
-    tokenizer: Any, prompt: str, completion: str, max_length: int | None, add_eos: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    max_length: int | None,
+    add_eos: bool = True,
 ) -> tuple[list[int], int, int]:
     """Tokenize one example, and cut the end of its completion to fit.
 
@@ -136,7 +158,7 @@ def tokenize_fitting(
         max_length: As for `fit`.
 
     Returns:
-        The token ids, how many of them are the prompt, and how many were cut.
+        The token ids, the number of prompt tokens, and the number of tokens that were cut.
 
     Raises:
         ValueError: As `tokenize_pair` and `fit`.
@@ -151,12 +173,12 @@ def with_labels(ids: list[int], prompt_length: int) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [IGNORE] * prompt_length + ids[prompt_length:]}
 
 
-def room(tokenizer: Any, max_length: int | None = None) -> int | None:
-    """`max_length`, else the tokenizer's own limit; those that have none say a huge number.
+def room(tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int | None:
+    """`max_length`, else the tokenizer's own limit; a huge limit means none.
 
     Raises:
-        TypeError: If the tokenizer is none.
-        ValueError: If it leaves no room for a prompt and a completion.
+        TypeError: If the tokenizer is not callable.
+        ValueError: If `max_length` leaves no room for a prompt and a completion.
     """
     if not callable(tokenizer):
         raise TypeError(
@@ -165,7 +187,7 @@ def room(tokenizer: Any, max_length: int | None = None) -> int | None:
     if max_length is not None:
         if not isinstance(max_length, int) or max_length < 2:
             raise ValueError(
-                f"max_length is {max_length!r}: a prompt and a completion have two tokens at least."
+                f"max_length is {max_length!r}: a prompt and a completion have at least two tokens."
             )
         return max_length
     limit = tokenizer.model_max_length
@@ -173,12 +195,12 @@ def room(tokenizer: Any, max_length: int | None = None) -> int | None:
 
 
 def describe_cut(cut: list[int], limit: int | None, part: str = "completions") -> str:
-    """What was cut from the completions, given the number of tokens cut from each of them.
+    """The warning about texts that were cut.
 
     Args:
         cut: Number of tokens cut from each.
-        limit: The number of tokens that were let in.
-        part: What was cut; completions leave prompts whole.
+        limit: The largest number of tokens.
+        part: What was cut; if completions, prompts are whole.
     """
     rows = [count for count in cut if count]
     whole = "; prompts, and so positions, are whole" if part == "completions" else ""
@@ -189,19 +211,19 @@ def describe_cut(cut: list[int], limit: int | None, part: str = "completions") -
 
 
 def describe_left_out(rows: list[int], count: int, limit: int | None) -> str:
-    """What was left out because its prompt alone fills the room there is.
+    """The warning about rows that were left out because their prompt alone fills the limit.
 
     Args:
         rows: The numbers of the rows.
-        count: How many rows there are.
-        limit: The number of tokens that are let in.
+        count: The number of all rows.
+        limit: The largest number of tokens.
 
     Raises:
-        NoRoomError: If none is left.
+        NoRoomError: If no row remains.
     """
     said = (
         f"{len(rows)} of {count} prompts have max_length={limit} tokens or more, which leaves "
-        "nothing of their completions to learn"
+        "nothing of their completions to train on"
     )
     if len(rows) == count:
         raise NoRoomError(f"{said}: raise tokenizer.model_max_length, or shorten the prompts.")
@@ -210,15 +232,16 @@ def describe_left_out(rows: list[int], count: int, limit: int | None) -> str:
 
 
 def _end_of(part: list[int], whole: list[int]) -> int:
-    """Where `part` ends in `whole`; the end of `whole` if it is not in there."""
+    """The index at which `part` ends in `whole`; the end of `whole` if it is not in there."""
     starts = range(len(whole) - len(part) + 1)
     return next((s + len(part) for s in starts if whole[s : s + len(part)] == part), len(whole))
 
 
-def _tokenize_inside(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize what is not the beginning of a text, where some tokenizers put a space."""
-    before = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    both = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+def _tokenize_inside(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenize the middle of a text; some tokenizers add a space at the beginning of a text."""
+    before: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    both: list[int] = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
     if both[: len(before)] == before:
         return both[len(before) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return alone

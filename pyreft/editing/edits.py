@@ -5,13 +5,14 @@ hidden (B, T, D) --gather--> (G, P, D) --interventions--> (G, P, D) --scatter-->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pyreft.annotations import Arguments, Inputs
 from pyreft.editing.slots import Slots
 from pyreft.installed.modules import only_seen_here
 
@@ -40,8 +41,8 @@ class SiteEdits:
 
 
 def edit_input(
-    edits: SiteEdits, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
+    edits: SiteEdits, args: tuple[object, ...], kwargs: Arguments
+) -> tuple[tuple[object, ...], Inputs]:
     """Edit what goes into a module: its first tensor.
 
     Args:
@@ -52,12 +53,15 @@ def edit_input(
         The same, edited.
     """
     if args:
+        assert isinstance(args[0], Tensor)
         return (_edit_hidden(edits, args[0], in_place=False), *args[1:]), dict(kwargs)
-    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-    return args, {**kwargs, name: _edit_hidden(edits, kwargs[name], in_place=False)}
+    name, hidden = next((n, value) for n, value in kwargs.items() if isinstance(value, Tensor))
+    return args, {**kwargs, name: _edit_hidden(edits, hidden, in_place=False)}
 
 
-def edit_output(edits: SiteEdits, module: nn.Module, inputs: Sequence[Any], output: Any) -> Any:
+def edit_output(
+    edits: SiteEdits, module: nn.Module, inputs: Sequence[object], output: object
+) -> object:
     """Edit what comes out of a module: its output, or the first of several.
 
     Args:
@@ -72,15 +76,15 @@ def edit_output(edits: SiteEdits, module: nn.Module, inputs: Sequence[Any], outp
     Raises:
         ValueError: If there is no hidden state in it, or one of another shape.
     """
-    several = isinstance(output, (tuple, list))
-    hidden = output[0] if several and output else output
+    several = output if isinstance(output, (tuple, list)) else None
+    hidden = several[0] if several else output
     if not isinstance(hidden, Tensor):
         raise ValueError(
             f"{type(module).__name__} returns {type(output).__name__}, and no hidden state to "
             "edit: name a module inside it."
         )
     hidden = _edit_hidden(edits, hidden, _may_overwrite(module, hidden, inputs))
-    return type(output)((hidden, *output[1:])) if several else hidden
+    return type(several)((hidden, *several[1:])) if several else hidden
 
 
 def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
@@ -112,7 +116,7 @@ def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
     return hidden
 
 
-def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[Any]) -> bool:
+def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[object]) -> bool:
     """Whether an output can be edited in place, which spares a copy of the whole hidden state.
 
     It can if it is nobody's input, of no use to autograd, and seen by no hook of others.

@@ -7,15 +7,15 @@ but their own handles is ever removed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.components import Component
 from pyreft.base_model.running import running_model
 from pyreft.editing.edits import SiteEdits, edit_input, edit_output
@@ -173,12 +173,12 @@ class EditHooks:
             if tensor.requires_grad:
                 tensor.register_hook(recompute)
 
-    def _before_step(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _before_step(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
         if self._prompts:
             self._edit_step(args, kwargs)
 
-    @torch.compiler.disable
-    def _edit_step(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _edit_step(self, args: tuple[object, ...], kwargs: Inputs) -> None:
         prompt = self._prompts.get(threading.get_ident())
         if prompt is not None:
             self._set(prompt.plan_step(args, kwargs))
@@ -190,9 +190,9 @@ class _Prompt:
     def __init__(self, placed: Sequence[Placed], cached: int) -> None:
         self._placed = placed
         self.steps = Steps(placed[0].placement.length, cached)
-        self._stacks: dict[tuple, StackedInterventions] = {}
+        self._stacks: dict[tuple[object, ...], StackedInterventions] = {}
 
-    def plan_step(self, args: tuple, kwargs: Mapping[str, Any]) -> Edits | None:
+    def plan_step(self, args: tuple[object, ...], kwargs: Arguments) -> Edits | None:
         """The edits of the part of the prompt that a step sees."""
         step = self.steps.read(args, kwargs)
         windows = ((one, step_window(one.placement, step)) for one in self._placed)
@@ -207,11 +207,15 @@ class _SiteHook:
     def __init__(self, hooks: EditHooks, site: int) -> None:
         self.hooks, self.site = hooks, site
 
-    def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def before(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
+    ) -> tuple[tuple[object, ...], Inputs] | None:
         edits = self.hooks.at(self.site)
         return None if edits is None else edit_input(edits, args, kwargs)
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def after(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs, output: object
+    ) -> object:
         edits = self.hooks.at(self.site)
         if edits is None:
             return None

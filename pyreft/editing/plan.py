@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from pyreft.editing.edits import Call, SiteEdits
 from pyreft.editing.slots import Slots, join_slots, slots_of
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
-from pyreft.placement.placement import Placement, Target
+from pyreft.placement.placement import Directions, Placement, Target
 
 # Number of a site -> what is done there.
 Edits = Mapping[int, SiteEdits]
@@ -42,7 +41,7 @@ class Placed:
     weight: float = 1.0
     shared: bool = False
 
-    def keep_logits(self, kept: Any) -> Placed:
+    def keep_logits(self, kept: int | slice | Tensor | None) -> Placed:
         """The same in a forward pass with these `logits_to_keep`."""
         return replace(self, placement=self.placement.keep_logits(self.targets, kept))
 
@@ -64,12 +63,12 @@ class Edit:
     slots: Slots
     heads: tuple[int, ...] | None = None
     num_heads: int | None = None
-    subspaces: Sequence | Mapping | None = None
+    subspaces: Directions | None = None
     weight: float = 1.0
 
 
 def plan_pass(
-    placed: Sequence[Placed], stacks: dict[tuple, StackedInterventions] | None = None
+    placed: Sequence[Placed], stacks: dict[tuple[object, ...], StackedInterventions] | None = None
 ) -> Edits | None:
     """What is done at each site in one forward pass.
 
@@ -117,7 +116,7 @@ class _Planner:
     def __init__(
         self,
         summed: bool,
-        stacks: dict[tuple, StackedInterventions] | None = None,
+        stacks: dict[tuple[object, ...], StackedInterventions] | None = None,
         in_order: bool = False,
     ) -> None:
         self._summed, self._stacks, self._in_order = summed, stacks, in_order
@@ -125,7 +124,7 @@ class _Planner:
 
     def plan(self, edits: Sequence[Edit]) -> SiteEdits:
         """The calls for the edits of one site."""
-        alike: dict[tuple, list[Edit]] = {}
+        alike: dict[tuple[object, ...], list[Edit]] = {}
         calls = []
         for edit in edits:
             whole = edit.num_heads is None and edit.subspaces is None
@@ -215,14 +214,14 @@ class _Alone:
 
 def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
     """Edit groups of tokens (G, P, D), of these rows (G,) of the batch."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if isinstance(edit.subspaces, Mapping):
         extra["subspaces"] = edit.subspaces
     elif edit.subspaces is not None:
         extra["subspaces"] = [edit.subspaces[row] for row in rows.tolist()]
     if edit.num_heads is None:
         return _call(edit.intervention, chosen, extra)
-    by_head = chosen.unflatten(-1, (edit.num_heads, -1))  # (G, P, H, D / H)
+    by_head: Tensor = chosen.unflatten(-1, (edit.num_heads, -1))  # (G, P, H, D / H)
     if edit.heads is None:
         return _call(edit.intervention, by_head, extra).flatten(-2)
     heads = torch.tensor(edit.heads, device=chosen.device)
@@ -230,7 +229,7 @@ def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
     return by_head.index_copy(-2, heads, edited).flatten(-2)
 
 
-def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, Any]) -> Tensor:
+def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, object]) -> Tensor:
     _require_width(intervention, chosen)
     # Any module may assume that hidden states are as wide a type as its parameters, or of the type
     # of some of them: upstream's kinds have R in float32 beside a bfloat16 source.

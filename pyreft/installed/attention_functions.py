@@ -1,20 +1,26 @@
-"""How transformers models are given a function to attend by."""
+"""Register an attention function in transformers, and select it for a model."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyreft.installed.fact import fact, require_found
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# (module, query, key, value, attention_mask, ...) -> attended values, no attention weights.
+AttentionFunction: TypeAlias = "Callable[..., tuple[Tensor, None]]"
 
 
 @fact("transformers")
 def attention_can_be_registered() -> None:
-    """A model that supports it attends by the function that is registered under its config's
+    """A model that supports it calls the attention function that is registered under its config's
     _attn_implementation, with the masks of the same name.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -26,21 +32,23 @@ def attention_can_be_registered() -> None:
     for registry in (AttentionInterface, AttentionMaskInterface):
         require_found(callable(registry.register), True, f"whether {registry.__name__} registers")
     require_found(callable(sdpa_mask), True, "whether sdpa_mask can be called")
-    # Read, so that a class that no longer has it is an error.
+    # Read the attribute, so that a class without it is an error.
     require_found(
-        isinstance(PreTrainedModel._supports_attention_backend, bool), True, "the class's say"
+        isinstance(PreTrainedModel._supports_attention_backend, bool),
+        True,
+        "whether _supports_attention_backend is a bool",
     )
 
 
-def sdpa() -> Callable[..., Any]:
-    """What transformers attends by under the name "sdpa"."""
+def sdpa() -> AttentionFunction:
+    """The attention function of transformers under the name "sdpa"."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward
 
 
-def register_attention(name: str, function: Callable[..., Any]) -> None:
-    """Register a function to attend by, with the masks of "sdpa"."""
+def register_attention(name: str, function: AttentionFunction) -> None:
+    """Register an attention function, with the masks of "sdpa"."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -48,19 +56,19 @@ def register_attention(name: str, function: Callable[..., Any]) -> None:
     AttentionMaskInterface.register(name, sdpa_mask)
 
 
-def attention_of(config: Any) -> str:
-    """The name of what a model of this config attends by."""
+def attention_of(config: PreTrainedConfig) -> str:
+    """The name of the attention function of a model with this config."""
     return str(config._attn_implementation)
 
 
-def takes_registered(model: Any) -> bool:
-    """Whether a model attends by a registered function: others ask for its name only."""
+def takes_registered(model: PreTrainedModel) -> bool:
+    """Whether a model calls a registered attention function; others only compare its name."""
     return bool(model._supports_attention_backend)
 
 
 @contextmanager
-def attending_by(config: Any, name: str) -> Iterator[None]:
-    """Let a model of this config attend by a registered function inside the block."""
+def attending_by(config: PreTrainedConfig, name: str) -> Iterator[None]:
+    """Select a registered attention function for models with this config inside the block."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -70,13 +78,13 @@ def attending_by(config: Any, name: str) -> Iterator[None]:
 
 
 def keeps_state(model: nn.Module) -> bool:
-    """Whether a model says that it keeps a state that is no keys and values of tokens."""
+    """Whether a model declares a state other than keys and values of tokens."""
     return bool(getattr(model, "_is_stateful", False))
 
 
-def captures_outputs(hook: Any) -> bool:
-    """Whether a hook is one of transformers' own, that collects outputs when it is asked to.
+def captures_outputs(hook: Callable[..., object]) -> bool:
+    """Whether a hook is transformers' own, which collects outputs on request.
 
-    It stays on a module once it was used.
+    It stays on a module after its first use.
     """
     return str(hook.__module__).startswith("transformers.utils.output_capturing")

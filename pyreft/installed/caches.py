@@ -1,24 +1,28 @@
-"""The cache of a transformers model: by what name it is passed, and how many tokens it holds.
+"""The cache of a transformers model: the name of its argument, and the number of its tokens.
 
-A cache is found among the arguments of a call by its type, whatever its name is there. A name is
-needed only to pass one.
+A cache among the arguments of a call is found by its type, whatever its name. The name is needed
+only to pass one.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin
 
+from pyreft.annotations import Arguments
 from pyreft.installed.fact import fact, require_found
 
-# What `forward` and `generate` call a cache of keys and values, the present name first.
+if TYPE_CHECKING:
+    from transformers.cache_utils import CacheLayerMixin
+
+# The argument of `forward` and `generate` for a cache of keys and values, the newest name first.
 CACHE_NAMES = ("cache", "past_key_values")
-# What models call a state that is no keys and values.
+# Arguments for a state other than keys and values.
 _STATES = ("cache_params", "state", "mems", "past_buckets_states")
 
 
@@ -34,22 +38,23 @@ def cache_counts_tokens() -> None:
 
 @fact("transformers")
 def cache_has_layers() -> None:
-    """A cache is made of layers, whose update, get_seq_length and get_mask_sizes give what
+    """A cache consists of layers, whose update, get_seq_length and get_mask_sizes return what
     attention reads of earlier tokens.
     """
     from transformers.cache_utils import DynamicLayer
 
-    layer = DynamicLayer()
+    make: Callable[[], CacheLayerMixin] = DynamicLayer
+    layer = make()
     require_found(len(Cache(layers=[layer]).layers), 1, "the number of layers of a cache of one")
     keys = torch.zeros(1, 1, 3, 2, device="cpu")
     require_found(layer.update(keys, keys)[0].shape, keys.shape, "the shape of updated keys")
     require_found(int(layer.get_seq_length()), 3, "get_seq_length() of a layer of 3 tokens")
     if not callable(layer.get_mask_sizes):
-        raise TypeError("get_mask_sizes of a layer is no method")
+        raise TypeError("get_mask_sizes of a layer is not a method")
 
 
 def cache_argument(model: nn.Module) -> str | None:
-    """The name by which `forward` of a model takes a cache of keys and values.
+    """The name under which `forward` of a model takes a cache of keys and values.
 
     None if it takes none, or two.
     """
@@ -60,14 +65,14 @@ def cache_argument(model: nn.Module) -> str | None:
 
 @fact("transformers")
 def generate_takes_cache() -> None:
-    """Generate takes a cache by the name by which it passes one to a model."""
+    """Generate takes a cache under the same name under which it passes one to a model."""
     require_found(
         len(_of_generate()), 1, f"the number of these names, {CACHE_NAMES}, that it takes"
     )
 
 
 def generate_cache_argument() -> str:
-    """The name by which `generate` takes a cache, whatever the model."""
+    """The name under which `generate` takes a cache, for every model."""
     generate_takes_cache.require("generating from a cache of a shared beginning")
     return _of_generate()[0]
 
@@ -85,14 +90,14 @@ def is_plain_cache(cache: Cache) -> bool:
 
 
 class UncountedStateError(ValueError):
-    """A call has a state that does not say how many tokens it was computed from."""
+    """A call has a state of earlier tokens that does not count them."""
 
 
-def cached_tokens(arguments: Mapping[str, Any]) -> int:
+def cached_tokens(arguments: Arguments) -> int:
     """The number of tokens that a cache among the arguments of a call holds, 0 without one.
 
     Raises:
-        UncountedStateError: If something there keeps earlier tokens and does not say how many.
+        UncountedStateError: If an argument keeps earlier tokens and does not count them.
         ValueError: If there are two caches.
     """
     found = {id(v): (name, v) for name, v in arguments.items() if isinstance(v, Cache)}
@@ -102,7 +107,7 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
     for name in (*CACHE_NAMES, *_STATES):
         value = arguments.get(name)
         if value is not None and not isinstance(value, Cache):
-            # A cache of the user's own may count as transformers' do.
+            # A user's own cache may count tokens by the same method.
             if name in _STATES or not hasattr(value, "get_seq_length"):
                 raise UncountedStateError(_uncounted(name, value))
             found[id(value)] = name, value
@@ -114,7 +119,7 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
         raise UncountedStateError(_uncounted(name, cache))
     position = arguments.get("cache_position")
     if position is not None and getattr(cache, "is_compileable", False):
-        # Some static caches count only the tokens of the first row that are not padding.
+        # Some static caches leave padding out, and count the first row alone.
         return int(position[0])
     return int(cache.get_seq_length())
 
@@ -122,6 +127,6 @@ def cached_tokens(arguments: Mapping[str, Any]) -> int:
 def _uncounted(name: str, value: object) -> str:
     return (
         f"this model keeps what it has read in {name!r} ({type(value).__name__}), which does not "
-        "say how many tokens that is: generate with use_cache=False. In a call of the model, "
+        "count its tokens: generate with use_cache=False. In a call of the model, "
         'positions "all" and intervention_locations do not need the number.'
     )

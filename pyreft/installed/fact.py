@@ -1,7 +1,7 @@
-"""What pyreft relies on of another package beyond its documented interface, one fact at a time.
+"""What pyreft relies on in another package beyond its documented interface, one fact at a time.
 
-A fact has a probe, which runs once in a process, when the fact is first asked for. What depends on
-a fact that does not hold is refused by name. Nothing is guessed.
+A fact has a probe. It runs once in a process, when the fact is first read. If the fact does not
+hold, what depends on it is refused by name. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Fact:
 
     Args:
         package: The package, as pip knows it.
-        probe: Returns if the fact holds, and raises otherwise, with what was found. Its docstring
-            is the fact, in one sentence.
+        probe: Returns if the fact holds. Raises otherwise, with what was found. Its docstring
+            states the fact, in one sentence.
     """
 
     def __init__(self, package: str, probe: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Fact:
             vars(self).pop(found, None)
 
     def require(self, dependent: str) -> None:
-        """Refuse what depends on the fact, if it does not hold.
+        """Raise if the fact does not hold.
 
         Args:
             dependent: What depends on it: the subject of the message.
@@ -65,7 +65,7 @@ class Fact:
             self.refuse(dependent, self.problem)
 
     def refuse(self, dependent: str, found: str) -> NoReturn:
-        """Refuse what depends on the fact, because of what was found in a model or a call."""
+        """Raise UnsupportedReleaseError, because of what was found in a model or a call."""
         raise UnsupportedReleaseError(f"{dependent} relies on this: {self.explain(found)}")
 
     def explain(self, found: str | None = None) -> str:
@@ -77,7 +77,7 @@ class Fact:
         import torch
 
         try:
-            # Whatever block the fact is first asked for in.
+            # The fact may first be read inside no_grad or inference_mode.
             with torch.inference_mode(False), torch.enable_grad():
                 self._probe()
         # A changed package may fail in any way.
@@ -90,7 +90,7 @@ FACTS: list[Fact] = []
 
 
 def fact(package: str) -> Callable[[Callable[[], None]], Fact]:
-    """Make a fact of its probe; arguments are those of `Fact`."""
+    """Decorate the probe of a fact, which becomes a `Fact`."""
 
     def make(probe: Callable[[], None]) -> Fact:
         made = Fact(package, probe)
@@ -101,6 +101,6 @@ def fact(package: str) -> Callable[[Callable[[], None]], Fact]:
 
 
 def require_found(found: object, expected: object, of: str) -> None:
-    """Raise ValueError, in a probe, if what was found is not what pyreft relies on."""
+    """Raise ValueError, in a probe, if what was found is not what was expected."""
     if found != expected:
         raise ValueError(f"{of} is {found!r}, not {expected!r}")

@@ -1,14 +1,16 @@
-"""torch's modules, tensors and backward passes, seen from outside."""
+"""Undocumented attributes of torch's modules, tensors and backward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pyreft.installed.fact import fact, require_found
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @fact("torch")
@@ -25,14 +27,14 @@ def modules_list_hooks() -> None:
     require_found(len(list(forward_hooks_of(module))), 2, "the number of forward hooks, of 2")
 
 
-def hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+def hooks_of(module: nn.Module) -> Iterator[Callable[..., object]]:
     """All hooks on a module."""
     yield from forward_hooks_of(module)
     yield from module._backward_hooks.values()
     yield from module._backward_pre_hooks.values()
 
 
-def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., object]]:
     """The hooks on a module that a forward pass calls."""
     yield from module._forward_hooks.values()
     yield from module._forward_pre_hooks.values()
@@ -44,12 +46,12 @@ def any_is_hooked(modules: Iterable[nn.Module]) -> bool:
 
 
 def others_see_outputs(modules: Iterable[nn.Module]) -> bool:
-    """Whether a hook that is not pyreft's sees the output of any of the modules."""
+    """Whether a hook that is not pyreft's reads the output of any of the modules."""
     hooked = (module._forward_hooks for module in modules)
     return any(not is_own(hook) for hooks in hooked if hooks for hook in hooks.values())
 
 
-def is_own(hook: Callable[..., Any]) -> bool:
+def is_own(hook: Callable[..., object]) -> bool:
     """Whether a hook is pyreft's."""
     return str(hook.__module__).startswith("pyreft.")
 
@@ -58,7 +60,7 @@ def is_own(hook: Callable[..., Any]) -> bool:
 def modules_say_if_compiled() -> None:
     """A compiled module has _compiled_call_impl or is wrapped with an _orig_mod."""
     require_found(is_compiled(nn.Identity()), False, "a module that is not compiled")
-    # Read, not run: the compiler takes seconds to import.
+    # The code is read, not run: the compiler takes seconds to import.
     names = nn.Module.compile.__code__.co_names
     require_found("_compiled_call_impl" in names, True, "whether compile() sets it")
 
@@ -68,8 +70,8 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
-def uncompiled(module: Any) -> Any:
-    """The module inside what `torch.compile` returned."""
+def uncompiled(module: _Module) -> _Module:
+    """The module that `torch.compile` wrapped; any other is returned as it is."""
     while (inner := getattr(module, "_orig_mod", None)) is not None:
         module = inner
     return module
@@ -88,27 +90,28 @@ def backward_has_an_id() -> None:
         seen.append(current_backward())
         after_backward(lambda: seen.append(-2))
 
-    y.register_hook(look)
-    y.backward()
+    register: Callable[[Callable[[Tensor], None]], object] = y.register_hook
+    register(look)
+    torch.autograd.backward(y)
     require_found(current_backward(), -1, "the id outside of a backward pass")
     if len(seen) != 2 or seen[0] < 0 or seen[1] != -2:
-        raise ValueError(f"in a backward pass the id, and what was queued, were {seen}")
+        raise ValueError(f"the id in a backward pass, and the callback's value, were {seen}")
 
 
 def current_backward() -> int:
-    """The id of the backward pass that runs in this thread, -1 if there is none."""
+    """The id of the backward pass that is running in this thread, -1 if there is none."""
     return torch._C._current_graph_task_id()
 
 
 def after_backward(callback: Callable[[], None]) -> None:
-    """Call something at the end of the backward pass that is running."""
+    """Queue a callback for the end of the backward pass that is running."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(callback)
 
 
 @fact("torch")
 def tensors_count_writes() -> None:
-    """A tensor counts what is written to it in _version."""
+    """A tensor counts the writes to it in _version."""
     tensor = torch.zeros(1, device="cpu")
     before = version_of(tensor)
     tensor.add_(1)
@@ -116,14 +119,14 @@ def tensors_count_writes() -> None:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to; always 0 in inference mode."""
+    """The number of writes to a tensor; always 0 in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 @fact("torch")
 def functions_name_saved_outputs() -> None:
     """A function of autograd names an output that it saves _saved_result or _saved_output, and a
-    view says that it is one.
+    view can be recognized.
     """
     x = torch.zeros(2, 2, device="cpu", requires_grad=True)
     saved = [saves_output(y.grad_fn) for y in (x.exp(), x.tanh(), x.sigmoid(), x.softmax(-1))]
@@ -132,15 +135,15 @@ def functions_name_saved_outputs() -> None:
     require_found(is_view(x[0]), True, "whether a row is a view")
 
 
-def saves_output(node: Any) -> bool:
-    """Whether a node of autograd may need the output that it made, for backward."""
+def saves_output(node: object) -> bool:
+    """Whether a node of autograd may need its own output in the backward pass."""
     # Functions written in Python may keep anything.
     in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
     return in_python or hasattr(node, "_saved_result") or hasattr(node, "_saved_output")
 
 
 def is_view(tensor: Tensor) -> bool:
-    """Whether a tensor shares the memory of another that autograd knows."""
+    """Whether a tensor is a view that autograd tracks."""
     return tensor._is_view()
 
 
@@ -166,5 +169,5 @@ def dropouts_have_a_base() -> None:
 
 
 def dropout_rate(module: nn.Module) -> float:
-    """How often a module drops a value in training, 0.0 if it is no dropout."""
+    """The probability of dropping a value in training, 0.0 if the module is not a dropout."""
     return module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0

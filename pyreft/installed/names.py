@@ -1,4 +1,4 @@
-"""What pipelines and the Trainer know a model by: the names of classes in transformers' tables."""
+"""The tables of class names by which transformers' pipelines and Trainer recognize a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pipelines_know_classes() -> None:
 
 
 def make_known(model_type: str, class_name: str) -> None:
-    """Let pipelines accept a class for the tasks of language models."""
+    """Add a class to the tables, so that pipelines accept it for the tasks of language models."""
     from transformers.models.auto import modeling_auto
 
     if not pipelines_know_classes.holds:

@@ -1,4 +1,4 @@
-"""accelerate's hooks on modules that lie on several devices, on disk, or nowhere yet."""
+"""accelerate's hooks on modules whose weights are on several devices, on disk or on meta."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def placed_modules_have_a_hook() -> None:
 
 
 def is_placed(module: nn.Module) -> bool:
-    """Whether accelerate moves the inputs or the weights of a module when it runs."""
+    """Whether accelerate moves the inputs or the weights of a module in its forward pass."""
     return hasattr(module, "_hf_hook")
 
 
 def device_of_hook(modules: Iterable[nn.Module]) -> torch.device | None:
-    """Where accelerate runs the first of these modules that it placed."""
+    """The device on which accelerate runs the first of these modules that it placed."""
     hooks = (getattr(module, "_hf_hook", None) for module in modules)
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     found = next((device for device in devices if device is not None), None)
@@ -35,7 +35,7 @@ def device_of_hook(modules: Iterable[nn.Module]) -> torch.device | None:
 
 @fact("torch")
 def fsdp_can_ignore_parameters() -> None:
-    """Fully_shard leaves the parameters whole that are among its ignored_params."""
+    """Fully_shard does not shard the parameters in its ignored_params."""
     import inspect
 
     from torch.distributed.fsdp import fully_shard

@@ -1,4 +1,4 @@
-"""The releases that the tests pass with, and the ones that are installed."""
+"""The tested releases of packages, and the installed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTED: dict[str, tuple[str, str]] = {
 
 
 def installed_version(package: str) -> str | None:
-    """The installed release of a package, None if there is none. Imports nothing."""
+    """The installed release of a package, None if it is missing. Imports nothing."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -26,7 +26,7 @@ def installed_version(package: str) -> str | None:
 
 
 def describe_release(package: str) -> str:
-    """The installed and the newest tested release, and what to do if it was not tested."""
+    """The installed and the newest tested release, and advice if the installed one is untested."""
     oldest, newest = TESTED[package]
     said = (
         f"{package} {installed_version(package)} is installed, the newest tested release is "
@@ -38,16 +38,16 @@ def describe_release(package: str) -> str:
 
 
 def untested() -> list[str]:
-    """The installed packages of an older or newer minor release than those that were tested."""
+    """The installed packages whose minor release is older or newer than all tested ones."""
     found = ((package, installed_version(package)) for package in TESTED)
     return [p for p, release in found if release and not _is_tested(p, release)]
 
 
 def check_releases() -> None:
-    """Warn of releases that were not tested.
+    """Warn of untested releases.
 
     Raises:
-        ImportError: If transformers is older than the oldest that is supported.
+        ImportError: If transformers is older than the oldest supported release.
     """
     transformers = installed_version("transformers")
     if transformers and _minor(transformers) < _minor(TESTED["transformers"][0]):

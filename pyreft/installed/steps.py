@@ -1,23 +1,25 @@
-"""How `generate` calls a model: a call for each step, with keyword arguments and its cache."""
+"""How `generate` calls a model: once for each step, with keyword arguments and its cache."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
+from pyreft.annotations import Inputs
 from pyreft.installed.caches import cached_tokens
 from pyreft.installed.fact import fact, require_found
 
 
 @fact("transformers")
 def generate_calls_model() -> None:
-    """Generate calls the model once for a step, with keyword arguments, a cache that counts the
-    tokens before them among these.
+    """Generate calls the model once for a step, with keyword arguments, one of which is a cache
+    that counts the tokens before the step.
     """
     seen: list[tuple[int, int]] = []
 
-    def see(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def see(module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
         if args:
             raise TypeError("generate passes positional arguments")
         seen.append((cached_tokens(kwargs), kwargs["input_ids"].shape[1]))
@@ -45,6 +47,8 @@ def _tiny_model() -> Any:
         bos_token_id=1,
         eos_token_id=None,
     )
-    # Random numbers of the user's own go on as if nothing had been made.
+    # The user's random state is left as it was.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config)
+    model.train(False)
+    return model

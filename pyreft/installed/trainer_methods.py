@@ -5,9 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor, nn
+
+from pyreft.annotations import Inputs
 from pyreft.installed.fact import fact
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+# The loss, or the loss and the outputs of the model.
+Loss: TypeAlias = "Tensor | tuple[Tensor, object]"
 
 # Method -> the arguments, beside self, that its extension takes by name.
 FOR_CHECKPOINTS: Mapping[str, tuple[str, ...]] = {
@@ -39,22 +49,22 @@ FOR_TRAINING: Mapping[str, tuple[str, ...]] = {
 
 @fact("transformers")
 def trainer_saves_by_methods() -> None:
-    """The Trainer calls the methods by which a checkpoint is saved, found and loaded."""
+    """The Trainer calls the methods that save, find and load a checkpoint."""
     _require_methods(FOR_CHECKPOINTS)
 
 
 @fact("transformers")
 def trainer_steps_by_methods() -> None:
-    """The Trainer calls the methods by which a batch becomes a loss and a model is placed and
-    wrapped.
+    """The Trainer calls the methods that compute the loss of a batch, and that place and wrap a
+    model.
     """
     _require_methods(FOR_TRAINING)
 
 
 @fact("transformers")
 def trainer_asks_where_to_go_on() -> None:
-    """The Trainer asks _init_training_state where a run goes on, so that a stream is resumed after
-    its first pass.
+    """The Trainer calls _init_training_state for the step at which a run is resumed, so that a
+    stream is resumed after its first pass.
     """
     names = ("max_steps", "num_update_steps_per_epoch", "num_train_epochs")
     _require_methods({"_init_training_state": (*names, "resume_from_checkpoint", "trial")})
@@ -75,8 +85,8 @@ def _require_methods(methods: Mapping[str, tuple[str, ...]]) -> None:
             raise ValueError(f"nothing in Trainer calls {name}")
 
 
-def _functions(cls: type) -> Iterator[Any]:
-    """The functions of a class and its bases, without what decorates them."""
+def _functions(cls: type) -> Iterator[FunctionType]:
+    """The functions of a class and its bases, without their decorators."""
     for base in cls.__mro__:
         for value in vars(base).values():
             function = inspect.unwrap(value) if inspect.isfunction(value) else None
@@ -84,17 +94,17 @@ def _functions(cls: type) -> Iterator[Any]:
                 yield function
 
 
-def without_items(compute_loss: Callable) -> Callable:
-    """A `compute_loss` as older Trainers called it, and upstream's users wrote it."""
+def without_items(compute_loss: Callable[..., Loss]) -> Callable[..., Loss]:
+    """Add num_items_in_batch to a `compute_loss` that was written for older Trainers."""
 
     @wraps(compute_loss)
     def compute(
-        self: Any,
-        model: Any,
-        inputs: Any,
+        self: Trainer,
+        model: nn.Module,
+        inputs: Inputs,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: object = None,
+    ) -> Loss:
         return compute_loss(self, model, inputs, return_outputs)
 
     return compute

@@ -1,8 +1,6 @@
-"""What PEFT puts on a model."""
+"""PEFT's wrappers of models and layers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import nn
 
@@ -11,8 +9,8 @@ from pyreft.installed.fact import fact, require_found
 
 @fact("peft")
 def peft_wraps_layers() -> None:
-    """A PeftModel has peft_config and get_base_model, and a layer on which it puts a tuner keeps
-    the one below in base_layer.
+    """A PeftModel has peft_config and get_base_model, and a tuner keeps the layer that it wraps in
+    base_layer.
     """
     import inspect
 
@@ -30,7 +28,7 @@ def peft_wraps_layers() -> None:
         require_found(hasattr(LoraConfig(), name), True, f"whether LoraConfig has {name}")
 
 
-def is_peft_model(model: Any) -> bool:
+def is_peft_model(model: object) -> bool:
     """Whether PEFT wraps the model."""
     wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
     if wrapped:
@@ -39,7 +37,7 @@ def is_peft_model(model: Any) -> bool:
 
 
 def layer_below(module: nn.Module) -> nn.Module:
-    """The module that PEFT's layers are around (a LoRA, a trained copy); any other is itself."""
+    """The module that PEFT's layers wrap (LoRA, a trained copy); any other is returned as it is."""
     for name in ("base_layer", "original_module"):
         if isinstance(inner := getattr(module, name, None), nn.Module):
             return layer_below(inner)

@@ -1,7 +1,8 @@
 """hidden -> edited hidden. Knows only torch."""
 
 from importlib import import_module
-from typing import Any
+
+from torch import nn
 
 from pyreft.interventions.arithmetic import join, scale, select_directions
 from pyreft.interventions.base import LowRankIntervention
@@ -49,12 +50,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[nn.Module]:
     # What upstream's module of this name has beside its interventions, taken from pyvene.
-    pyvene = import_module("pyreft.interventions.pyvene")
-
-    if name == "LowRankRotateLayer":
-        return pyvene.LowRankRotateLayer
-    if name in pyvene.NAMES:
-        return pyvene.find_class(name)
+    module = import_module("pyreft.interventions.pyvene")
+    if name == "LowRankRotateLayer" or name in module.NAMES:
+        found: type[nn.Module] = module.find_class(name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

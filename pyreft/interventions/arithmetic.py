@@ -1,15 +1,15 @@
-"""Interventions scaled, negated, joined, and taken apart: each result is an intervention again.
+"""Interventions scaled, negated, joined, and split: each result is an intervention again.
 
-Every kind edits by B^T (act(W h + b) - s (B h + c)), s = 1 in the kinds that replace what the
-hidden state is in the subspace of B, s = 0 in those that add to it. Without an activation that is
-linear in h, and what is done to it is exact:
+The edit of every kind is B^T (act(W h + b) - s (B h + c)). s = 1 in the kinds that replace the
+projection of the hidden state on the subspace of B, s = 0 in those that add to it. Without an
+activation the edit is linear in h, and the arithmetic is exact:
 
     scale    f B^T (W h + b - s (B h + c))  =  B^T (W' h + b' - s (B h + c))
              W' = f W + s (1 - f) B,  b' = f b + s (1 - f) c
     join     B_1^T (...) + B_2^T (...): the rows of B, W, b, c below each other
     select   some of those rows
 
-It is computed in float64. What would only be near is refused.
+It is computed in float64. An operation that is not exact is refused.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from torch import Tensor, nn
 from pyreft.interventions.forms import Form, make_module, read_form
 from pyreft.interventions.projection import orthonormal_factor
 
-# The cosine between directions up to which they are orthogonal: rounding in float32.
+# Directions with a cosine up to this count as orthogonal: rounding in float32.
 TOLERANCE = 1e-5
 
 
 def scale(intervention: nn.Module, factor: float) -> nn.Module:
-    """An intervention whose edit is `factor` times as far; -1 turns it round.
+    """An intervention whose edit is multiplied by `factor`; -1 negates it.
 
-    An activation is in the way where the projection is replaced (LoReFT, NoReFT). Where the edit
-    is added, the directions are scaled in place of it, P' = f P: a DiReFT with an activation
-    becomes a NodiReFT. A ConsReFT becomes a LoReFT, W' = (1 - f) R.
+    An intervention with an activation cannot be scaled if it replaces the projection (LoReFT,
+    NoReFT). If it adds its edit, the directions are scaled instead, P' = f P: a DiReFT with an
+    activation becomes a NodiReFT. A ConsReFT becomes a LoReFT, W' = (1 - f) R.
 
     Args:
-        intervention: One of the six kinds, any module if the factor is 1. It is not changed.
-        factor: Any number.
+        intervention: One of the six kinds, or any module if the factor is 1. It is not changed.
+        factor: A finite number.
 
     Raises:
-        ValueError: If no intervention does that.
+        ValueError: If no intervention has that edit.
     """
     if (
         isinstance(factor, bool)
@@ -67,7 +67,7 @@ def scale(intervention: nn.Module, factor: float) -> nn.Module:
         weight, shift = form.linear_weight, form.linear_shift
         scaled = replace(
             form,
-            # A constant that replaces nothing is still one.
+            # A constant that replaces nothing stays a constant.
             weight=form.weight
             if rest == 0 and form.weight is None
             else factor * weight + rest * form.basis,
@@ -81,12 +81,12 @@ def join(interventions: Sequence[nn.Module]) -> nn.Module:
 
     Args:
         interventions: Of the six kinds, for one width. Those of different kinds must be without
-            an activation. What a LoReFT or ConsReFT replaces, no other may touch: its subspace is
-            orthogonal to theirs, up to `TOLERANCE`. The result has their dropout if all have the
-            same, else none: it is for training alone.
+            an activation. The subspace that a LoReFT or ConsReFT replaces must be orthogonal to
+            all others, up to `TOLERANCE`. The result has their dropout if all have the same, else
+            none: dropout affects only training.
 
     Raises:
-        ValueError: If no intervention does that, or two replace the same part of a hidden state.
+        ValueError: If no intervention has that edit, or one edits what another replaces.
     """
     forms = [read_form(one) for one in interventions]
     if not forms or len({form.basis.shape[1] for form in forms}) > 1:
@@ -116,17 +116,17 @@ def join(interventions: Sequence[nn.Module]) -> nn.Module:
 
 
 def select_directions(intervention: nn.Module, directions: Sequence[int]) -> nn.Module:
-    """An intervention of lower rank: of another, what `subspaces=directions` edits.
+    """An intervention of lower rank, with the edit that another has with `subspaces=directions`.
 
-    A LoReFT whose directions were trained for different tasks, as in upstream's example of
-    composition, is taken apart like that; `join` puts parts together again.
+    It splits a LoReFT whose directions were trained for different tasks, as in upstream's example
+    of composition; `join` is the inverse.
 
     Args:
         intervention: One of the six kinds. It is not changed.
         directions: Different indices below its rank.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If they are not such indices.
     """
     form = read_form(intervention)
     rank, chosen = len(form.basis), list(directions)
@@ -138,7 +138,7 @@ def select_directions(intervention: nn.Module, directions: Sequence[int]) -> nn.
 
 
 def _adding(form: Form) -> Form:
-    """The same edit as one that adds: A in the place of W, a in that of b."""
+    """The same edit in a form that adds: A replaces W, a replaces b."""
     if form.act_fn is not None:
         raise ValueError(
             f"an intervention with act_fn={form.act_fn!r} can only be joined with others of its "
@@ -153,7 +153,7 @@ def _require_disjoint(forms: Sequence[Form]) -> float:
     """The largest cosine between directions of two forms.
 
     Raises:
-        ValueError: If what one replaces, another touches.
+        ValueError: If one edits what another replaces.
     """
     largest = 0.0
     for index, one in enumerate(forms):
@@ -171,6 +171,6 @@ def _require_disjoint(forms: Sequence[Form]) -> float:
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    """Of the smallest angle between two row spaces."""
+    """The cosine of the smallest angle between two row spaces."""
     bases = [orthonormal_factor(rows.mT) for rows in (one, other)]
     return float(torch.linalg.matrix_norm(bases[0].mT @ bases[1], ord=2))

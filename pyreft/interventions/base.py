@@ -1,16 +1,19 @@
-"""What every intervention is: a module from a hidden state to an edited hidden state."""
+"""The base class of the low-rank kinds: a module, hidden state -> edited hidden state."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from pyreft.interventions.upstream import UpstreamInterventionMixin, refuse_unknown
+
+if TYPE_CHECKING:
+    from pyreft.annotations import Json
 
 Subspaces = Sequence[Sequence[int]] | Sequence[int]
 _TYPES = {
@@ -23,9 +26,9 @@ _ARGUMENTS = ["embed_dim", "low_rank_dimension", "dropout", "act_fn", "dtype", "
 
 
 class LowRankIntervention(UpstreamInterventionMixin):
-    """Add an edit that lives in a subspace of R dimensions: h' = h + B^T c(h).
+    """Add an edit in a subspace of R dimensions: h' = h + B^T c(h).
 
-    A kind says what the rows B of the subspace are (`basis`) and how far to go along each
+    A kind defines the rows B of the subspace (`basis`) and the coefficients c of the edit
     (`coefficients`). The edit is computed and added in the wider type of parameters and hidden
     state, with autocast off: one cast in, one out.
 
@@ -36,27 +39,27 @@ class LowRankIntervention(UpstreamInterventionMixin):
             whole hidden state instead, which is a defect.
         act_fn: Name of a transformers activation applied to the learned source, or None.
         dtype: Type of the parameters. Upstream's default is bfloat16; ours is float32, which
-            works with every base model. Below float32 only the learned maps are stored so; an
-            orthonormal projection stays float32.
+            works with every base model. A type below float32 is used for the learned maps alone;
+            an orthonormal projection stays float32.
         add_bias: Whether the free projection of NoReFT has a bias of its own.
-        device: Where to put the parameters.
-        **extra: Arguments of upstream's that change nothing, `init_orth=True` among them, and
-            those that a subclass hands on.
+        device: Device of the parameters.
+        **extra: Upstream's arguments without effect, such as `init_orth=True`, and those that a
+            subclass passes on.
 
     Shape:
         base: (..., D), any float type -> same shape and type.
 
     Raises:
         ValueError: If a rank or probability is out of range or the activation is unknown.
-        TypeError: If there is no argument of a name.
+        TypeError: If an argument is unknown.
     """
 
-    # Whether this class itself, and no subclass of it, computes what `forms` says of the two below.
+    # Whether this class itself, not a subclass, computes the formula of `forms` with these flags.
     of_one_formula = False
     constant_source = False
-    # Whether the edit replaces the projection of the hidden state, or comes on top of it.
+    # Whether the edit replaces the projection of the hidden state, or is added to it.
     replaces_projection = False
-    # The source of a coefficient: a map of the hidden state, or a constant.
+    # The source of the coefficients: a linear map of the hidden state, or a constant.
     learned_source: Any
 
     def __init__(
@@ -68,7 +71,7 @@ class LowRankIntervention(UpstreamInterventionMixin):
         dtype: torch.dtype | str = torch.float32,
         add_bias: bool = False,
         device: torch.device | str | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> None:
         nn.Module.__init__(self)
         inherited = type(self).__init__.__module__.rpartition(".")[0] == __package__
@@ -77,7 +80,7 @@ class LowRankIntervention(UpstreamInterventionMixin):
         if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}.")
         if self.constant_source and act_fn not in (None, "linear"):
-            raise ValueError(f"{type(self).__name__} learns a constant; it has no act_fn to set.")
+            raise ValueError(f"{type(self).__name__} trains a constant; it takes no act_fn.")
         activation = _find_activation(act_fn)
         if not isinstance(add_bias, bool):
             raise ValueError(f"add_bias must be true or false, got {add_bias!r}.")
@@ -89,7 +92,7 @@ class LowRankIntervention(UpstreamInterventionMixin):
         self.act_fn = activation.to(self.dtype)
         self.dropout = nn.Dropout(dropout)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Json:
         """Every constructor argument, as JSON values."""
         return {
             "embed_dim": self.embed_dim,
@@ -101,7 +104,7 @@ class LowRankIntervention(UpstreamInterventionMixin):
         }
 
     def roles(self) -> dict[str, str]:
-        """What each parameter is in the formula, "R", "P", "W" or "b", by its name."""
+        """The symbol of each parameter in the formula, "R", "P", "W" or "b", by its name."""
         names = {
             "rotate_layer.turn": "R",
             "proj_layer.weight": "P",
@@ -122,18 +125,18 @@ class LowRankIntervention(UpstreamInterventionMixin):
         raise NotImplementedError
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
-        """How far to move along each direction: (..., D), (R, D) -> (..., R)."""
+        """The coefficient of each direction: (..., D), (R, D) -> (..., R)."""
         raise NotImplementedError
 
     @torch.no_grad()
     def edit_nothing(self) -> None:
         """Set the learned source so that the edit is zero, up to rounding.
 
-        Training then begins at the base model, from which preference tuning measures how far it
-        goes. A fresh intervention is random, as in the paper.
+        Training then begins at the base model, which is the reference of preference tuning. A new
+        intervention is random, as in the paper.
 
         Raises:
-            ValueError: If no source makes the edit zero: ConsReFT, and some activations.
+            ValueError: If the edit is zero for no source: ConsReFT, and some activations.
         """
         linear = self.act_fn_name in (None, "linear")
         if self.replaces_projection and (self.constant_source or not linear):
@@ -176,14 +179,14 @@ class LowRankIntervention(UpstreamInterventionMixin):
             if subspaces is not None:
                 chosen = _subspace_mask(subspaces, coefficients)
                 coefficients = coefficients.masked_fill(~chosen, 0.0)
-            edit = self.dropout(coefficients @ basis)
+            edit: Tensor = self.dropout(coefficients @ basis)
             return (hidden + edit).to(base.dtype)
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, low_rank_dimension={self.low_rank_dimension}"
 
 
-def _check_rank(embed_dim: Any, rank: Any) -> None:
+def _check_rank(embed_dim: int, rank: int) -> None:
     if not _is_index(embed_dim):
         raise ValueError(f"embed_dim must be a width in features, got {embed_dim!r}.")
     if not _is_index(rank) or not 1 <= rank <= embed_dim:
@@ -192,8 +195,8 @@ def _check_rank(embed_dim: Any, rank: Any) -> None:
         )
 
 
-def _is_index(number: Any) -> bool:
-    """Whether it is an integer of Python's, numpy's or torch's."""
+def _is_index(number: SupportsIndex) -> bool:
+    """Whether it is an integer of Python, numpy or torch."""
     if isinstance(number, bool):
         return False
     try:
@@ -203,19 +206,20 @@ def _is_index(number: Any) -> bool:
     return True
 
 
-def _is_number(number: Any) -> bool:
+def _is_number(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool)
 
 
-def _find_activation(name: Any) -> nn.Module:
+def _find_activation(name: str | None) -> nn.Module:
     if name in (None, "linear"):
         return nn.Identity()
-    # Late, since transformers takes longer to import than an adapter to read.
+    # Imported here, because importing transformers takes longer than reading an adapter.
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
         raise ValueError(f"unknown act_fn {name!r}; one of {', '.join(sorted(ACT2FN))}.")
-    return ACT2FN[name]
+    found: nn.Module = ACT2FN[name]
+    return found
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -231,8 +235,9 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _subspace_mask(subspaces: Subspaces, coefficients: Tensor) -> Tensor:
     """(R,) for one list of indices, (B, 1, R) for one list per example."""
     rank = coefficients.shape[-1]
-    shared = not subspaces or not all(isinstance(one, (list, tuple)) for one in subspaces)
-    rows: Sequence[Any] = [subspaces] if shared else subspaces
+    each = [one for one in subspaces if isinstance(one, (list, tuple))]
+    shared = not subspaces or len(each) < len(subspaces)
+    rows: Sequence[Sequence[object]] = [subspaces] if shared else each
     mask = torch.zeros(len(rows), rank, dtype=torch.bool)
     for row, indices in enumerate(rows):
         if any(type(index) is not int or not 0 <= index < rank for index in indices):

@@ -1,4 +1,4 @@
-"""The two sorts of directions that low-rank kinds edit along: orthonormal rows, and free ones."""
+"""The two bases of the low-rank kinds: orthonormal rows, and free rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyreft.interventions.projection import OrthonormalProjection
 
 
 class OrthonormalBasis(LowRankIntervention):
-    """Edits along the orthonormal rows of R, the transpose of `rotate_layer.weight`."""
+    """An edit along the orthonormal rows of R, the transpose of `rotate_layer.weight`."""
 
     def __init__(self, *args: Any, device: torch.device | str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class OrthonormalBasis(LowRankIntervention):
 
 
 class FreeBasis(LowRankIntervention):
-    """Edits along the rows of a matrix without constraint, `proj_layer.weight`."""
+    """An edit along the rows of an unconstrained matrix, `proj_layer.weight`."""
 
     projection_bias = False
 
@@ -51,11 +51,11 @@ def _linear(
 
 
 def source_of(intervention: OrthonormalBasis | FreeBasis, hidden: Tensor) -> Tensor:
-    """act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
+    """Compute act(W h + b), in the type of `hidden`: (..., D) -> (..., R)."""
     return apply_linear(intervention.learned_source, hidden, intervention.act_fn)
 
 
 def apply_linear(linear: nn.Linear, hidden: Tensor, act_fn: nn.Module | None = None) -> Tensor:
-    """A linear map in the type it is stored in, its result in the type of `hidden`."""
+    """Apply a linear map in the type of its weight; the result has the type of `hidden`."""
     mapped: Tensor = linear(hidden.to(linear.weight.dtype))
     return (mapped if act_fn is None else act_fn(mapped)).to(hidden.dtype)

@@ -1,6 +1,6 @@
-"""What a low-rank kind computes, as the matrices of one formula; and back.
+"""A low-rank kind as the matrices of one formula, and back.
 
-    h' = h + B^T (act(W h + b) - s (B h + c))      s is 1 where the edit replaces B h, else 0
+    h' = h + B^T (act(W h + b) - s (B h + c))      s is 1 if the edit replaces B h, else 0
 
 Without an activation that is B^T (A h + a), with A = W - s B and a = b - s c.
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyreft.interventions.base import LowRankIntervention
-from pyreft.interventions.bases import OrthonormalBasis
+from pyreft.interventions.bases import FreeBasis, OrthonormalBasis
 from pyreft.interventions.kinds.consreft import ConsreftIntervention
 from pyreft.interventions.kinds.direft import DireftIntervention
 from pyreft.interventions.kinds.lobireft import LobireftIntervention
@@ -25,36 +24,37 @@ from pyreft.interventions.kinds.nodireft import NodireftIntervention
 from pyreft.interventions.kinds.noreft import NoreftIntervention
 from pyreft.interventions.projection import turned_factor
 
-# (orthonormal, replaces the projection, learns a constant) -> the kind that is made of a form
-_MADE = {
+_KINDS: tuple[type[LowRankIntervention], ...] = (
+    LoreftIntervention,
+    NoreftIntervention,
+    DireftIntervention,
+    NodireftIntervention,
+    ConsreftIntervention,
+    LobireftIntervention,
+)
+# (orthonormal, replaces the projection, has a constant source) -> the kind with that form
+_KIND_OF_FORM = {
     (issubclass(cls, OrthonormalBasis), cls.replaces_projection, cls.constant_source): cls
-    for cls in (
-        LoreftIntervention,
-        NoreftIntervention,
-        DireftIntervention,
-        NodireftIntervention,
-        ConsreftIntervention,
-        LobireftIntervention,
-    )
+    for cls in _KINDS
 }
-# Scripts replace it on a class of ours.
+# Scripts may replace `forward` of a class of ours.
 _FORWARD = LowRankIntervention.forward
 
 
 @dataclass(frozen=True)
 class Form:
-    """What one intervention computes; or several, their tensors stacked along a first axis I.
+    """The formula of one intervention; or of several, their tensors stacked along a first axis I.
 
     Args:
         basis: B, (R, D).
-        weight: W, (R, D); None of a constant source.
+        weight: W, (R, D); None for a constant source.
         bias: b, (R,).
-        shift: c, (R,); None if there is none, as of all that replaces nothing.
+        shift: c, (R,); None without a bias of the projection, and if nothing is replaced.
         replaces: s.
         orthonormal: Whether the rows of B are orthonormal by construction.
-        act_fn: Name of the activation, None if it does nothing.
-        dropout, dtype: Of the module, the latter of its learned source, whatever that of the
-            tensors here.
+        act_fn: Name of the activation, None for the identity.
+        dropout: Probability of dropping an entry of the edit.
+        dtype: Type of the learned source; the tensors here may have another.
     """
 
     basis: Tensor
@@ -69,7 +69,7 @@ class Form:
 
     @property
     def linear_weight(self) -> Tensor:
-        """W, zero of a constant source."""
+        """W, zero for a constant source."""
         return torch.zeros_like(self.basis) if self.weight is None else self.weight
 
     @property
@@ -93,7 +93,7 @@ class Form:
         return self.bias - self.linear_shift
 
     def at(self, index: int | list[int]) -> Form:
-        """Along the first axis: one of several interventions, or some directions of one."""
+        """Index the first axis: one of several interventions, or some directions of one."""
         return replace(
             self,
             basis=self.basis[index],
@@ -104,7 +104,7 @@ class Form:
 
 
 def has_form(intervention: nn.Module) -> bool:
-    """Whether a module computes the formula, as its class itself says; a subclass may not."""
+    """Whether the class of a module itself declares that it computes the formula."""
     cls = type(intervention)
     if not issubclass(cls, LowRankIntervention):
         return False
@@ -113,25 +113,26 @@ def has_form(intervention: nn.Module) -> bool:
 
 @torch.no_grad()
 def read_form(intervention: nn.Module) -> Form:
-    """What a module computes, in float64.
+    """The form of a module, in float64.
 
     Raises:
-        ValueError: If its class does not say that it computes the formula.
+        ValueError: If its class does not declare that it computes the formula.
     """
     if not has_form(intervention):
-        names = ", ".join(cls.__name__ for cls in _MADE.values())
+        names = ", ".join(cls.__name__ for cls in _KIND_OF_FORM.values())
         raise ValueError(
             f"arithmetic is for {names}; what {type(intervention).__name__} computes is not known."
         )
+    assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
     return read_stacked([intervention], torch.float64).at(0)
 
 
-def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
-    """What I interventions of one kind, rank and activation compute; gradients reach them.
+def read_stacked(interventions: Sequence[OrthonormalBasis | FreeBasis], dtype: torch.dtype) -> Form:
+    """The stacked form of I interventions of one kind, rank and activation; differentiable.
 
     Args:
         interventions: The interventions.
-        dtype: Type of the tensors, in which directions are made orthonormal as well.
+        dtype: Type of the tensors, in which orthonormal directions are computed as well.
     """
     first = interventions[0]
 
@@ -139,12 +140,12 @@ def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
         read = attrgetter(name)
         return torch.stack([read(one) for one in interventions]).to(dtype)
 
-    orthonormal = isinstance(first, OrthonormalBasis)
-    if orthonormal:
+    if isinstance(first, OrthonormalBasis):
         basis = turned_factor(stack("rotate_layer.original"), stack("rotate_layer.turn")).mT
+        shifted = False
     else:
         basis = stack("proj_layer.weight")
-    shifted = not orthonormal and first.proj_layer.bias is not None
+        shifted = first.proj_layer.bias is not None
     source, constant = first.learned_source, first.constant_source
     return Form(
         basis=basis,
@@ -152,7 +153,7 @@ def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
         bias=stack("learned_source" if constant else "learned_source.bias"),
         shift=stack("proj_layer.bias") if shifted else None,
         replaces=first.replaces_projection,
-        orthonormal=orthonormal,
+        orthonormal=isinstance(first, OrthonormalBasis),
         act_fn=None if first.act_fn_name == "linear" else first.act_fn_name,
         dropout=first.dropout.p,
         dtype=(source if constant else source.weight).dtype,
@@ -161,12 +162,13 @@ def read_stacked(interventions: Sequence[Any], dtype: torch.dtype) -> Form:
 
 @torch.no_grad()
 def make_module(form: Form, like: nn.Module) -> nn.Module:
-    """A module of the kind that computes it, on the device of another and in its mode."""
+    """A module with this form, on the form's device, in training mode if `like` is."""
     rank, width = form.basis.shape
-    cls = _MADE[form.orthonormal, form.replaces, form.weight is None and form.orthonormal]
-    # Its first values are random, and nobody sees them.
+    constant = form.weight is None and form.orthonormal
+    cls = _KIND_OF_FORM[form.orthonormal, form.replaces, constant]
+    # The random initial values are replaced, so the random state is left as it was.
     with torch.random.fork_rng(devices=[]):
-        made: Any = cls(
+        made = cls(
             embed_dim=width,
             low_rank_dimension=rank,
             dropout=form.dropout,
@@ -174,9 +176,9 @@ def make_module(form: Form, like: nn.Module) -> nn.Module:
             dtype=form.dtype,
             add_bias=form.shift is not None,
         )
-    if form.orthonormal:
+    if isinstance(made, OrthonormalBasis):
         made.rotate_layer.weight = form.basis.mT
-    else:
+    elif isinstance(made, FreeBasis):
         made.proj_layer.weight.copy_(form.basis)
         if form.shift is not None:
             made.proj_layer.bias.copy_(form.shift)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +56,10 @@ def is_orthonormal(columns: Tensor) -> bool:
     return bool((columns.mT @ columns - identity).abs().max() <= TOLERANCE)
 
 
-def _parametrized(weight: Tensor) -> Any:
+def _parametrized(weight: Tensor) -> _Weight:
     # It completes the weight to a square matrix with random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return parametrizations.orthogonal(_Weight(weight))
+        module = _Weight(weight)
+        parametrizations.orthogonal(module)
+        return module

@@ -1,43 +1,43 @@
 """The orthonormal projection R that LoReFT and its relatives edit through.
 
-    A = Q0 U     thin QR, the diagonal of U positive: where R started
+    A = Q0 U     thin QR, the diagonal of U positive: the initial R
     R^T = Q      Q0, turned by R reflections, one for each column of X
 
-X is what an optimizer moves, and begins at zero. D width, R rank.
+X is the trainable parameter, and begins at zero. D width, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 
 class OrthonormalProjection(nn.Module):
     """Project a hidden state onto R orthonormal directions: x -> x Q, Q^T Q = I.
 
     No optimizer step can leave the manifold, and nothing has to be repaired after loading. The
-    rate is the one that was set: a step of size s in X turns a column of Q by 2 s at the start,
-    and by 2 s / (1 + |x|^2) when its column x of X has grown, whatever the size of A. Weight decay
-    of X pulls Q back to where it started.
+    learning rate does not depend on the size of A: a step of size s in X turns a column of Q by
+    2 s at the start, and by 2 s / (1 + |x|^2) when its column x of X has grown. Weight decay of X
+    pulls Q back to Q0.
 
     Source: the map is that of `torch.nn.utils.parametrizations.orthogonal`, which upstream uses.
-    That holds a random basis of R^D, a matrix D x D, for the coordinates of X; here the basis is
-    a product of R reflections and of a fast transform, at a cost of O(D R^2 + D R log D), in
-    float64. Deviation: torch's weight decay also shrinks the signs that it keeps in X, and makes
-    Q zero at the first step.
+    That stores a random basis of R^D, a matrix D x D, for the coordinates of X. Here the basis is
+    the matrix product of R reflections and a fast transform, at a cost of O(D R^2 + D R log D), in
+    float64. Deviation: torch's weight decay also shrinks the signs that it keeps in X, and sets
+    Q to zero at the first step.
 
     Args:
         embed_dim: D, the width of the input.
         rank: R, the number of directions, 1 <= R <= D.
         dtype: Type of A and X.
-        device: Where to put them.
+        device: Device of A and X.
 
     Attributes:
         original: A, (D, R), a buffer. Setting `weight` sets it, and X to zero.
-        turn: X, (D, R), the parameter. Only what is below its diagonal counts.
+        turn: X, (D, R), the parameter. Only the entries below its diagonal are used.
 
     Shape:
         x: (..., D) -> (..., R), in float32 at least.
@@ -74,7 +74,9 @@ class OrthonormalProjection(nn.Module):
         weight = self.weight
         return x.to(weight.dtype) @ weight
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
         state_dict |= complete_tensors(state_dict, [f"{prefix}turn"])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -115,16 +117,17 @@ def turned_factor(free: Tensor, turn: Tensor) -> Tensor:
     gram = lower.mT @ lower + outside.mT @ outside
     triangle = gram.triu(1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
     mixing = torch.linalg.solve_triangular(triangle, lower.mT, upper=True)
-    # What is added to Q0, in that basis: V S - 2 E.
+    # The difference to Q0, in that basis: V S - 2 E.
     inside = (lower @ mixing - 2 * eye) * signs[..., :, None]
-    moved = _InBasis.apply(torch.cat([inside, outside @ mixing], dim=-2), reflectors, scales)
+    in_basis: Callable[[Tensor, Tensor, Tensor], Tensor] = _InBasis.apply
+    moved = in_basis(torch.cat([inside, outside @ mixing], dim=-2), reflectors, scales)
     return (q * signs[..., None, :] + moved).to(free.device, _result(free))
 
 
 def complete_tensors(saved: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Saved tensors, with a zero X for each name of an X that was saved without one.
+    """Saved tensors, with a zero X for each name of an X that is missing.
 
-    Files of format 1 have none, nor has what other libraries saved: their R is Q0.
+    Files of format 1 and of other libraries have no X: their R is Q0.
     """
     found = dict(saved)
     for name in names:
@@ -138,7 +141,7 @@ def complete_tensors(saved: Mapping[str, Tensor], names: Iterable[str]) -> dict[
 def _factor(free: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A = q u: q, the signs of u's diagonal, and q as LAPACK's reflections, in float64.
 
-    On the CPU where the device has no float64.
+    Computed on the CPU if the device has no float64.
     """
     exact = free.to("cpu" if free.device.type == "mps" else free.device, torch.float64)
     reflectors, scales = torch.geqrf(exact)
@@ -150,10 +153,10 @@ def _factor(free: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class _InBasis(torch.autograd.Function):
     """Coordinates -> vectors of R^D: an orthogonal map, whose backward pass is its transpose.
 
-    The basis begins with q, the rest of it is a transform that no coordinate of the hidden state
-    comes out of whole. Adam divides each coordinate by its own size, so that what it does depends
-    on the basis. In that of the hidden state a few coordinates are far larger than the others;
-    in torch's random one all are alike, and R learns faster.
+    The basis begins with q. The rest of it is a transform that mixes all coordinates of the hidden
+    state. Adam divides each coordinate by its own size, so its steps depend on the basis. In the
+    basis of the hidden state a few coordinates are far larger than the others. In torch's random
+    basis all are of similar size, and R trains faster.
     """
 
     generate_vmap_rule = True
@@ -163,24 +166,28 @@ class _InBasis(torch.autograd.Function):
         return torch.ormqr(reflectors, scales, _spread(x, scales.shape[-1]))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        reflectors, scales = ctx.saved_tensors
+    def jvp(ctx: BackwardCFunction, *tangents: Tensor) -> Tensor:
+        reflectors, scales = _saved(ctx)
         return torch.ormqr(reflectors, scales, _spread(tangents[0], scales.shape[-1]))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        reflectors, scales = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        reflectors, scales = _saved(ctx)
         x = torch.ormqr(reflectors, scales, gradients[0], transpose=True)
         return _spread(x, scales.shape[-1]), None, None
 
 
+def _saved(ctx: BackwardCFunction) -> tuple[Tensor, ...]:
+    return ctx.saved_tensors
+
+
 def _spread(x: Tensor, rank: int) -> Tensor:
-    """The Hartley transform of all rows but the first R; it is its own transpose."""
+    """The Hartley transform of all rows except the first R; it is its own transpose."""
     if x.shape[-2] == rank:
         return x
     found = torch.fft.fft(x[..., rank:, :], dim=-2, norm="ortho")

@@ -5,6 +5,7 @@ Scripts derive interventions of their own from these, imported from `pyreft.inte
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -15,13 +16,11 @@ from pyreft.interventions.upstream import UpstreamInterventionMixin
 
 
 def find_class(name: str) -> type[nn.Module]:
-    """pyvene's class of a name, or ours that does its work."""
-    if importlib.util.find_spec("pyvene") is not None:
-        import pyvene
-
-        found: type[nn.Module] = getattr(pyvene, name)
+    """pyvene's class of a name, or ours in its place; upstream's LowRankRotateLayer is ours."""
+    if name in NAMES and importlib.util.find_spec("pyvene") is not None:
+        found: type[nn.Module] = getattr(importlib.import_module("pyvene"), name)
         return found
-    return {cls.__name__: cls for cls in _OURS}[name]
+    return {cls.__name__: cls for cls in (*_OURS, LowRankRotateLayer)}[name]
 
 
 class LowRankRotateLayer(nn.Module):
@@ -68,7 +67,7 @@ class Intervention(UpstreamInterventionMixin):
         for name in ("embed_dim", "interchange_dim"):
             self.register_buffer(name, None if width is None else torch.tensor(int(width)))
 
-    def set_interchange_dim(self, interchange_dim: Any) -> None:
+    def set_interchange_dim(self, interchange_dim: Tensor | int) -> None:
         """Set the width that is edited."""
         self.interchange_dim = torch.as_tensor(interchange_dim)
 

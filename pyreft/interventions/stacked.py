@@ -1,15 +1,15 @@
-"""Several interventions in one pass: their weights stacked, one intervention to each row.
+"""Several interventions in one pass: their weights stacked, one intervention for each row.
 
     h' = h + B^T (act(W h + b) - s (B h + c))      see `pyreft.interventions.forms`
 
-G rows, P positions, D hidden size, R the largest rank; smaller ones are filled up with zeros.
+G rows, P positions, D hidden size, R the largest rank; smaller ranks are padded with zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ class StackedWeights(NamedTuple):
 
     Args:
         basis: (I, R, D), B.
-        source: (I, R, D), W; without an activation A.
-        bias: (I, R), b; without an activation a.
-        projection: (I, R, D), s B, and None without an activation.
-        shift: (I, R), s c, and None without an activation.
+        source: (I, R, D), W; A without an activation.
+        bias: (I, R), b; a without an activation.
+        projection: (I, R, D), s B; None without an activation.
+        shift: (I, R), s c; None without an activation.
     """
 
     basis: Tensor
@@ -42,19 +42,19 @@ class StackedWeights(NamedTuple):
 
 
 class StackedInterventions:
-    """Interventions that `stacks_with` each other, as one function of many rows.
+    """Interventions with equal `stacks_with`, as one function of many rows.
 
     Args:
         interventions: The I interventions.
-        keep: Whether their weights are stacked once and kept, as while a text is generated; else
-            they are at every call, and gradients reach them.
+        keep: Whether their weights are stacked once and kept, as in generation; else they are
+            stacked in every call, differentiably.
     """
 
-    def __init__(self, interventions: Sequence[Any], keep: bool = False) -> None:
-        # Those of one shape lie together, so that they are stacked at once.
-        ordered = sorted(dict.fromkeys(interventions), key=_shape)
+    def __init__(self, interventions: Sequence[nn.Module], keep: bool = False) -> None:
+        # Interventions of one shape are neighbours, so that they are stacked at once.
+        ordered = sorted(map(_low_rank, dict.fromkeys(interventions)), key=_shape)
         self._groups = [list(group) for _, group in groupby(ordered, key=_shape)]
-        self._index = {module: index for index, module in enumerate(ordered)}
+        self._index: dict[nn.Module, int] = {one: index for index, one in enumerate(ordered)}
         self._first = ordered[0]
         self._kept = self._stack() if keep else None
 
@@ -64,7 +64,7 @@ class StackedInterventions:
         return next(self._first.parameters()).dtype
 
     def index(self, intervention: nn.Module) -> int:
-        """Where an intervention lies in the stack."""
+        """The index of an intervention in the stack."""
         return self._index[intervention]
 
     def __call__(self, hidden: Tensor, index: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class StackedInterventions:
             shift = weights.shift[index].to(hidden.dtype)
             replaced = torch.baddbmm(shift[:, None], hidden, projection.mT)
             coefficients = self._first.act_fn(coefficients) - replaced
-        edit = torch.bmm(coefficients, basis)
-        return hidden + self._first.dropout(edit)
+        edit: Tensor = self._first.dropout(torch.bmm(coefficients, basis))
+        return hidden + edit
 
     def _stack(self) -> StackedWeights:
         rank = max(group[0].low_rank_dimension for group in self._groups)
@@ -96,11 +96,11 @@ class StackedInterventions:
         return StackedWeights(*joined)
 
 
-def stacks_with(intervention: nn.Module) -> tuple | None:
-    """What interventions have in common that can be stacked; None for one that runs by itself.
+def stacks_with(intervention: nn.Module) -> tuple[object, ...] | None:
+    """A key: interventions with equal keys can be stacked. None for one that runs by itself.
 
-    Modules of a user's own, ones that somebody hooked or changed, and ones that are stored in less
-    than float32 run by themselves.
+    A user's own module, a hooked or changed module, and one with parameters below float32 run by
+    themselves.
     """
     if not has_form(intervention):
         return None
@@ -119,7 +119,12 @@ def stacks_with(intervention: nn.Module) -> tuple | None:
     return (intervention.embed_dim, act_fn, dropout, intervention.training, *types)
 
 
-def _shape(module: OrthonormalBasis | FreeBasis) -> tuple:
+def _low_rank(intervention: nn.Module) -> OrthonormalBasis | FreeBasis:
+    assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
+    return intervention
+
+
+def _shape(module: OrthonormalBasis | FreeBasis) -> tuple[str, int, bool]:
     return (type(module).__name__, module.low_rank_dimension, module.add_bias)
 
 
@@ -131,6 +136,6 @@ def _weights(form: Form) -> tuple[Tensor, ...]:
 
 
 def _fill_up(weights: Tensor, rank: int) -> Tensor:
-    """Ranks up to R, with zeros: (I, r, D) -> (I, R, D), (I, r) -> (I, R)."""
+    """Pad ranks to R with zeros: (I, r, D) -> (I, R, D), (I, r) -> (I, R)."""
     beyond = (0, 0) * (weights.dim() - 2)
     return functional.pad(weights, (*beyond, 0, rank - weights.shape[1]))

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from pyreft.annotations import Arguments, Inputs
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Arguments of pyvene's base class and of upstream's rotation, and the values that change nothing.
-_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "init_orth": (True,),
     "keep_last_dim": (True, False),
     "use_fast": (True, False),
@@ -41,7 +43,7 @@ class UpstreamInterventionMixin(nn.Module):
         given_more: Whether there were more by place, for `*args`.
     """
 
-    given: dict[str, Any]
+    given: Inputs
     given_more: bool
 
     # What pyvene reads of an intervention.
@@ -53,7 +55,7 @@ class UpstreamInterventionMixin(nn.Module):
     subspace_partition = None
     source_representation = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         join_pyvene()
         made = super().__new__(cls)
         # nn.Module has no dictionaries to register it in yet.
@@ -79,10 +81,10 @@ class UpstreamInterventionMixin(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """torch's state dict; called on the module alone, its keys are upstream's as well."""
-        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        found: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         return found if args or kwargs else _StateDict(found, _nearest_kind(self))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """As torch's; the keys may be upstream's, such as "rotate_layer", which holds R^T.
 
         Raises:
@@ -91,7 +93,7 @@ class UpstreamInterventionMixin(nn.Module):
         return super().load_state_dict(_our_tensors(self, state_dict), *args, **kwargs)
 
 
-def _read_call(cls: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _read_call(cls: type, args: tuple[object, ...], kwargs: Arguments) -> tuple[Inputs, bool]:
     """The arguments of a constructor's call by name, and whether there were more by place.
 
     None if they do not fit, as the constructor will say. Those without effect are left out, and
@@ -101,7 +103,7 @@ def _read_call(cls: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[s
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
     except TypeError:
         return {}, False
-    found: dict[str, Any] = {}
+    found: Inputs = {}
     more = False
     for name, parameter in list(bound.signature.parameters.items())[1:]:
         if parameter.kind == parameter.VAR_KEYWORD:
@@ -125,7 +127,7 @@ def join_pyvene() -> None:
         UpstreamInterventionMixin.__bases__ = theirs
 
 
-def refuse_unknown(cls: type, extra: Mapping[str, Any], known: list[str], strict: bool) -> None:
+def refuse_unknown(cls: type, extra: Arguments, known: list[str], strict: bool) -> None:
     """Check arguments of a constructor that a kind has no use for.
 
     Args:
@@ -151,11 +153,11 @@ def refuse_unknown(cls: type, extra: Mapping[str, Any], known: list[str], strict
             raise TypeError(f"{cls.__name__} has no argument {name!r}. {advice}")
 
 
-class _StateDict(OrderedDict):
+class _StateDict(OrderedDict[str, Tensor]):
     """A state dict that answers to upstream's keys too, without having them."""
 
-    def __init__(self, found: Any = (), kind: str | None = None) -> None:
-        super().__init__(found)
+    def __init__(self, found: Mapping[str, Tensor] | None = None, kind: str | None = None) -> None:
+        super().__init__(found or {})
         self._metadata = getattr(found, "_metadata", None)
         self._kind = kind
 
@@ -166,17 +168,17 @@ class _StateDict(OrderedDict):
 
         return write_intervention(self._kind, {}, self)[key]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _StateDict:
+    def __deepcopy__(self, memo: dict[int, object]) -> _StateDict:
         copied = _StateDict({n: deepcopy(value, memo) for n, value in self.items()}, self._kind)
         copied._metadata = deepcopy(self._metadata, memo)
         return copied
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         # Whoever saves it has a plain state dict.
         return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
 
-def _our_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+def _our_tensors(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A state dict in our names, whosever they are."""
     kind = _nearest_kind(module)
     names = [str(name) for name in state_dict] if isinstance(state_dict, Mapping) else []

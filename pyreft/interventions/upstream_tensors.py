@@ -7,11 +7,11 @@ of their modules, R as torch's parametrization of it, a D x D matrix among that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyreft.annotations import Json
 from pyreft.interventions.parametrized import is_orthonormal, read_parametrized, write_parametrized
 from pyreft.interventions.projection import turned_factor
 from pyreft.interventions.shapes import CONSTANT, ORTHONORMAL, require_tensors
@@ -30,7 +30,7 @@ _WITHOUT_R = {"loreft": "noreft", "direft": "nodireft"}
 
 def read_intervention(
     kind: str, saved: Mapping[str, Tensor]
-) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+) -> tuple[str, Json, dict[str, Tensor]]:
     """Read what upstream saved of an intervention.
 
     Returns:
@@ -65,7 +65,7 @@ def read_intervention(
 
 
 def write_intervention(
-    kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    kind: str, arguments: Json, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What upstream saves of an intervention that has our tensors."""
     saved = dict(tensors)

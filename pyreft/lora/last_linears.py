@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pyreft.base_model.components import Component
@@ -16,7 +17,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @torch.no_grad()
-def last_linears(base: Any, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
+def last_linears(base: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
     """The linear maps whose outputs are those of modules, by the module.
 
     The base model is run on a few tokens, to see whether what a module returns is what a linear

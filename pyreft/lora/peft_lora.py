@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from pyreft.annotations import Json
 from pyreft.base_model.trained import remember_learning
 from pyreft.installed.tuners import is_peft_model
 from pyreft.sharing import Adapter, AdapterError
@@ -84,7 +85,7 @@ def without_lora(model: Any) -> Iterator[None]:
     restore_learning()
 
 
-def describe_lora(model: Any) -> dict[str, Any]:
+def describe_lora(model: Any) -> Json:
     """The LoRA of a model, as JSON.
 
     Raises:
@@ -159,7 +160,7 @@ def put_lora(model: Any, adapter: Adapter) -> Any:
     return get_peft_model(model, LoraConfig(**(adapter.lora or {})))
 
 
-def _require_equal(adapter: Adapter, ours: Mapping[str, Any]) -> None:
+def _require_equal(adapter: Adapter, ours: Json) -> None:
     theirs = adapter.lora or {}
     for name in _FIELDS:
         if name != "task_type" and ours[name] != theirs.get(name):
@@ -212,7 +213,7 @@ def _check_lora(adapter: Adapter, model: nn.Module) -> None:
         require(made.shape[:1] == (rank,) and rank <= max(weight.shape), "r")
 
 
-def _ends(names: Mapping[str, Any]) -> set[str]:
+def _ends(names: Json) -> set[str]:
     """All ends of dotted names: "model.layers" is "model.layers" and "layers"."""
     split = [name.split(".") for name in names if name]
     return {".".join(parts[start:]) for parts in split for start in range(len(parts))}

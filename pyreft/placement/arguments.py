@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyreft.annotations import Inputs
 from pyreft.positions.counted_pad import count_from_text, warn_of_pad_first
+from pyreft.positions.spec import Positions
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EditArguments:
     intervention_locations: Tensor | None = None
     subspaces: object = None
     adapter_names: Sequence[str] | None = None
-    positions: object = None
+    positions: Positions | None = None
     in_order: bool = False
 
     @classmethod

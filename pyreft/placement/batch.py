@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from pyreft.base_model.stacks import has_two_stacks
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
-from pyreft.placement.placement import Placement, Target, place, place_generated
+from pyreft.placement.placement import Directions, Placement, Target, place, place_generated
 from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
@@ -107,7 +107,7 @@ def read_batch(
     return Batch(rows[0], seen, text, "decoder" if two_stacks else None)
 
 
-def _cached(inputs: Mapping[str, Any], explicit: bool) -> int:
+def _cached(inputs: Arguments, explicit: bool) -> int:
     """The number of tokens before those of a call; where that does not matter, 0 if unknown."""
     try:
         return cached_tokens(inputs)
@@ -126,7 +126,7 @@ class Given(NamedTuple):
     mask: Tensor | None
 
 
-def read_given(inputs: Mapping[str, Any], prefix: str = "", cached: int = 0) -> Given | None:
+def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | None:
     """The tokens among the arguments of a call, None if there are none.
 
     Args:
@@ -157,7 +157,7 @@ def read_given(inputs: Mapping[str, Any], prefix: str = "", cached: int = 0) -> 
 
 def _tokens(
     base: PreTrainedModel,
-    inputs: Mapping[str, Any],
+    inputs: Arguments,
     completion_mask: Tensor | None,
     explicit: bool,
     cached: int,
@@ -175,7 +175,7 @@ def _tokens(
     )
 
 
-def _encoder_tokens(inputs: Mapping[str, Any], explicit: bool) -> Tokens | None:
+def _encoder_tokens(inputs: Arguments, explicit: bool) -> Tokens | None:
     """An encoder reads prompts; it does not run where its outputs are given."""
     given = read_given(inputs) if inputs.get("encoder_outputs") is None else None
     return given and find_tokens(*given, explicit=explicit)
@@ -183,7 +183,7 @@ def _encoder_tokens(inputs: Mapping[str, Any], explicit: bool) -> Tokens | None:
 
 def _decoder_tokens(
     base: PreTrainedModel,
-    inputs: Mapping[str, Any],
+    inputs: Arguments,
     completion_mask: Tensor | None,
     explicit: bool,
     cached: int,
@@ -209,7 +209,7 @@ def _decoder_tokens(
     return find_decoder_tokens(*given, predicts=predicts, source=source, explicit=explicit)
 
 
-def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Sequence | Mapping]:
+def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int, Directions]:
     """For each intervention that is not edited whole, a list of directions for each row.
 
     Or a dict, which its module gets as it is.
@@ -223,7 +223,7 @@ def _broadcast_subspaces(subspaces: Any, count: int, batch: int) -> dict[int, Se
                 f"got {tuple(subspaces.shape)}."
             )
         subspaces = subspaces.permute(1, 0, 2).tolist()
-    given: Any = [subspaces] if isinstance(subspaces, int) else subspaces
+    given: object = [subspaces] if isinstance(subspaces, int) else subspaces
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"subspaces are lists of indices of directions, got {subspaces!r}.")
     if all(isinstance(index, int) for index in given):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,9 @@ from pyreft.config import InterventionConfig, require_disjoint, share_no_head
 from pyreft.placement.boundary import as_tensor
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
+# Of one intervention, the directions that are edited in each row; or whatever a module of the
+# user's own reads, as it is.
+Directions = Sequence[Sequence[int]] | Mapping[str, object]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -66,7 +68,7 @@ class Placement:
 
     masks: dict[int, Tensor]
     generated: frozenset[int] = frozenset()
-    subspaces: Mapping[int, Sequence | Mapping] = field(default_factory=dict)
+    subspaces: Mapping[int, Directions] = field(default_factory=dict)
     rows: Tensor | None = None
     in_order: bool = False
 
@@ -92,7 +94,9 @@ class Placement:
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
         return replace(self, masks=masks, rows=here)
 
-    def keep_logits(self, targets: Sequence[Target], kept: Any) -> Placement:
+    def keep_logits(
+        self, targets: Sequence[Target], kept: int | slice | Tensor | None
+    ) -> Placement:
         """The placement in a forward pass whose head runs on some columns alone.
 
         Args:
@@ -135,7 +139,7 @@ def place(
     targets: Sequence[Target],
     tokens: Mapping[str | None, Tokens],
     explicit: Tensor | None = None,
-    subspaces: Mapping[int, Sequence | Mapping] | None = None,
+    subspaces: Mapping[int, Directions] | None = None,
     in_order: bool = False,
 ) -> Placement | None:
     """Choose the tokens of every intervention.
@@ -184,7 +188,7 @@ def place_generated(
     targets: Sequence[Target],
     stack: str | None,
     text: Tensor,
-    subspaces: Mapping[int, Sequence | Mapping],
+    subspaces: Mapping[int, Directions],
 ) -> Placement | None:
     """Choose among generated tokens: only `all` and `completion` edit them.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.utils import logging
 
+from pyreft.annotations import Arguments, Inputs
 from pyreft.installed.caches import cached_tokens
 from pyreft.placement.batch import Batch, read_given
 from pyreft.placement.boundary import find_tokens, require_mask
@@ -18,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 
 def read_prompt(
-    arguments: dict[str, Any], generation_config: Any, two_stacks: bool
+    arguments: Inputs, generation_config: GenerationConfig, two_stacks: bool
 ) -> tuple[Batch, Batch]:
     """The prompt as each stack of the model sees it: all that `generate` is given.
 
@@ -64,7 +63,9 @@ def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:
     return find_tokens(shape, mask.device, ids if same else None, mask)
 
 
-def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any, cached: int = 0) -> Tensor:
+def _prompt_mask(
+    arguments: Arguments, generation_config: GenerationConfig, cached: int = 0
+) -> Tensor:
     """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
 
     `generate` takes a pad token for padding only if it is not an end token as well: with
@@ -77,18 +78,19 @@ def _prompt_mask(arguments: Mapping[str, Any], generation_config: Any, cached: i
         return require_mask("attention_mask", given.mask, given.shape, cached)
     if arguments.get("inputs_embeds") is not None:
         return torch.ones(given.shape, dtype=torch.long, device=given.device)
-    ids = arguments["input_ids"]
+    ids: Tensor = arguments["input_ids"]
     settings = arguments.get("generation_config") or generation_config
     pad = arguments.get("pad_token_id", settings.pad_token_id)
     ends = arguments.get("eos_token_id", settings.eos_token_id)
     ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
     if pad is None or pad in ends or not bool((ids == pad).any()):
         return torch.ones_like(ids)
-    return (ids != pad).long()
+    mask: Tensor = ids != pad
+    return mask.long()
 
 
 def _decoder_prompt(
-    arguments: dict[str, Any], generation_config: Any, beside: Tensor, cached: int
+    arguments: Inputs, generation_config: GenerationConfig, beside: Tensor, cached: int
 ) -> Tokens:
     """What a decoder starts from: the start token, and the tokens that the caller gives.
 
@@ -114,7 +116,9 @@ def _decoder_prompt(
     return _tokens(ids, torch.ones_like(ids) if mask is None else mask)
 
 
-def _start_token(arguments: Mapping[str, Any], generation_config: Any) -> Any:
+def _start_token(
+    arguments: Arguments, generation_config: GenerationConfig
+) -> int | list[int] | None:
     settings = [s for s in (arguments.get("generation_config"), generation_config) if s is not None]
     said = [arguments.get("decoder_start_token_id"), *(s.decoder_start_token_id for s in settings)]
     said += [arguments.get("bos_token_id"), *(s.bos_token_id for s in settings)]

@@ -5,16 +5,17 @@ prompt, placed once  ->  its window in each step: prefill, a chunk, one token, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyreft.annotations import Arguments
 from pyreft.installed.caches import cached_tokens
 from pyreft.installed.steps import generate_calls_model
-from pyreft.placement.placement import Placement
+from pyreft.placement.placement import Directions, Placement
 
 
 class Step(NamedTuple):
@@ -46,7 +47,7 @@ class Steps:
     def __init__(self, prompt: int, cached: int = 0) -> None:
         self._prompt, self._seen, self._any = prompt, cached, False
 
-    def read(self, args: tuple, kwargs: Mapping[str, Any]) -> Step:
+    def read(self, args: tuple[object, ...], kwargs: Arguments) -> Step:
         """What a step sees.
 
         Args:
@@ -133,7 +134,7 @@ def _after(prompt: Placement, mask: Tensor, start: int, length: int, generated: 
     return rest if prompt.rows is None else rest & prompt.rows[:, None]
 
 
-def _repeat(given: Sequence | Mapping, rows: int) -> Sequence | Mapping:
+def _repeat(given: Directions, rows: int) -> Directions:
     """A list for each row of the prompt -> one for each row of the step."""
     if isinstance(given, Mapping):
         return given

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from pyreft.annotations import Arguments, Inputs
 from pyreft.positions.tokens import NO_POSITION
 
 logger = logging.get_logger(__name__)
@@ -32,7 +30,7 @@ def count_from_text(locations: Tensor | None, leading: Tensor | None) -> Tensor 
     )
 
 
-def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:
+def without_leading_pad(batch: Arguments) -> Inputs:
     """A batch whose texts begin with pad tokens that its positions count, without those.
 
     Args:
@@ -56,7 +54,7 @@ def without_leading_pad(batch: Mapping[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def warn_of_pad_first(inputs: Mapping[str, Any]) -> None:
+def warn_of_pad_first(inputs: Arguments) -> None:
     """Say how positions are counted where every row begins with one masked token."""
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].any()):

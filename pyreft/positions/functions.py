@@ -16,13 +16,13 @@ _functions: dict[str, PositionFunction] = {}
 
 
 class Chosen(Word):
-    """What a function chooses of a prompt; a function and its registered name are the same word."""
+    """The tokens that a function returns; a function and its registered name are the same word."""
 
     syntax, meaning = "<name>", "what a registered function returns"
     reads_prompt = False
 
     def __init__(self, function: str | PositionFunction) -> None:
-        # A function may get its name later, and a name another function.
+        # A function may be registered later, and a name be registered for another function.
         self._function = function
 
     @classmethod
@@ -37,7 +37,7 @@ class Chosen(Word):
 
     @property
     def name(self) -> str | None:
-        """The name it is registered under, None if it is not."""
+        """The name it is registered under, None if it is not registered."""
         if isinstance(self._function, str):
             return self._function
         return next((name for name, one in _functions.items() if one == self._function), None)
@@ -68,17 +68,17 @@ class Chosen(Word):
             )
         if bool((chosen & ~tokens.prompt).any()):
             raise ValueError(
-                f"position function {name} chose tokens outside the prompt. It is not asked about "
-                'generated tokens: for those there are "completion" and "all".'
+                f"position function {name} chose tokens outside the prompt. It is not called for "
+                'generated tokens: for those use "completion" or "all".'
             )
         return chosen
 
 
 def register_position(name: str, function: PositionFunction) -> PositionFunction:
-    """Give a position function a name, so that configs can use it and checkpoints can hold it.
+    """Register a position function under a name, for configs and checkpoints.
 
     Args:
-        name: A Python identifier that is no part of the grammar already.
+        name: A Python identifier that is not part of the grammar already.
         function: From `Tokens` to a (B, T) bool mask of the tokens to edit.
 
     Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 
 def parse_positions(positions: str) -> tuple[int, int]:
@@ -30,7 +29,7 @@ def get_intervention_locations(
     last_n: int | None = None,
     share_weights: bool = False,
     pad_mode: str = "first",
-    **unused: Any,
+    **unused: object,
 ) -> list[list[int]]:
     """Upstream's integers for one example, short prompts and filling included.
 

@@ -1,4 +1,4 @@
-"""A position spec, parsed once into an immutable object, and then applied to whole batches.
+"""A position spec, parsed once into an immutable object and then applied to batches.
 
 "f2+l1"   prompt  p p p p p | c c c     (padding anywhere is skipped)
 edited            x x . . x | . . .
@@ -8,15 +8,16 @@ spec := word ("+" word)*, the words of `pyreft.positions.words`; "all" is prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pyreft.positions.functions import Chosen, registered_names
+from pyreft.positions.functions import Chosen, PositionFunction, registered_names
 from pyreft.positions.tokens import Tokens
 from pyreft.positions.words import (
     WORDS,
@@ -31,24 +32,26 @@ from pyreft.positions.words import (
 )
 
 _ALL = (Completion(), Prompt())
+# What `PositionSpec.parse` accepts.
+Positions: TypeAlias = "PositionSpec | str | int | Sequence[int] | PositionFunction"
 
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """An immutable, parsed position spec. Make one with `PositionSpec.parse`.
+    """An immutable, parsed position spec. Construct it with `PositionSpec.parse`.
 
     Args:
-        words: Its parts, one of each class but functions, in the order of the classes.
+        words: Its parts in the order of the classes; at most one of each class except `Chosen`.
     """
 
     words: tuple[Word, ...]
 
     @classmethod
     def of(cls, *words: Word) -> PositionSpec:
-        """A spec of words in any order, of which the same class may be there several times.
+        """A spec of words in any order; several words of one class are merged.
 
         Raises:
-            ValueError: If a word is given twice that a spec has once.
+            ValueError: If a word is given twice that a spec may have only once.
         """
         found: list[Word] = []
         for word in words:
@@ -62,7 +65,7 @@ class PositionSpec:
         return cls(tuple(sorted(found, key=_order)))
 
     @classmethod
-    def parse(cls, spec: object) -> PositionSpec:
+    def parse(cls, spec: Positions) -> PositionSpec:
         """Parse a string, an index, a sequence of indices or a function.
 
         Raises:
@@ -109,7 +112,7 @@ class PositionSpec:
         return f"PositionSpec({unnamed or str(self)!r})"
 
     def parts(self) -> list[PositionSpec]:
-        """The specs whose sum this is, one for each set of weights if weights are not tied."""
+        """The specs that add up to this one, one for each set of weights if they are not tied."""
         return [PositionSpec((alone,)) for word in self.words for alone in word.alone()]
 
     @cached_property
@@ -129,7 +132,7 @@ class PositionSpec:
 
     @cached_property
     def edits_completion(self) -> bool:
-        """Whether tokens after the prompt, and so generated ones, are edited."""
+        """Whether tokens after the prompt, and so generated tokens, are edited."""
         return _ALL[0] in self.words
 
     def overlaps(self, other: PositionSpec) -> bool:
@@ -149,15 +152,15 @@ class PositionSpec:
 
         Args:
             tokens: The batch.
-            site: (p, s) of everything that edits the same layer, where separate interventions
-                hold the prefix and the suffix; this spec's own by default.
+            site: (p, s) of all interventions on the same layer, if separate ones edit the prefix
+                and the suffix; this spec's own by default.
 
         Returns:
             (B, T) bool.
 
         Raises:
             ValueError: If a prompt is empty, an explicit position is outside a prompt, or a
-                function's mask is not a (B, T) bool mask on tokens.
+                function does not return a (B, T) bool mask on prompt tokens.
         """
         if not self.edits_all and any(word.reads_prompt for word in self.words):
             _refuse_empty(self, tokens)
@@ -180,18 +183,18 @@ def _read(part: str) -> tuple[Word, ...]:
     names = registered_names()
     known = f" (registered functions: {', '.join(names)})" if names else ""
     raise ValueError(
-        f"cannot read {part!r}{known}. A function of your own is registered first, with "
+        f"cannot read {part!r}{known}. Register a function of your own first, with "
         "pyreft.register_position"
     )
 
 
 def _order(word: Word) -> tuple[int, str]:
-    """Of the classes; functions by their names."""
+    """The sort key: the order of the classes; functions by their names."""
     return WORDS.index(type(word)), "" if _has_no_name(word) else str(word)
 
 
 def _differ(one: Word, other: Word) -> bool:
-    """Whether they are functions, of which a spec may have several."""
+    """Whether they are two functions: a spec may have several."""
     return isinstance(one, Chosen) and one != other
 
 

@@ -1,4 +1,4 @@
-"""What positions are positions in: the prompt and the completion of every row of a batch."""
+"""The prompt and the completion of every row of a batch, in which positions are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_POSITION = -100
 
 @dataclass(frozen=True)
 class Tokens:
-    """Where the prompt and the completion of every row lie in a padded batch.
+    """Masks of the prompt and the completion of every row of a padded batch.
 
     Args:
         prompt: (B, T) bool, true on the tokens of the prompt.

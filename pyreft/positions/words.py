@@ -1,4 +1,4 @@
-"""The words of position specs. A word is one class: it parses, prints, selects, and says where.
+"""The words of position specs. A word is one class: it parses, prints and selects.
 
     f<n>          the first n tokens of the prompt          First
     l<n>          the last n tokens of the prompt           Last
@@ -7,8 +7,8 @@
     <index>       tokens of the prompt; -1 is its last      At
     <name>        what a registered function returns        Chosen, in `functions`
 
-Nothing else names them: a new word is a subclass of `Word` here. Their order here is that of the
-parts of a spec, and so of untied interventions in files: new ones come last.
+Nothing else names them: a new word is a subclass of `Word` here. The order of the classes is the
+order of the parts of a spec, and so of untied interventions in files: new ones come last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,13 +28,13 @@ WORDS: list[type[Word]] = []
 
 
 class Span(NamedTuple):
-    """Tokens of a prompt that is long enough, or all of a part of the text.
+    """Contiguous tokens of a prompt that is long enough, or all of a part of the text.
 
     Args:
         anchor: What they are counted from: "start" or "end" of the prompt, or a word's own. Spans
             of different anchors have no token in common.
-        first, stop: From the first of them to before the last; negative before the anchor. None
-            for all of the prompt, or of the completion.
+        first, stop: The half-open range of indices, negative before the anchor. None for all of
+            the prompt, or of the completion.
     """
 
     anchor: str
@@ -42,7 +42,7 @@ class Span(NamedTuple):
     stop: int | None = None
 
     def meets(self, other: Span) -> bool:
-        """Whether both have a token in common."""
+        """Whether both contain a common token."""
         outside = "completion" in (self.anchor, other.anchor)
         if outside or self.first is None or other.first is None:
             return not outside or self.anchor == other.anchor
@@ -51,7 +51,7 @@ class Span(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """How many tokens at both ends of the prompt all that edits one layer is to edit."""
+    """The number of tokens at both ends of the prompt that all interventions of a layer edit."""
 
     first: int
     last: int
@@ -61,7 +61,7 @@ class Word:
     """A part of a position spec.
 
     Attributes:
-        syntax, meaning: For people: how it is written, and what it edits.
+        syntax, meaning: For messages: how it is written, and what it edits.
         reads_prompt: Whether it needs a prompt to select anything.
     """
 
@@ -69,14 +69,14 @@ class Word:
     meaning: ClassVar[str] = ""
     reads_prompt: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "syntax" in vars(cls):
             WORDS.append(cls)
 
     @classmethod
     def parse(cls, text: str) -> Word | None:
-        """The word that a part of a spec is, None if it is another.
+        """Parse a part of a spec; None if it is another word.
 
         Raises:
             ValueError: If it is this word, and selects nothing.
@@ -91,20 +91,20 @@ class Word:
             ends: See `PositionSpec.select`.
 
         Raises:
-            ValueError: If one is not there.
+            ValueError: If a position is outside the prompt.
         """
         raise NotImplementedError
 
     def spans(self) -> tuple[Span, ...]:
-        """Where its tokens are in a long prompt, as far as that is known."""
+        """The spans of its tokens in a long prompt, as far as they are known."""
         return ()
 
     def alone(self) -> list[Word]:
-        """The words that have weights of their own where weights are not tied."""
+        """The words that have their own weights if weights are not tied."""
         return [self]
 
     def merged(self, other: Word) -> Word | None:
-        """One word for this and another of its class; None if a spec has it once."""
+        """One word for this and another of its class; None if a spec may have it only once."""
         return self if self == other else None
 
 
@@ -185,7 +185,7 @@ class Prompt(_Region):
 
 @dataclass(frozen=True)
 class At(Word):
-    """Explicit tokens of the prompt, each once, as they lie in a long one."""
+    """Explicit indices of prompt tokens, each once, in the order of a long prompt."""
 
     indices: tuple[int, ...]
 
@@ -231,7 +231,7 @@ class At(Word):
 
 
 def describe_grammar() -> str:
-    """What a spec may be, for errors."""
+    """The grammar of a spec, for errors."""
     plain = ", ".join(sorted((cls.syntax for cls in WORDS if "<" not in cls.syntax), reverse=True))
     written = [f"{cls.syntax} ({cls.meaning})" for cls in WORDS if "<" in cls.syntax]
     counted = ", ".join(one for one in written if "<n>" in one)
@@ -243,7 +243,7 @@ def describe_grammar() -> str:
 
 
 def read_index(index: Integral | int) -> int:
-    """The index, which must be one of a text.
+    """The index as an int.
 
     Raises:
         ValueError: If no text is that long.

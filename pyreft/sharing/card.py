@@ -1,7 +1,7 @@
 """The model card: `README.md` beside an adapter, written from what is known of it.
 
-Nothing is guessed, and nothing that people wrote is lost: a card ends with a mark of its own
-content, and one whose content does not fit its mark, or that has none, is left as it is.
+Nothing is guessed, and no user's text is lost: a card ends with a mark, a hash of its content. A
+card without a mark, or with a mark that does not match, is not changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pyreft.config import InterventionConfig
 from pyreft.sharing.checkpoint import (
@@ -45,8 +44,8 @@ _CITATION = """\
   url       = {https://arxiv.org/abs/2404.03592}
 }"""
 
-# The class of transformers that loads the base model, by what that does.
-_LOADERS: dict[Any, str] = {
+# Task of the base model -> the class of transformers that loads it.
+_LOADERS: dict[str | None, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "sequence_classification": "AutoModelForSequenceClassification",
@@ -62,20 +61,20 @@ logger = logging.getLogger(__name__)
 
 
 def write_card(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     adapter: Adapter,
     training: TrainingFacts | None = None,
     name: str | None = None,
 ) -> None:
-    """Write the card of a saved adapter, and the image of its losses, if a trainer made it.
+    """Write the card of a saved adapter, and the image of its losses if a trainer saved it.
 
-    A `README.md` that is not as pyreft wrote it is left alone, and the log says so.
+    A `README.md` that differs from what pyreft wrote is not changed, and a warning is logged.
 
     Args:
-        directory: Where the adapter was saved.
+        directory: The directory of the adapter.
         adapter: The adapter.
-        training: What a trainer knows, if one made it.
-        name: What it is loaded by, such as its name on the Hub; the directory's by default.
+        training: The facts of its training, if a trainer saved it.
+        name: The name to load it by, such as its name on the Hub; the directory's by default.
 
     Raises:
         OSError: If it cannot be written.
@@ -89,8 +88,8 @@ def write_card(
         )
         return
     image = None if training is None else draw_losses(training.log)
-    told = {} if training is None else training.metadata
-    name = name or told.get("model_name") or path.resolve().name
+    given = {} if training is None else training.metadata
+    name = name or given.get("model_name") or path.resolve().name
     sections = [
         f"---\n{hub_metadata(adapter, training, name)}\n---",
         _head(adapter, name),
@@ -108,17 +107,17 @@ def write_card(
 
 
 def is_own_card(content: bytes) -> bool:
-    """Whether a card is as pyreft wrote it: its mark is there and fits what it says."""
+    """Whether a card is as pyreft wrote it: it has a mark, which matches its content."""
     text = content.decode(errors="replace").replace("\r\n", "\n")
     body, mark = text[: text.rfind("<!--")], text[text.rfind("<!--") :]
     return mark.strip() == _MARK.format(_digest(body)).strip()
 
 
 def rename_card(content: bytes, name: str) -> bytes:
-    """A card of pyreft's, which tells to load the adapter by another name."""
+    """A card that pyreft wrote, with another name for the adapter."""
     text = content.decode().replace("\r\n", "\n")
     body = text[: text.rfind("<!--")]
-    # A function, since a name may hold what a replacement would read as a reference.
+    # A function, because re.sub would parse backslashes in a name.
     body = re.sub(r"^# .*$", lambda _: f"# {_plain(name)}", body, count=1, flags=re.M)
     body = re.sub(
         r"^model = ReftModel\.from_pretrained\(base, .*$",
@@ -150,7 +149,7 @@ def _base_name(adapter: Adapter) -> str:
     if (model := hub_name(adapter.base)) is not None:
         return f"[{model}](https://huggingface.co/{model})"
     said = adapter.base.get("name_or_path")
-    # A directory's own name, since where it lies is nobody's business.
+    # Only the last part of a path, because the rest is private.
     return code(Path(said).name) if said else f"a {code(str(adapter.base.get('model_type')))} model"
 
 
@@ -166,7 +165,7 @@ def _loading(adapter: Adapter, name: str) -> str:
     imported = [f"from transformers import {loader}"]
     base = f"{loader}.from_pretrained({', '.join(arguments)})"
     if loader is None:
-        # A class of the user's own, or one that transformers has no name for.
+        # The user's own class, or one without an auto class in transformers.
         imported = []
         base = f"...  # of the class {printable(str(adapter.base.get('architecture')))}"
     lines = [*imported, "from pyreft import ReftModel", f"base = {base}"]
@@ -200,12 +199,12 @@ def _size(adapter: Adapter, path: Path) -> str:
 
 
 def count_parameters(adapter: Adapter) -> dict[str, int]:
-    """How many numbers an adapter has, of each part of the model that it trains."""
+    """The number of trained parameters of an adapter, by part of the model."""
     parts = {OF_BASE: "base model", OF_LORA: "LoRA", "": "interventions"}
     counts = dict.fromkeys(reversed(parts.values()), 0)
     for name, tensor in adapter.tensors.items():
         if name.endswith(".turn") and f"{name.removesuffix('turn')}original" in adapter.tensors:
-            continue  # as large as `original`, which is not trained and is there in every file
+            continue  # `original`, of the same size, is counted, because every file has it
         counts[next(parts[prefix] for prefix in parts if name.startswith(prefix))] += tensor.numel()
     return {part: count for part, count in counts.items() if count}
 
@@ -241,7 +240,7 @@ def _table(left: str, right: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Any text as a code span, in which nothing is Markdown or HTML, in tables neither."""
+    """A text as a code span, also for tables, without effect as Markdown or HTML."""
     return f"`{printable(text) or ' '}`".replace("|", r"\|")
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is: the names of its files, and what they hold.
+"""The files of a checkpoint and their content.
 
 A checkpoint is data. Nothing in it names code, and nothing in it is run. The format is described
 in docs/checkpoint_format.md.
@@ -7,20 +7,20 @@ in docs/checkpoint_format.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
+from pyreft.annotations import Json
 from pyreft.config import ReftConfig
 
 CONFIG_NAME = "reft_config.json"
 WEIGHTS_NAME = "reft_model.safetensors"
-# PEFT's own files of a LoRA, which we write for PEFT and never read.
+# The files of PEFT's LoRA. They are written for PEFT and never read here.
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FORMAT_VERSION = "2.0"
-# Of the config, in bytes. One intervention takes about 500.
+# The largest size of the config, in bytes. One intervention takes about 500.
 MAX_CONFIG = 4_000_000
-# Before the names of tensors: trained ones of the base model, and those of PEFT's LoRA.
+# Prefixes of names of tensors: trained ones of the base model, and those of PEFT's LoRA.
 OF_BASE, OF_LORA = "base_model.", "peft."
 
 
@@ -37,20 +37,20 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Args:
         config: The interventions.
         tensors: Their parameters by name, "<key of the intervention>.<name in the module>";
-            trained tensors of the base model, "base_model.<name in the base model>"; tensors of a
-            LoRA of PEFT's, "peft.<PEFT's name>".
-        base: What is said of the base model, see `pyreft.base_model.description`.
-        origin: Where it was read from.
+            trained tensors of the base model, "base_model.<name in the base model>"; tensors of
+            PEFT's LoRA, "peft.<PEFT's name>".
+        base: The description of the base model, see `pyreft.base_model.description`.
+        origin: The directory or file that it was read from.
         lora: The config of the LoRA that was trained with the interventions, or None.
     """
 
     config: ReftConfig
     tensors: dict[str, Tensor]
-    base: dict[str, Any]
+    base: Json
     origin: str = ""
-    lora: dict[str, Any] | None = None
+    lora: Json | None = None

@@ -1,7 +1,6 @@
-"""The JSON of `reft_config.json`: what may stand there, and what its fields become.
+"""The JSON of `reft_config.json`: its fields, their checks, and their values.
 
-Adapters are untrusted. JSON that leaves room for two readings is refused, and every field
-is checked before anything is made from it.
+Adapters are untrusted. Ambiguous JSON is refused, and every field is checked before it is used.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import math
 import re
 from collections import Counter
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pyreft.annotations import Json
 from pyreft.config import ReftConfig
 from pyreft.sharing.checkpoint import FORMAT_VERSION, MAX_CONFIG, Adapter
 
@@ -24,31 +24,31 @@ _FIELDS = {"format_version", "library_versions", "base_model", "interventions"}
 _FIELDS |= {"modules_to_save", "lora", "fingerprint"}
 _OF_INTERVENTION = {"layer", "component", "positions", "kind", "arguments", "heads", "tied_to"}
 # The fields of base_model, by the type of their values.
-_PLACES = ("name_or_path", "revision")
-_NAMES = (*_PLACES, "task", "problem_type")
-# A name or a path that does not lead upwards; a word as classes and tasks are called by.
-_PLACE = re.compile(r"(?!(.*[/\\])?\.\.([/\\]|$))[^\x00-\x1f\x7f]+")
+_PATHS = ("name_or_path", "revision")
+_NAMES = (*_PATHS, "task", "problem_type")
+# A name or a path without ".."; the name of a class or a task.
+_PATH = re.compile(r"(?!(.*[/\\])?\.\.([/\\]|$))[^\x00-\x1f\x7f]+")
 _WORD = re.compile(r"[\w.-]+", re.ASCII)
 _SIZES = {"hidden_size", "num_hidden_layers", "num_decoder_layers", "vocab_size"}
 _SIZES |= {"num_attention_heads", "num_key_value_heads", "intermediate_size"}
 _BASE_FIELDS = {*_NAMES, "labels", "architecture", "model_type", *_SIZES}
 _NEEDED = ("model_type", "hidden_size", "num_hidden_layers")
-# So many interventions edit each head of a large model, and so many one of its layers: all that
-# are at one place are compared with each other.
-_MAX_LISTED, _MAX_AT_ONE_PLACE = 10_000, 500
+# Enough to edit each head of a large model, and enough on one component of one layer. The second
+# is lower because those are compared with each other.
+_MAX_LISTED, _MAX_AT_ONE_SITE = 10_000, 500
 
 
 class Entry(NamedTuple):
-    """What a config says."""
+    """The content of a config file."""
 
     config: ReftConfig
-    base: dict[str, Any]
-    lora: dict[str, Any] | None
+    base: Json
+    lora: Json | None
 
 
-def make_entry(adapter: Adapter) -> dict[str, Any]:
-    """The JSON of an adapter, but for its fingerprint."""
-    entry: dict[str, Any] = {
+def make_entry(adapter: Adapter) -> Json:
+    """The JSON of an adapter, without its fingerprint."""
+    entry: Json = {
         "format_version": FORMAT_VERSION,
         "library_versions": {name: version(name) for name in ("pyreft", "torch", "transformers")},
         "base_model": adapter.base,
@@ -57,35 +57,36 @@ def make_entry(adapter: Adapter) -> dict[str, Any]:
     return entry if adapter.lora is None else entry | {"lora": adapter.lora}
 
 
-def parse_json(data: bytes | str) -> dict[str, Any]:
-    """The object that an untrusted JSON text holds.
+def parse_json(data: bytes | str) -> Json:
+    """Parse an untrusted JSON text that holds an object.
 
     Raises:
-        ValueError: If it is no JSON object, is too large, names a field twice, or has a number
-            or a string that JSON does not have.
+        ValueError: If it is not a JSON object, is too large, names a field twice, or has a number
+            or a string that is not JSON.
         RecursionError: If it is nested too deeply.
     """
     if len(data) > MAX_CONFIG:
         raise ValueError(f"it is larger than {MAX_CONFIG:,} bytes")
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     found = json.loads(
-        text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+        text, object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite
     )
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
-    # Half of a surrogate pair can be escaped in JSON, and be no text.
+    # Half of a surrogate pair can be escaped in JSON, and is not text.
     json.dumps(found, ensure_ascii=False).encode("utf-8")
     return found
 
 
-def read_entry(entry: dict[str, Any]) -> Entry:
-    """What a config says.
+def read_entry(entry: Json) -> Entry:
+    """Check and read a config.
 
-    Unknown fields are an error, but in the config of a later minor version, which adds none that
-    must be understood: they are left out, with one warning.
+    Unknown fields are an error. In the config of a later minor version they are left out, with one
+    warning: such a version adds only fields that may be ignored.
 
     Raises:
-        ValueError: If a field is unknown, missing or of another type, or the version is another.
+        ValueError: If a field is unknown, missing or of another type, or the version is not
+            supported.
         TypeError: As for a config that a user writes.
     """
     entry = _known(entry, _is_later(entry.get("format_version")))
@@ -102,30 +103,30 @@ def read_entry(entry: dict[str, Any]) -> Entry:
     for one in entry["interventions"]:
         if isinstance(one, dict) and isinstance(one.get("layer"), int) and one["layer"] < 0:
             raise ValueError(f"the layer {one['layer']} must be counted from the first, which is 0")
-    places = Counter(
+    sites = Counter(
         (str(one.get("layer")), str(one.get("component")))
         for one in entry["interventions"]
         if isinstance(one, dict)
     )
-    if places and max(places.values()) > _MAX_AT_ONE_PLACE:
-        raise ValueError(f"it has more than {_MAX_AT_ONE_PLACE} interventions at one place")
+    if sites and max(sites.values()) > _MAX_AT_ONE_SITE:
+        raise ValueError(f"it has more than {_MAX_AT_ONE_SITE} interventions at one place")
     if (lora := entry.get("lora")) is not None:
         _require(entry, "lora", dict)
     if isinstance(names, list) and len(set(map(str, names))) < len(names):
         raise ValueError("modules_to_save has a name twice")
-    learned = {n: v for n, v in entry.items() if n in ("interventions", "modules_to_save")}
-    return Entry(ReftConfig.from_dict(learned), entry["base_model"], lora)
+    trained = {n: v for n, v in entry.items() if n in ("interventions", "modules_to_save")}
+    return Entry(ReftConfig.from_dict(trained), entry["base_model"], lora)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("it names a field twice")
     return found
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"it has {constant}, which is no JSON")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"it has {constant}, which is not JSON")
 
 
 def _finite(number: str) -> float:
@@ -138,11 +139,11 @@ def _is_later(found: object) -> bool:
     """Whether a version is a later minor version than ours.
 
     Raises:
-        ValueError: If it is another major version, or none.
+        ValueError: If it is another major version, or not a version.
     """
     match = _VERSION.fullmatch(found) if isinstance(found, str) else None
     if match is None:
-        raise ValueError(f"its format_version is {found!r}, which is no version")
+        raise ValueError(f"its format_version is {found!r}, which is not a version")
     major, minor = map(int, match.groups())
     our_major, our_minor = map(int, FORMAT_VERSION.split("."))
     if not 1 <= major <= our_major:
@@ -153,22 +154,24 @@ def _is_later(found: object) -> bool:
     return (major, minor) > (our_major, our_minor)
 
 
-def _known(entry: dict[str, Any], later: bool) -> dict[str, Any]:
-    """The config without the fields that only a later version knows."""
+def _known(entry: Json, later: bool) -> Json:
+    """The config without the fields that only a later version has."""
     unknown: list[str] = []
 
-    def keep(found: Any, known: set[str], where: str) -> Any:
-        if not isinstance(found, dict):
-            return found
+    def keep(found: Json, known: set[str], where: str) -> Json:
         unknown.extend(f"{where}{name}" for name in found if name not in known)
         return {name: value for name, value in found.items() if name in known}
 
     kept = keep(entry, _FIELDS, "")
-    kept["base_model"] = keep(kept.get("base_model"), _BASE_FIELDS, "base_model.")
+    if isinstance(base := kept.get("base_model"), dict):
+        kept["base_model"] = keep(base, _BASE_FIELDS, "base_model.")
     if later and isinstance(kept.get("interventions"), list):
         listed = enumerate(kept["interventions"])
         kept["interventions"] = [
-            keep(one, _OF_INTERVENTION, f"interventions[{index}].") for index, one in listed
+            keep(one, _OF_INTERVENTION, f"interventions[{index}].")
+            if isinstance(one, dict)
+            else one
+            for index, one in listed
         ]
     if unknown and not later:
         raise ValueError(f"unknown field {', '.join(sorted(unknown)[:5])}")
@@ -180,13 +183,13 @@ def _known(entry: dict[str, Any], later: bool) -> dict[str, Any]:
     return kept
 
 
-def _require(entry: dict[str, Any], name: str, kind: type) -> None:
+def _require(entry: Json, name: str, kind: type) -> None:
     if not isinstance(entry.get(name), kind):
         what = "a list of objects" if kind is list else "an object"
         raise ValueError(f"the field {name!r} must be {what}")
 
 
-def _check_base(base: dict[str, Any]) -> None:
+def _check_base(base: Json) -> None:
     """Raise ValueError unless every field of base_model is of its type."""
     for name, value in base.items():
         if name == "labels":
@@ -198,7 +201,7 @@ def _check_base(base: dict[str, Any]) -> None:
         if not fits:
             raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
     for name, value in base.items():
-        if isinstance(value, str) and not (_PLACE if name in _PLACES else _WORD).fullmatch(value):
+        if isinstance(value, str) and not (_PATH if name in _PATHS else _WORD).fullmatch(value):
             raise ValueError(f"the field {name!r} of base_model cannot be {value!r}")
     if missing := [name for name in _NEEDED if name not in base]:
         raise ValueError(f"base_model lacks the field {', '.join(missing)}")

@@ -3,7 +3,7 @@
     "user/repo" --find_adapter--> a directory of the cache, all files of one commit --> read_adapter
     save_adapter --> a directory --push_directory--> one commit of "user/repo"
 
-Of a repository the files that are read are downloaded, and no others.
+Only the files that are read are downloaded from a repository.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import (
@@ -79,12 +78,14 @@ class HubFiles:
         """The path of a file in the cache, downloaded if it is not there.
 
         Raises:
-            AdapterError: If it cannot be had; what the Hub said, and what to do.
+            AdapterError: If it cannot be downloaded, with the Hub's answer and advice.
         """
         source = self.source
         place = self.repo_id + (f", revision {source.revision!r}," if source.revision else "")
         path = "/".join([*self._folders(), name])
-        with _explained(f"{path} of {place} cannot be had from the Hub ({constants.ENDPOINT})"):
+        with _explained(
+            f"{path} of {place} cannot be downloaded from the Hub ({constants.ENDPOINT})"
+        ):
             found = _api(self.source.token).hf_hub_download(
                 self.repo_id,
                 path,
@@ -106,7 +107,7 @@ class HubFiles:
         Raises:
             AdapterError: As for `fetch`.
         """
-        with _explained(f"{self.repo_id} cannot be had from the Hub ({constants.ENDPOINT})"):
+        with _explained(f"{self.repo_id} cannot be downloaded from the Hub ({constants.ENDPOINT})"):
             found = _api(self.source.token).snapshot_download(
                 self.repo_id,
                 revision=self.source.revision,
@@ -123,11 +124,11 @@ class HubFiles:
         return [part for part in (self.source.subfolder or "").split("/") if part]
 
 
-def is_repo_id(name: str | os.PathLike) -> bool:
-    """Whether a name is one of a repository: "owner/name" or "name", and not plainly a path.
+def is_repo_id(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a repository, "owner/name" or "name", rather than a path.
 
-    It is no repository's if there is a directory called as its owner: that is then a path with a
-    slip in its last part.
+    If a directory has the owner's name, it is not a repository, but a path with a typing error in
+    its last part.
     """
     if not isinstance(name, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         return False
@@ -138,7 +139,7 @@ def is_repo_id(name: str | os.PathLike) -> bool:
 def find_adapter(
     name: str | os.PathLike[str], source: HubSource = NEWEST, others: Sequence[str] = ()
 ) -> Path:
-    """The directory of an adapter: the one of that name, else from the Hub if it can be there.
+    """The directory of an adapter: the local one, else one downloaded from the Hub.
 
     Args:
         name: A directory, or a repository on the Hub, see `is_repo_id`.
@@ -147,7 +148,7 @@ def find_adapter(
             repository that holds none of ours.
 
     Raises:
-        AdapterError: If there is neither.
+        AdapterError: If neither exists.
     """
     if Path(name).exists() or not is_repo_id(name):
         if source.revision is not None and Path(name).exists():
@@ -167,12 +168,12 @@ def download_adapter(files: HubFiles, others: Sequence[str] = ()) -> Path:
     """The directory in the cache that holds an adapter of the Hub.
 
     Raises:
-        AdapterError: If it cannot be had.
+        AdapterError: If it cannot be downloaded.
     """
     try:
         config = files.fetch(CONFIG_NAME)
     except AdapterError as error:
-        # In the cache alone, what is missing may be missing on the Hub as well.
+        # A file that is missing in the cache may be missing on the Hub as well.
         missing = isinstance(error.__cause__, (EntryNotFoundError, LocalEntryNotFoundError))
         folder = files.fetch_matching(others) if missing and others else None
         if folder is None or not any(list(folder.glob(pattern)) for pattern in others):
@@ -183,7 +184,7 @@ def download_adapter(files: HubFiles, others: Sequence[str] = ()) -> Path:
 
 
 def push_directory(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -193,27 +194,30 @@ def push_directory(
     commit_message: str | None = None,
     subfolder: str | None = None,
 ) -> CommitInfo:
-    """Put all files of a directory into a repository, in one commit. See `ReftModel.push_to_hub`.
+    """Push all files of a directory to a repository, in one commit. See `ReftModel.push_to_hub`.
 
     Raises:
-        AdapterError: If the Hub refuses; the repository is as it was.
+        AdapterError: If the Hub refuses; the repository is unchanged.
     """
     folder = "".join(f"{part}/" for part in (subfolder or "").split("/") if part)
     paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
-    files: dict[str, Any] = {path.relative_to(directory).as_posix(): path for path in paths}
+    files: dict[str, Path | bytes] = {
+        path.relative_to(directory).as_posix(): path for path in paths
+    }
     api = _api(token)
     with _explained(f"{repo_id!r} cannot be pushed to the Hub ({constants.ENDPOINT})"):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         wants_branch = revision is not None and not create_pr
         if wants_branch and not api.revision_exists(repo_id, str(revision)):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
-        if CARD_NAME in files and is_own_card(content := files[CARD_NAME].read_bytes()):
+        card = Path(directory) / CARD_NAME
+        if CARD_NAME in files and is_own_card(content := card.read_bytes()):
             files[CARD_NAME] = rename_card(content, repo_id)
             if edited_card(repo_id, token, revision, folder) is not None:
                 logger.warning(f"The {CARD_NAME} of {repo_id} was edited: it is left as it is.")
                 del files[CARD_NAME]
         operations = [CommitOperationAdd(folder + name, file) for name, file in files.items()]
-        # And not upload_folder, which may make several commits.
+        # Not upload_folder, which may create several commits.
         return api.create_commit(
             repo_id,
             operations,
@@ -226,7 +230,7 @@ def push_directory(
 def edited_card(
     repo_id: str, token: str | bool | None, revision: str | None, folder: str = ""
 ) -> bytes | None:
-    """The card of a repository, if there is one that people wrote or edited."""
+    """The card of a repository, if a user wrote or edited it."""
     try:
         found = _api(token).hf_hub_download(repo_id, folder + CARD_NAME, revision=revision)
     except (EntryNotFoundError, RevisionNotFoundError):
@@ -241,10 +245,10 @@ def _api(token: str | bool | None) -> HfApi:
 
 @contextmanager
 def _explained(task: str) -> Iterator[None]:
-    """Raise AdapterError for whatever goes wrong with the Hub, with what to do about it.
+    """Raise AdapterError for every error of the Hub, with advice.
 
-    The library for HTTP below `huggingface_hub` is not the same in all versions, and neither are
-    its errors.
+    Every Exception is caught, because the HTTP library of `huggingface_hub` and its errors differ
+    between versions.
     """
     try:
         yield
@@ -254,7 +258,7 @@ def _explained(task: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    # Where huggingface_hub says no more than that something failed.
+    # Errors of huggingface_hub that give no reason themselves.
     vague = isinstance(error, (LocalEntryNotFoundError, RuntimeError))
     if vague and error.__cause__ is not None:
         return _reason(error.__cause__)
@@ -281,12 +285,12 @@ def _reason(error: BaseException) -> str:
     if status == 403:
         return f"the token may not do that (403): {_LOG_IN} of a user who may. {_said(error)}"
     if status in (409, 412):
-        return f"somebody else changed the repository meanwhile ({status}): push again."
+        return f"another commit changed the repository meanwhile ({status}): push again."
     return _said(error)
 
 
 def _said(error: BaseException) -> str:
-    """The error in one line, with its cause where that is another."""
+    """The error in one line, with its cause if that adds something."""
     said, cause = f"{type(error).__name__}: {' '.join(str(error).split())}", error.__cause__
     if cause is None or isinstance(error, HfHubHTTPError) or str(cause) in str(error):
         return said

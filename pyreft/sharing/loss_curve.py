@@ -1,4 +1,4 @@
-"""The losses of a run, drawn as an image for the model card, where matplotlib is installed."""
+"""The losses of a run as an image for the model card, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
 
-# On white, for people who see few colours: blue, orange, green, red-purple.
+# Blue, orange, green, red-purple: colours that colour-blind people can tell apart on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
-def draw_losses(log: Sequence[Mapping[str, Any]]) -> bytes | None:
+def draw_losses(log: Sequence[Mapping[str, float]]) -> bytes | None:
     """Draw training and evaluation losses over steps.
 
     Args:
@@ -20,14 +19,14 @@ def draw_losses(log: Sequence[Mapping[str, Any]]) -> bytes | None:
             transformers Trainer keeps them in `state.log_history`.
 
     Returns:
-        A PNG, or None if fewer than two training losses are there, or matplotlib is not.
+        A PNG, or None if there are fewer than two training losses, or no matplotlib.
     """
     names = dict.fromkeys(name for entry in log for name in entry if _is_loss(name))
     curves = {name: _points(log, name) for name in sorted(names, key=lambda name: name != "loss")}
     curves = {name: points for name, points in curves.items() if points}
     if len(curves.get("loss", ())) < 2 or find_spec("matplotlib") is None:
         return None
-    # No pyplot: it would choose a backend and keep every figure for the whole process.
+    # Not pyplot, which would select a backend and keep every figure for the whole process.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -46,7 +45,7 @@ def draw_losses(log: Sequence[Mapping[str, Any]]) -> bytes | None:
     if len(curves) > 1:
         axes.legend(fontsize=11, frameon=False)
     image = io.BytesIO()
-    # Without the version of matplotlib, so that the same run gives the same bytes.
+    # Without the version of matplotlib, so that the same run has the same bytes.
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
 
@@ -55,13 +54,13 @@ def _is_loss(name: str) -> bool:
     return name == "loss" or (name.startswith("eval_") and name.endswith("_loss"))
 
 
-def _points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def _points(log: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
     there = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
     return [(step, value) for step, value in there if math.isfinite(value)]
 
 
 def _label(name: str) -> str:
-    """Names are from the user's data sets: dollar signs would be read as formulas."""
+    """The label of a curve. Dollar signs in names of data sets would be parsed as formulas."""
     words = {"loss": "training", "eval_loss": "evaluation"}
     named = name.removeprefix("eval_").removesuffix("_loss").replace("$", r"\$")
     return words.get(name, f"evaluation, {named}")

@@ -1,4 +1,4 @@
-"""What an adapter edits, drawn: layers run to the right, the text from top to bottom.
+"""A picture of what an adapter edits: layers from left to right, the text from top to bottom.
 
     block_output
       layer                0    5    10   15   20   25
@@ -10,7 +10,7 @@
     a  loreft of rank 8, weights of its own in each of 30 layers
     b  loreft of rank 8, weights of its own in each of 30 layers
 
-It is text: it needs no image, reads in a terminal, and shows in a diff what has changed.
+It is text, so that it can be read in a terminal and compared in a diff.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pyreft.config.layers import stack_named
 from pyreft.positions import PositionSpec
 from pyreft.positions.words import Span, Word
 
-# Whatever a file says, a picture stays one.
+# Limits of the size, because files are untrusted.
 MAX_LAYERS, MAX_ROWS = 160, 40
 UNTOUCHED = "."
 _SEVERAL = "#"
 _MAX_TEXT = 100
-# What spans of the prompt are counted from, and parts of the text that are one span.
+# The anchors of spans of the prompt, and the parts of the text that are one span.
 _ANCHORS, _WHOLE = ("start", "end"), ("prompt", "completion")
 # The index of the layer in a path: "model.layers[3].output", "model.layers.3.output".
 _INDEX = re.compile(r"\[(\d{1,9})\]|\.(\d{1,9})(?=[.\[])")
@@ -63,11 +63,11 @@ def draw(
     layers: int | None = None,
     decoder_layers: int | None = None,
 ) -> str:
-    """Draw where interventions act: a grid for each component, and what the letters mean.
+    """Draw what interventions edit: a grid for each component, and the meaning of the letters.
 
     Args:
         interventions: All of them, resolved.
-        layers: Number of layers of the base model, of its encoder if it has one, where known.
+        layers: Number of layers of the base model, of its encoder if it has one; None if unknown.
         decoder_layers: Number of layers of its decoder, if it has one beside an encoder.
     """
     letters = _letters(interventions)
@@ -80,7 +80,7 @@ def draw(
         named = decoder_layers is not None and not is_path(place)
         in_decoder = named and stack_named(place) == "decoder"
         count = decoder_layers if in_decoder else layers
-        # An encoder reads the prompt alone.
+        # An encoder has no completion.
         reads_only = named and not in_decoder
         grids.append(_grid([e for e in edits if e.place == place], count, reads_only))
     legend = _legend(interventions, letters)
@@ -140,11 +140,11 @@ def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: boo
 
 
 def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[_Row]:
-    """The prompt in order, cut where edits begin and end; neighbours that are alike are one row."""
+    """The rows of the prompt, cut at the ends of edits; equal neighbours are one row."""
     spans = {span for edit in edits for span in _spans(edit) if span.anchor in _ANCHORS}
     cuts = {0} | {cut for span in spans for cut in (span.first, span.stop) if cut is not None}
     ahead, behind = (sorted(c for c in cuts if sign * c >= 0) for sign in (1, -1))
-    # None and None are the tokens between the ends, which no count from an end reaches.
+    # (None, None) are the tokens between the ends, which have no fixed index.
     between: list[tuple[int | None, int | None]] = [
         *((first, end - 1) for first, end in pairwise(ahead)),
         (None, None),
@@ -168,13 +168,13 @@ def _covers(edit: _Edit, first: int | None) -> bool:
 
 
 def _spans(edit: _Edit) -> list[Span]:
-    """Where an edit is in a long prompt, as far as its positions say."""
+    """The spans of an edit in a long prompt, as far as they are known."""
     words = () if edit.positions is None else edit.positions.words
     return [span for word in words for span in word.spans()]
 
 
 def _is_placed(word: Word) -> bool:
-    """Whether it has rows of its own in the picture of the prompt."""
+    """Whether a word has rows of its own in the picture of the prompt."""
     spans = word.spans()
     return bool(spans) and all(span.anchor in (*_ANCHORS, *_WHOLE) for span in spans)
 
@@ -187,7 +187,7 @@ def _name(word: Word) -> str:
 
 
 def _tokens(first: int | None, last: int | None) -> str:
-    """Which tokens of the prompt a row is of."""
+    """The name of the tokens of a row of the prompt."""
     if first is None or last is None:
         return "the rest"
     count = last - first + 1
@@ -209,10 +209,10 @@ def _cells(edits: Iterable[_Edit], columns: Sequence[int | None]) -> str:
 
 
 def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
-    """One letter for weights that are alike and at like places; what shares weights shares it."""
+    """The letter of each intervention: the same for equal descriptions, and for shared weights."""
     letters: list[str] = []
-    known: dict[tuple, str] = {}
-    at_place: Counter[tuple] = Counter()
+    known: dict[tuple[str, str, int], str] = {}
+    at_place: Counter[tuple[str, int | None]] = Counter()
     for one in interventions:
         if one.tied_to is not None and 0 <= one.tied_to < len(letters):
             letters.append(letters[one.tied_to])
@@ -226,7 +226,7 @@ def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
 
 
 def _describe(one: InterventionConfig) -> str:
-    """The kind and what was chosen of its arguments."""
+    """The kind and its arguments that differ from the defaults."""
     chosen = {name: (one.arguments or {}).get(name) for name in ("dropout", "act_fn")}
     said = one.kind + (
         "" if one.low_rank_dimension is None else f" of rank {one.low_rank_dimension}"
@@ -252,6 +252,6 @@ def _legend(interventions: Sequence[InterventionConfig], letters: Sequence[str])
 
 
 def printable(text: str) -> str:
-    """Text from a file as a line that neither a terminal nor Markdown takes for a command."""
+    """Untrusted text as a line without control characters of a terminal or code of Markdown."""
     kept = "".join(c if c.isprintable() and c != "`" else "?" for c in text[:_MAX_TEXT])
     return kept + ("..." if len(text) > _MAX_TEXT else "")

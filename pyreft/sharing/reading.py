@@ -9,12 +9,13 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors
 import torch
 from torch import Tensor
 
+from pyreft.annotations import Json
 from pyreft.sharing.checkpoint import (
     CONFIG_NAME,
     MAX_CONFIG,
@@ -43,20 +44,20 @@ class Formats(NamedTuple):
     others: Sequence[str] = ()
 
 
-def read_adapter(directory: str | os.PathLike) -> Adapter:
+def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     """Read an adapter. Nothing in it is run.
 
-    The weights hold the config as well, so that one file decides: `reft_config.json` counts if it
-    is of the same save, and as it was changed by hand since.
+    The weights file contains the config as well. `reft_config.json` is used, with changes by hand,
+    if it is of the same save as the weights.
 
     Raises:
-        AdapterError: If the directory is no adapter, or its files are damaged.
+        AdapterError: If the directory is not an adapter, or its files are damaged.
     """
     path = Path(directory)
     try:
         _require_files(os.fspath(directory))
         weights, config = inside(path, WEIGHTS_NAME), inside(path, CONFIG_NAME)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         raise AdapterError(f"cannot read {os.fspath(directory)!r}: {error}") from error
     try:
         tensors, metadata = _read_weights(weights)
@@ -70,14 +71,14 @@ def read_adapter(directory: str | os.PathLike) -> Adapter:
     return Adapter(said.config, tensors, said.base, os.fspath(directory), said.lora)
 
 
-def is_of_format_1(directory: str | os.PathLike) -> bool:
+def is_of_format_1(directory: str | os.PathLike[str]) -> bool:
     """Whether an adapter in a directory, or in a folder of it, was saved in format 1."""
     entries = [parse_json(_read_config(path)) for path in Path(directory).rglob(CONFIG_NAME)]
     return any(str(entry.get("format_version")).startswith("1.") for entry in entries)
 
 
 def fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a config and, in the order of their names, names and bytes of tensors."""
+    """SHA-256 of a config, and of the names and bytes of tensors, sorted by name."""
     found = hashlib.sha256(text.encode("utf-8"))
     for name in sorted(tensors):
         found.update(name.encode("utf-8"))
@@ -99,10 +100,10 @@ def _require_files(directory: str) -> None:
 
 
 def inside(directory: Path, name: str) -> Path:
-    """The file itself, where a name is a link, as all names in the Hub's cache are.
+    """The file of a name, with links resolved: all names in the Hub's cache are links.
 
     Raises:
-        AdapterError: If it lies outside the directory, or outside the repository's cache.
+        AdapterError: If it is outside the directory, or outside the repository's cache.
     """
     roots = [directory.resolve()]
     for snapshots in roots[0].parents:
@@ -126,7 +127,7 @@ def _read_config(path: Path) -> bytes:
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of one file, whose bytes are read when they are looked at."""
+    """Tensors and metadata of one file. The bytes of a tensor are read on first access."""
     tensors, metadata = _read_one(path)
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
@@ -138,7 +139,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_one(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What safetensors reads, which opens a file twice: a save may come in between."""
+    """Read with safetensors, again if a save replaced the file: safetensors opens it twice."""
     while True:
         before = _identity(path)
         try:
@@ -156,12 +157,12 @@ def _read_one(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _identity(path: Path) -> tuple[int, ...]:
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _choose(entry: dict[str, Any], metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The config that goes with the weights: the file's, unless that is another save's."""
+def _choose(entry: Json, metadata: Mapping[str, str], path: Path) -> Json:
+    """The config of the weights: that of the file, unless the file is of another save."""
     theirs, ours = entry.get("fingerprint"), metadata.get("fingerprint")
     if ours is None or theirs == ours:
         return entry
@@ -171,7 +172,7 @@ def _choose(entry: dict[str, Any], metadata: Mapping[str, str], path: Path) -> d
             "config, or save the adapter again"
         )
     logger.warning(
-        f"{path} holds the config of another save than its weights, which was cut short: the "
-        "config inside the weights is used. Save the adapter again to mend it."
+        f"{path} holds the config of another save than its weights, which was interrupted: the "
+        "config inside the weights is used. Save the adapter again to repair it."
     )
     return parse_json(metadata["reft_config"])

@@ -1,35 +1,36 @@
-"""What is known of how an adapter was made, as plain values that outlive their trainer."""
+"""The facts of an adapter's training, as plain values that outlive the trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from pyreft.annotations import Arguments
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a trainer knows of how an adapter was made.
+    """The facts of an adapter's training.
 
     Args:
-        trainer: Name of its class.
+        trainer: Name of the trainer's class.
         steps: Number of optimiser steps.
-        epochs: Number of passes over the data, parts of one included.
-        arguments: What was set of the run, by the names of `TrainingArguments`.
-        examples: Number of rows it trained on, if that is known.
-        datasets: The data sets on the Hub that these came from, as far as is known.
-        log: What was logged, in order, for the curve of the losses.
+        epochs: Number of passes over the data, also a fraction.
+        arguments: The settings of the run, by the names of `TrainingArguments`.
+        examples: Number of training rows; None if unknown.
+        datasets: Their data sets on the Hub, as far as they are known.
+        log: The logged entries, in order, for the curve of the losses.
         evaluation: Metrics of the adapter as it is saved, by name, all of them finite.
-        metadata: What the user says of the adapter, by the names of the Hub's metadata: license,
-            language, tags, datasets, and model_name, the name in the Hub.
+        metadata: The user's metadata, by the names of the Hub's: license, language, tags,
+            datasets, and model_name, the name on the Hub.
     """
 
     trainer: str
     steps: int
     epochs: float | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     examples: int | None = None
     datasets: Sequence[str] = ()
-    log: Sequence[Mapping[str, Any]] = ()
+    log: Sequence[Mapping[str, float]] = ()
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Arguments = field(default_factory=dict)

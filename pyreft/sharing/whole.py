@@ -1,4 +1,4 @@
-"""A directory that appears with all of its files, or not at all."""
+"""Write a directory with all of its files, or not at all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyreft.sharing.checkpoint import AdapterError
 
 
 @contextmanager
-def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
-    """Write into the directory that is given here; it gets its name at the end of the block.
+def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary directory to write to, which is renamed at the end of the block.
 
     Raises:
-        AdapterError: If there is something of that name already, but for an empty directory.
+        AdapterError: If the name exists already, except as an empty directory.
     """
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

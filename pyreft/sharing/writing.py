@@ -1,10 +1,10 @@
-"""adapter -> directory, so that a reader sees the old adapter or the new one, whenever it looks.
+"""adapter -> directory, so that a reader always sees the old adapter or the new one.
 
     .reft_model.safetensors.<process>.tmp  ...    all files, written and on the disk
     reft_model.safetensors                        renamed: from here on it is the new adapter
     reft_config.json, PEFT's files                renamed after it
 
-The weights hold all there is to the adapter, so renaming them is the one moment that counts.
+The weights file contains the whole adapter, so renaming it replaces the adapter.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-# What a save that was killed has left.
+# The files that a killed save left.
 _TEMPORARY = re.compile(
     r"\.((reft|adapter)_(config\.json|model\.safetensors)|README\.md|reft_loss\.png)\.\d+\.tmp"
 )
-# What tokenizers, trainers and repositories put beside an adapter.
+# The files of tokenizers, trainers and repositories beside an adapter.
 _BESIDE = re.compile(
     r"\.git.*|\.cache|README\.md|LICENSE.*|.*tokenizer.*|special_tokens_map\.json|"
     r"added_tokens\.json|vocab\..*|merges\.txt|spiece\.model|chat_template.*|"
@@ -50,7 +50,7 @@ _BESIDE = re.compile(
 
 
 def save_adapter(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     adapter: Adapter,
     allow_other_files: bool = False,
     beside: Mapping[str, bytes] | None = None,
@@ -58,16 +58,16 @@ def save_adapter(
     """Write an adapter; a reader sees it whole or not at all. See `ReftModel.save_pretrained`.
 
     Args:
-        directory: Where to.
-        adapter: What to save.
-        allow_other_files: Write beside whatever the directory holds.
-        beside: Further files, by name, such as PEFT's own of a LoRA.
+        directory: The directory to write to.
+        adapter: The adapter to save.
+        allow_other_files: Write even if the directory holds other files.
+        beside: Further files, by name, such as those of PEFT's LoRA.
 
     Raises:
         AdapterError: If the directory holds something else.
-        OSError: If the disk is full, or fails; what was there is there still.
+        OSError: If the disk is full, or fails; the old adapter is unchanged.
     """
-    # Copies, since one tensor may be known by two names.
+    # Copies, because one tensor may have two names.
     tensors = {
         name: tensor.detach().cpu().clone().contiguous() for name, tensor in adapter.tensors.items()
     }
@@ -84,9 +84,9 @@ def save_adapter(
 
 
 def _in_order(weights: bytes) -> bytes:
-    """The same file with its metadata in order, which safetensors leaves to chance.
+    """The same file with sorted metadata, whose order is random in safetensors.
 
-    An adapter that has not changed is the same file then, and no new commit on the Hub.
+    An unchanged adapter then has the same bytes, and needs no new commit on the Hub.
     """
     size = int.from_bytes(weights[:8], "little")
     header = json.loads(weights[8 : 8 + size])
@@ -97,13 +97,13 @@ def _in_order(weights: bytes) -> bytes:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files, one after the other; each of them appears whole or not at all."""
+    """Write files one after the other; each appears whole or not at all."""
     with _alone(directory):
         _write(directory, files)
 
 
-def _writable(directory: str | os.PathLike, allow_other_files: bool) -> Path:
-    """The directory, made if it was not there."""
+def _writable(directory: str | os.PathLike[str], allow_other_files: bool) -> Path:
+    """The directory, created if it did not exist."""
     if not os.fspath(directory):
         raise AdapterError("cannot save an adapter without the name of a directory.")
     path = Path(directory)
@@ -113,7 +113,7 @@ def _writable(directory: str | os.PathLike, allow_other_files: bool) -> Path:
     except OSError as error:
         raise AdapterError(f"cannot save an adapter to {str(path)!r}: {error}") from error
     foreign = sorted(n for n in names if not _BESIDE.fullmatch(n))
-    # A save that was killed may have come to PEFT's files, and not yet to the config.
+    # A killed save may have renamed PEFT's files, and not yet the config.
     if WEIGHTS_NAME in names:
         foreign = [name for name in foreign if name not in LORA_FILES]
     if foreign and CONFIG_NAME not in names and not allow_other_files:
@@ -126,7 +126,7 @@ def _writable(directory: str | os.PathLike, allow_other_files: bool) -> Path:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Inside the block no other process saves there, and nothing is left of those killed."""
+    """Lock the directory against other saves, and delete the files of killed ones."""
     if fcntl is None:
         yield
         return
@@ -141,7 +141,7 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Said to the lock itself: a process that was forked meanwhile has it as well.
+            # Unlock explicitly: a process that was forked meanwhile has the descriptor as well.
             with contextlib.suppress(OSError):
                 fcntl.flock(directory, fcntl.LOCK_UN)
     finally:
@@ -149,12 +149,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write all of the files, then give each its name, in their order."""
+    """Write all files under temporary names, then rename them in their order."""
     temporaries = {name: path / f".{name}.{os.getpid()}.tmp" for name in files}
     try:
         for name, data in files.items():
             temporaries[name].unlink(missing_ok=True)
-            # "x" follows no link that somebody left there.
+            # "x" does not follow a link of that name.
             with open(temporaries[name], "xb") as file:
                 file.write(data)
                 file.flush()
@@ -165,12 +165,12 @@ def _write(path: Path, files: Mapping[str, bytes]) -> None:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise
-    if os.name != "nt":  # which cannot open directories
+    if os.name != "nt":  # Windows cannot open directories
         _sync(path)
 
 
 def _sync(path: Path) -> None:
-    """Bring the names in a directory to the disk."""
+    """Flush the names in a directory to the disk."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)

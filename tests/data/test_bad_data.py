@@ -217,7 +217,7 @@ def test_a_template_that_renders_answers_otherwise_is_refused(tokenizer):
         "{% if add_generation_prompt %}>{% endif %}"
     )
     rows = Dataset.from_dict({"messages": [[user("a"), assistant("b")]]})
-    with pytest.raises(ValueError, match="row 0: the chat template renders an answer otherwise"):
+    with pytest.raises(ValueError, match="row 0: the chat template renders an answer differently"):
         pyreft.make_examples(rows, tokenizer)
 
 

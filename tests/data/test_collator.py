@@ -92,7 +92,7 @@ def test_what_is_no_number_is_refused_as_a_label(label, tokenizer):
 
 
 def test_integers_for_several_classes_are_told_from_floats(tokenizer):
-    with pytest.raises(ValueError, match="of several classes at once they are floats"):
+    with pytest.raises(ValueError, match="of several classes at once are floats"):
         collate(tokenizer, [{"input_ids": [5, 6], "labels": [1, 0, 1]}])
 
 

@@ -256,7 +256,7 @@ def test_other_splits_are_prompts_to_generate_from(wide, task):
 def test_a_label_goes_by_its_type(tokenizer, label, made):
     rows = [{"text": "abc", "label": label}]
     if made == "error":
-        with pytest.raises(ValueError, match="row 0: the label None is none"):
+        with pytest.raises(ValueError, match="row 0: the label is None; it must be a class index"):
             build("classification", tokenizer, rows)
         return
     (example,) = build("classification", tokenizer, rows)

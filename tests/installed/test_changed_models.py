@@ -209,7 +209,7 @@ def test_steps_that_leave_out_a_part_of_the_prompt_are_refused():
 
 
 def test_a_cache_that_does_not_count_is_refused():
-    with pytest.raises(ValueError, match=r"\(tuple\), which does not say how many tokens"):
+    with pytest.raises(ValueError, match=r"\(tuple\), which does not count its tokens"):
         generate(make(Tuples))
 
 

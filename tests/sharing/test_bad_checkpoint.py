@@ -135,7 +135,7 @@ def test_weights_that_are_damaged_are_refused(saved, damage):
 @pytest.mark.parametrize("version", [None, 1, 1.0, "1", "x", "1.0.0", "1.0\n", []])
 def test_a_version_that_is_none_is_refused(saved, version):
     change_config(saved, lambda entry: entry.update(format_version=version))
-    refuse(saved, "format_version is .* no version")
+    refuse(saved, "format_version is .* not a version")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_intervention_that_lacks_a_field_is_refused(saved, name):
     ("fields", "message"),
     [
         ({"notes": "x"}, "unknown field notes"),
-        ({"interventions": []}, "nothing to learn"),
+        ({"interventions": []}, "nothing to train"),
         ({"interventions": {}}, "must be a list of objects"),
         ({"base_model": "llama"}, "'base_model' must be an object"),
     ],

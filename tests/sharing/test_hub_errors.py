@@ -79,7 +79,9 @@ def test_a_repository_that_is_not_there_or_private(settings, hub):
     if settings:
         hub.add("alice/secret", hub.files("alice/adapter"), **settings)
     both = r"there is no directory 'alice/secret' here, and reft_config\.json of alice/secret "
-    both += rf"cannot be had from the Hub \({hub.url}\): there is no such repository, or it is "
+    both += (
+        rf"cannot be downloaded from the Hub \({hub.url}\): there is no such repository, or it is "
+    )
     both += r"private \({}\): check the spelling; for a private one log in .* or pass token="
     with pytest.raises(AdapterError, match=both.format(401)):
         load("alice/secret")
@@ -107,7 +109,7 @@ def test_a_revision_or_a_folder_that_is_not_there(hub):
         load("alice/adapter", revision="v9")
     with pytest.raises(AdapterError, match=r"no/reft_config\.json of .* no such file \(404\)"):
         load("alice/adapter", subfolder="no")
-    with pytest.raises(AdapterError, match=r"cannot be had"):
+    with pytest.raises(AdapterError, match=r"cannot be downloaded"):
         load("alice/adapter", subfolder="../adapter")
 
 

@@ -1,11 +1,12 @@
 """`pyreft.reft_trainer`, as upstream names it."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from pyreft.annotations import Example, Inputs
 from pyreft.data import ReftDataCollator
 from pyreft.training import (
     ReftTrainer,
@@ -25,18 +26,20 @@ __all__ = [
 ]
 
 
-def make_data_collator(tokenizer: Any, model: Any) -> ReftDataCollator:
+def make_data_collator(
+    tokenizer: PreTrainedTokenizerBase, model: nn.Module | None
+) -> ReftDataCollator:
     """The collator of upstream's trainers: texts are padded to the longest of a batch."""
     return ReftDataCollator(DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=-100))
 
 
 def make_dataloader(
-    dataset: Dataset,
+    dataset: Dataset[Example],
     batch_size: int,
-    collate_fn: Callable,
+    collate_fn: Callable[[list[Example]], Inputs],
     shuffle: bool,
-    sampler: Sampler | Iterable | None = None,
-) -> DataLoader:
+    sampler: Sampler[int] | Iterable[int] | None = None,
+) -> DataLoader[Example]:
     """A loader of batches; upstream's order of arguments."""
     return DataLoader(
         dataset, batch_size=batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate_fn

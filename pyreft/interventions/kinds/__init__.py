@@ -1,4 +1,4 @@
-"""The kinds that are built in: one file for each, which is imported here because it is there.
+"""The built-in kinds: one file for each; all files of this directory are imported here.
 
     kind       edit added to h            rows of the subspace
     loreft     R^T (act(W h + b) - R h)   orthonormal

@@ -25,4 +25,5 @@ class ConsreftIntervention(OrthonormalBasis):
     replaces_projection = True
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
-        return self.learned_source - hidden @ basis.mT
+        source: Tensor = self.learned_source
+        return source - hidden @ basis.mT

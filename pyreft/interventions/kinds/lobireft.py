@@ -23,5 +23,5 @@ class LobireftIntervention(OrthonormalBasis):
     constant_source = True
 
     def coefficients(self, hidden: Tensor, basis: Tensor) -> Tensor:
-        source = self.learned_source.to(hidden.dtype)
+        source: Tensor = self.learned_source.to(hidden.dtype)
         return source.expand(*hidden.shape[:-1], self.low_rank_dimension)
