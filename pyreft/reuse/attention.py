@@ -10,13 +10,14 @@ those of the P first ones, which are frozen, are not needed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import (
     attending_by,
@@ -47,7 +48,7 @@ def window_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """What transformers' "sdpa" computes, in its terms.
 
@@ -70,14 +71,24 @@ def window_attention(
     plain = not dropout and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     masked = attention_mask is not None and attention_mask.shape[1] == 1
     if attention_mask is None or not (_HERE.inside and small and exact and plain and masked):
-        arguments = (module, query, key, value, attention_mask, dropout, scaling)
-        return sdpa()(*arguments, **kwargs)
+        attend: Callable[..., tuple[Tensor, None]] = sdpa()
+        return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     mask = attention_mask[:, :, None]
     if mask.dtype == torch.bool:
         hidden = torch.finfo(query.dtype).min
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, hidden)
     scale = width**-0.5 if scaling is None else scaling
-    return _Attend.apply(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
+    apply: Callable[..., Tensor] = _Attend.apply
+    return apply(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
+
+
+class _Context(Protocol):
+    """What `_Attend` keeps for its backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    scale: float
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _Attend(torch.autograd.Function):
@@ -88,7 +99,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+        ctx: _Context, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     ) -> Tensor:
         batch, heads, window, width = query.shape
         groups, length = key.shape[1:3]
@@ -103,7 +114,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, key, value, weights, attended = ctx.saved_tensors
         batch, heads, window, _ = grad.shape
         prefix = key.shape[2] - window
@@ -122,7 +133,7 @@ if attention_can_be_registered.holds:
 
 
 @contextmanager
-def attending(base: Any) -> Iterator[None]:
+def attending(base: PreTrainedModel) -> Iterator[None]:
     """Attend so inside the block, if the model attends by "sdpa", where it would on a CPU."""
     here = base.device.type == "cpu" and attention_can_be_registered.holds
     # Other models ask for the name, and compute something else.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import attention_of
 from pyreft.installed.modules import version_of
@@ -24,7 +24,7 @@ def versions(base: nn.Module) -> Hashable:
 
 
 @torch.no_grad()
-def contents(base: Any) -> Hashable:
+def contents(base: PreTrainedModel) -> Hashable:
     """Changes with the config of the model, and with some values of each frozen tensor.
 
     `tensor.data` can be written to without a trace; this is for the beginning of a run.

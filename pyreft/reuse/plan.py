@@ -10,10 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.adapters import EditedModel
 from pyreft.base_model.components import Component
@@ -77,13 +76,18 @@ class Plan:
     lost: bool = False
 
 
+def transformers_model(model: EditedModel) -> PreTrainedModel:
+    """The transformers model, inside what others put around it."""
+    return running_model(model.model)
+
+
 def plan_reuse(model: EditedModel) -> Plan:
     """Find what does not depend on what is trained, in the mode that the model is in.
 
     Raises:
         NotReusableError: If nothing is known not to.
     """
-    base: Any = running_model(model.model)
+    base = transformers_model(model)
     _require_plain(model.model, base)
     try:
         layers = tuple(find_layers(base))
@@ -118,7 +122,7 @@ def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict
     return index + (component.module is layers[index] and component.side == "output")
 
 
-def _first_trained(base: Any, layers: tuple[nn.Module, ...]) -> int | None:
+def _first_trained(base: PreTrainedModel, layers: tuple[nn.Module, ...]) -> int | None:
     """The first layer with a parameter that is trained; heads behind the layers do not count."""
     of_backbone = {id(p) for p in base.base_model.parameters()}
     of_layers = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
@@ -135,7 +139,7 @@ def _first_trained(base: Any, layers: tuple[nn.Module, ...]) -> int | None:
 # ---- what must not be ---------------------------------------------------------------------------
 
 
-def _require_plain(outer: Any, base: Any) -> None:
+def _require_plain(outer: nn.Module, base: PreTrainedModel) -> None:
     """Raise NotReusableError for a model whose forward pass is not what its layers say."""
     never = next(_why_never(base), None)
     reason = next(_why_not(outer, base), None) if never is None else never
@@ -143,7 +147,7 @@ def _require_plain(outer: Any, base: Any) -> None:
         raise NotReusableError(reason, lost=never is None)
 
 
-def _why_never(base: Any) -> Iterator[str]:
+def _why_never(base: PreTrainedModel) -> Iterator[str]:
     """What is in the nature of a model."""
     config = text_config(base)
     if getattr(base.config, "is_encoder_decoder", False):
@@ -154,7 +158,7 @@ def _why_never(base: Any) -> Iterator[str]:
         yield "its layers share keys and values"
 
 
-def _why_not(outer: Any, base: Any) -> Iterator[str]:
+def _why_not(outer: nn.Module, base: PreTrainedModel) -> Iterator[str]:
     config = text_config(base)
     for needed in _NEEDED:
         if not needed.holds:
@@ -177,13 +181,13 @@ def _why_not(outer: Any, base: Any) -> Iterator[str]:
         yield "its positions depend on how long the batch is"
 
 
-def _active_dropout(base: Any, config: Any) -> str | None:
+def _active_dropout(base: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     """The name of what draws random numbers in a forward pass, if anything does."""
     if not base.training:
         return None
     for name, module in base.named_modules():
         if module.training and dropout_rate(module) > 0:
-            return name
+            return str(name)
     # Models that drop without a module read its rate from here. Those of heads have modules.
     for name, rate in config.to_dict().items():
         random = "drop" in name or "jitter" in name
@@ -192,33 +196,33 @@ def _active_dropout(base: Any, config: Any) -> str | None:
     return None
 
 
-def _is_rate(value: Any) -> bool:
+def _is_rate(value: object) -> bool:
     return isinstance(value, float) and value > 0
 
 
-def _hooked(base: Any) -> str | None:
-    """The name of a module with a hook of somebody else's."""
+def _hooked(base: nn.Module) -> str | None:
+    """The name of a module with a hook that is not ours, if there is one."""
     for name, module in base.named_modules():
         for hook in hooks_of(module):
-            # Ours edit what they are told to.
+            # Ours edit the tokens that they are given.
             if not (is_own(hook) or captures_outputs(hook)):
                 return name or "the model"
     return None
 
 
-def counts_tokens(base: Any) -> bool:
-    """Whether a model goes on from a cache, at positions that it is told."""
-    return cache_argument(base) is not None and _reads_on(base)
+def counts_tokens(base: PreTrainedModel) -> bool:
+    """Whether a model continues from a cache, at positions that it is given."""
+    return cache_argument(base) is not None and _continues(base)
 
 
-def _reads_on(base: Any) -> bool:
-    """Whether a model is one of those that go on from a cache, whatever they call it."""
+def _continues(base: PreTrainedModel) -> bool:
+    """Whether a model is one of those that continue from a cache, by whatever argument."""
     takes = inspect.signature(base.forward).parameters.keys()
     scores = type(base).__name__.endswith("ForSequenceClassification")
     return "position_ids" in takes and (base.can_generate() or scores)
 
 
-def _why_never_tokens(base: Any) -> Iterator[str]:
+def _why_never_tokens(base: PreTrainedModel) -> Iterator[str]:
     """Why, in the nature of a model, later tokens depend on more than earlier keys and values."""
     config = text_config(base)
     bidirectional = getattr(config, "use_bidirectional_attention", False)
@@ -230,12 +234,12 @@ def _why_never_tokens(base: Any) -> Iterator[str]:
     kinds = set(getattr(config, "layer_types", None) or ())
     if keeps_state(base) or not kinds <= {"full_attention", "sliding_attention"}:
         yield "it keeps a state that is no keys and values of tokens"
-    if not _reads_on(base):
-        yield f"{type(base).__name__} does not go on from a cache at positions that it is told"
+    if not _continues(base):
+        yield f"{type(base).__name__} does not continue from a cache at positions that it is given"
 
 
-def _why_not_tokens(base: Any) -> Iterator[str]:
-    """Why a model that goes on from a cache cannot be given one."""
+def _why_not_tokens(base: PreTrainedModel) -> Iterator[str]:
+    """Why a model that continues from a cache cannot be given one."""
     if cache_argument(base) is None or cache_argument(base.base_model) is None:
         yield (
             f"forward of {type(base).__name__} takes no cache by a name that is known, or takes "

@@ -5,8 +5,7 @@ Nothing is written into it: a step's own keys and values are put behind those th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,25 +28,28 @@ class FrozenPrefix(Cache):
         super().__init__(layers=[_FrozenLayer(known, length) for known in layers])
 
 
-class _FrozenLayer(DynamicLayer):
+class _FrozenLayer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore]
     # All of the prefix is there in each layer: masks are those of full attention, and a sliding
     # window is cut out of them by the distance of tokens.
     is_sliding = False
 
     def __init__(self, known: KeysValues | None, length: int) -> None:
-        super().__init__()
+        begin: Callable[[], None] = super().__init__
+        begin()
         self._known, self._length = known, length
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> KeysValues:
         assert self._known is not None, "a layer runs that was to be skipped"
         keys, values = self._known
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         return self._length
 
-    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        # Older transformers hand over the indices of the queries, and not their number.
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        # Older transformers pass the indices of the queries, and not their number.
         queries = len(query_length) if isinstance(query_length, Tensor) else query_length
         return self._length + queries, 0
 
@@ -69,8 +71,13 @@ class RecordingCache(Cache):
         self._last = last
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> KeysValues:
         self.known[layer_idx] = key_states, value_states
         if layer_idx == self._last:
             raise Recorded

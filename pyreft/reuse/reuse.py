@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
 from pyreft.adapters import EditedModel
-from pyreft.base_model.running import running_model
+from pyreft.annotations import Arguments, Inputs
 from pyreft.installed.caches import cache_argument
 from pyreft.reuse.attention import attending
 from pyreft.reuse.fingerprint import contents, versions
-from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
+from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse, transformers_model
 from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
 from pyreft.reuse.store import State, Store, share_of_memory, store_of
 from pyreft.reuse.window import Window, cut
@@ -74,7 +74,7 @@ class FrozenReuse:
         model: The model.
         memory: Bytes of memory that states may take; by default a share of what is free.
         disk: A directory for those that find no room there, or None.
-        autocast: Makes the context that the model runs in.
+        autocast: Returns the context that the model runs in.
 
     Attributes:
         reason: Why nothing is reused, or None.
@@ -86,7 +86,7 @@ class FrozenReuse:
         model: EditedModel,
         memory: int | None,
         disk: str | None,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.model = model
         self.reason: str | None = None
@@ -105,7 +105,7 @@ class FrozenReuse:
         Args:
             reason: Why nothing is to be reused, if that is known.
         """
-        base: Any = running_model(self.model.model)
+        base = transformers_model(self.model)
         self.reason, self._plan = None, None
         try:
             if reason := self._distrusted or reason:
@@ -135,22 +135,22 @@ class FrozenReuse:
         self._distrusted = reason
         self.decline(reason)
 
-    def cut(self, inputs: Mapping[str, Any], shifted: bool) -> Cut | None:
+    def cut(self, inputs: Arguments, shifted: bool) -> Cut | None:
         """Cut a batch down to what must be computed, or return None if it is left whole.
 
         Args:
             inputs: What `ReftModel` is called with.
             shifted: Whether the label of a token in the window is to be what it predicts.
         """
-        plan, told = self._plan, dict(inputs)
+        plan, given = self._plan, dict(inputs)
         if plan is None:
             return None
-        if told.get("adapter_names") is not None:
+        if given.get("adapter_names") is not None:
             self._say("A batch is computed whole, because it names the adapters of its rows.")
             return None
-        placed = self.model.edited_calls.place(told)
+        placed = self.model.edited_calls.place(given)
         try:
-            window = cut(told, placed, plan.no_tokens is None, self._pad(), shifted)
+            window = cut(given, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:
             self._say(f"A batch is computed whole, because {error}.", lost=True)
             return None
@@ -166,11 +166,11 @@ class FrozenReuse:
         return found
 
     @contextmanager
-    def running(self, cut: Cut) -> Iterator[dict[str, Any]]:
+    def running(self, cut: Cut) -> Iterator[Inputs]:
         """Run the model on a window inside the block; yields what to call it with."""
         plan, store, (window, states) = self._plan, self._store, cut
         assert plan is not None and store is not None
-        inputs: dict[str, Any] = dict(window.inputs)
+        inputs: Inputs = dict(window.inputs)
         ids = inputs["input_ids"]
         prefix = collate_prefix(plan, states, window.length, ids.device)
         if prefix is not None:
@@ -216,8 +216,8 @@ class FrozenReuse:
         return [states[key] for key in keys]
 
     def _pad(self) -> int | None:
-        base: Any = self.model.model
-        return base.config.get_text_config().pad_token_id
+        pad: int | None = self.model.config.get_text_config().pad_token_id
+        return pad
 
     # ---- what it saves ------------------------------------------------------------------
 

@@ -10,15 +10,14 @@ not be the run that was not stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from torch import Tensor, nn
 
 from pyreft.installed.caches import cache_argument
-from pyreft.reuse.layers import LayerOutput, replaced
+from pyreft.reuse.layers import Forward, LayerOutput, Output, replaced
 from pyreft.reuse.plan import NotReusableError, Plan
 from pyreft.reuse.prefix import FrozenPrefix, KeysValues, Recorded, RecordingCache
 from pyreft.reuse.store import State
@@ -56,12 +55,12 @@ def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
     last, found = plan.layers[plan.skipped - 1], []
     original = last.forward
 
-    def watch(*args: Any, **kwargs: Any) -> Any:
-        made = original(*args, **kwargs)
-        found.append(output.hidden(made))
-        return made
+    def watch(*args: object, **kwargs: object) -> Output:
+        returned: Output = original(*args, **kwargs)
+        found.append(output.hidden(returned))
+        return returned
 
-    above = dict.fromkeys(plan.layers[plan.skipped :], output.handing_on())
+    above = dict.fromkeys(plan.layers[plan.skipped :], output.passing_through())
     with replaced({last: watch, **above}):
         _run(plan, ids)
     if not found or found[0].dim() != 3 or found[0].shape[:2] != ids.shape:
@@ -83,17 +82,19 @@ def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) 
     return known
 
 
-def _run(plan: Plan, ids: Tensor, **kwargs: Any) -> None:
+def _run(plan: Plan, ids: Tensor, **kwargs: object) -> None:
     plan.base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs)
 
 
-def skipping(plan: Plan, output: LayerOutput, hidden: Tensor | None) -> Any:
+def skipping(
+    plan: Plan, output: LayerOutput, hidden: Tensor | None
+) -> AbstractContextManager[None]:
     """Skip layers inside the block: what leaves the last of them is this hidden state."""
-    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    forwards: dict[nn.Module, Forward] = {}
     if hidden is not None:
         below = plan.layers[: plan.skipped]
-        forwards = dict.fromkeys(below[:-1], output.handing_on())
-        forwards[below[-1]] = output.putting_out(hidden)
+        forwards = dict.fromkeys(below[:-1], output.passing_through())
+        forwards[below[-1]] = output.returning(hidden)
     return replaced(forwards)
 
 

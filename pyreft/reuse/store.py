@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 from accelerate.utils.modeling import convert_file_size_to_int
@@ -72,7 +71,7 @@ class Store:
         self._files: dict[Hashable, Path] = {}
         self._directory: Path | None = None
         # Deletes the directory, when this store goes as well.
-        self._delete: Callable[[], Any] | None = None
+        self._delete: Callable[[], object] | None = None
         self._made_with: Hashable = None
 
     def __len__(self) -> int:
@@ -100,7 +99,7 @@ class Store:
             self._delete = weakref.finalize(self, shutil.rmtree, self._directory, True)
 
     def require(self, made_with: Hashable) -> None:
-        """Drop everything unless it was made with this, of which it is a function."""
+        """Drop everything unless it was computed with this."""
         if made_with != self._made_with:
             self.clear()
             self._made_with = made_with
@@ -155,7 +154,7 @@ def in_bytes(memory: int | str) -> int:
         ValueError: If it is no size.
     """
     try:
-        size = convert_file_size_to_int(memory)
+        size = int(convert_file_size_to_int(memory))
     except ValueError:
         size = -1
     if size < 0:
@@ -172,7 +171,7 @@ def share_of_memory(held: int) -> int:
 
 def _free_memory() -> int:
     """Bytes that are free on this machine, or in the container if it is allowed less."""
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
         allowed = (group / "memory.max").read_text().strip()

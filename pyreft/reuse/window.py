@@ -12,13 +12,13 @@ distances between tokens are those of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyreft.annotations import Arguments
 from pyreft.editing.plan import Placed
 from pyreft.placement.boundary import shift_labels
 from pyreft.reuse.plan import NotReusableError
@@ -58,7 +58,7 @@ def text_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cut(
-    inputs: Mapping[str, Any],
+    inputs: Arguments,
     placed: Sequence[Placed],
     tokens: bool,
     pad: int | None,
@@ -136,7 +136,7 @@ def _first_edit(placed: Sequence[Placed], left: Tensor, n: Tensor) -> Tensor:
 
 
 def _window(
-    inputs: Mapping[str, Any],
+    inputs: Arguments,
     placed: Sequence[Placed],
     by_token: Tensor | None,
     where: tuple[Tensor, Tensor, Tensor],
@@ -165,7 +165,7 @@ def _window(
 
 
 def _moved(one: Placed, columns: Tensor, inside: Tensor) -> Placed:
-    """The edits of an adapter in a window (B, W), of which these are the columns in the batch."""
+    """The edits of an adapter in a window (B, W); `columns` are its columns in the batch."""
     masks = one.placement.masks
     # Interventions that share a mask go on sharing it.
     cut = {id(m): m.to(columns.device).gather(1, columns) & inside for m in masks.values()}

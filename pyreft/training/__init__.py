@@ -5,8 +5,8 @@ from pyreft.training.distributed import shard_only_frozen
 from pyreft.training.rates import parameter_groups
 from pyreft.training.recommended import Recommended, recommended
 from pyreft.training.reward import ReftTrainerForRewardModeling
-from pyreft.training.trainer import (
-    ReftTrainer,
+from pyreft.training.trainer import ReftTrainer
+from pyreft.training.upstream import (
     ReftTrainerForCausalLM,
     ReftTrainerForCausalLMDistributed,
     ReftTrainerForSequenceClassification,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
 from transformers.trainer import (
     OPTIMIZER_NAME,
     SCHEDULER_NAME,
@@ -23,11 +24,13 @@ from transformers.trainer import (
 )
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
+    TrainOutput,
     get_last_checkpoint,
     has_length,
 )
 from transformers.utils import logging
 
+from pyreft.adapters import EditedModel
 from pyreft.installed.trainer_methods import (
     trainer_asks_where_to_go_on,
     trainer_saves_by_methods,
@@ -35,16 +38,22 @@ from pyreft.installed.trainer_methods import (
 from pyreft.interventions import OrthonormalProjection
 from pyreft.sharing.reading import is_of_format_1
 from pyreft.training.facts import training_facts
-from pyreft.training.pushing import PushedCheckpoints
+from pyreft.training.pushing import PushedCheckpointsMixin
 from pyreft.training.rates import require_same_groups
 
 logger = logging.get_logger(__name__)
+
+if TYPE_CHECKING:
+    import optuna
+
+# A trial of a hyperparameter search.
+Trial: TypeAlias = "optuna.Trial | dict[str, object] | None"
 
 # The Trainer pushes nothing of its directory that begins so.
 UNFINISHED = "_unfinished"
 
 
-class AdapterCheckpoints(PushedCheckpoints):
+class AdapterCheckpoints(PushedCheckpointsMixin):
     """Stands before a Trainer class, any that saves and resumes as the transformers Trainer does.
 
         class ReftDPOTrainer(AdapterCheckpoints, DPOTrainer): ...
@@ -67,11 +76,11 @@ class AdapterCheckpoints(PushedCheckpoints):
     """
 
     # A ReftModel, where the Trainer declares a PreTrainedModel.
-    model: Any
-    # Where the checkpoint that is being written lies.
+    model: EditedModel
+    # The directory of the checkpoint that is being written.
     _unfinished: Path | None = None
     # What the user says of the adapter, for its card.
-    _card_metadata: Mapping[str, Any] = MappingProxyType({})
+    _card_metadata: Mapping[str, object] = MappingProxyType({})
     # How many entries the log had when the best checkpoint was loaded.
     _best_since: int | None = None
 
@@ -79,17 +88,17 @@ class AdapterCheckpoints(PushedCheckpoints):
         trainer_saves_by_methods.require(f"{type(self).__name__}, whose checkpoints are adapters,")
         super().__init__(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The Trainer's; the model then knows for its card how it was trained."""
         self._best_since = None
         result = super().train(*args, **kwargs)
-        self._tell_model()
+        self._record_facts()
         return result
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; the model then knows its metrics for its card."""
         metrics = super().evaluate(*args, **kwargs)
-        self._tell_model()
+        self._record_facts()
         return metrics
 
     def create_model_card(
@@ -112,29 +121,31 @@ class AdapterCheckpoints(PushedCheckpoints):
             dataset_tags: Names of data sets on the Hub.
             dataset, dataset_args: Not used: they are names for people.
         """
-        said = {"language": language, "license": license, "tags": tags}
-        said |= {"datasets": dataset_tags, "model_name": self.hub_model_id or model_name}
-        told = {name: value for name, value in said.items() if value is not None}
-        self._card_metadata = {**self._card_metadata, **told}
+        metadata = {"language": language, "license": license, "tags": tags}
+        metadata |= {"datasets": dataset_tags, "model_name": self.hub_model_id or model_name}
+        given = {name: value for name, value in metadata.items() if value is not None}
+        self._card_metadata = {**self._card_metadata, **given}
         if self.is_world_process_zero():
-            self._tell_model()
+            self._record_facts()
             self.model.write_card(str(self.args.output_dir))
 
-    def _tell_model(self) -> None:
+    def _record_facts(self) -> None:
         # On the way, checkpoints have no curve of losses: drawing takes longer than saving.
         with_log = self._unfinished is None
         facts = training_facts(self, dict(self._card_metadata), self._best_since, with_log)
         self.model.training_facts = facts
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         if not self.args.should_save:
             return
         directory = output_dir if output_dir is not None else str(self.args.output_dir)
         os.makedirs(directory, exist_ok=True)
-        self._tell_model()
+        self._record_facts()
         # Whatever else is there: a run must not end with its result refused.
         self.model.save_pretrained(directory, allow_other_files=True)
-        tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         # They are pushed with the rest, and a token is for nobody to read.
@@ -142,7 +153,9 @@ class AdapterCheckpoints(PushedCheckpoints):
         public.hub_token = None
         torch.save(public, os.path.join(directory, TRAINING_ARGS_NAME))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         needed = () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME)
         _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
@@ -159,11 +172,11 @@ class AdapterCheckpoints(PushedCheckpoints):
         In checkpoints of format 1 what the optimizer knows of R is in other coordinates: it is
         left out, so that R begins as with a new optimizer.
         """
-        optimizer: Any = self.optimizer
         state = None if checkpoint is None else Path(checkpoint) / OPTIMIZER_NAME
         if state is not None and state.is_file():
             saved = torch.load(state, map_location="cpu", weights_only=True)
-            require_same_groups(optimizer.param_groups, saved["param_groups"])
+            assert self.optimizer is not None
+            require_same_groups(self.optimizer.param_groups, saved["param_groups"])
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not is_of_format_1(checkpoint):
             return
@@ -172,9 +185,10 @@ class AdapterCheckpoints(PushedCheckpoints):
                 f"{checkpoint} is of format 1, whose optimizer state of R cannot be left out under "
                 "DeepSpeed: start a new run from it with model.load_weights(...)."
             )
+        assert self.optimizer is not None
         for module in self.model.interventions.modules():
             if isinstance(module, OrthonormalProjection):
-                optimizer.state.pop(module.turn, None)
+                self.optimizer.state.pop(module.turn, None)
 
     def _init_training_state(
         self,
@@ -182,7 +196,7 @@ class AdapterCheckpoints(PushedCheckpoints):
         num_update_steps_per_epoch: int,
         num_train_epochs: int,
         resume_from_checkpoint: str | None,
-        trial: Any,
+        trial: Trial,
     ) -> tuple[int, int]:
         """The Trainer's, but a stream that has begun again goes on from where it was.
 
@@ -201,13 +215,14 @@ class AdapterCheckpoints(PushedCheckpoints):
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         logger.info(f"Loading best model from {best} (score: {self.state.best_metric}).")
+        assert best is not None
         self.model.load_weights(best)
         self._best_since = len(self.state.log_history)
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: Trial) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
         run = Path(self._get_output_dir(trial))
         unfinished, name = run / UNFINISHED, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
@@ -232,13 +247,13 @@ class AdapterCheckpoints(PushedCheckpoints):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(run / name))
 
-    def _rename_best(self, passing: Path, final: Path) -> None:
-        """The Trainer took the folder's passing name for that of the best model."""
+    def _rename_best(self, temporary: Path, final: Path) -> None:
+        """The Trainer recorded the temporary name of the directory for the best model."""
         best = self.state.best_model_checkpoint
-        if best is not None and Path(best) == passing:
+        if best is not None and Path(best) == temporary:
             self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
-            self.state.save_to_json(str(passing / TRAINER_STATE_NAME))
+            self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
 
     def _delete_old(self, run: Path, newest: Path) -> None:
         """Keep `save_total_limit` checkpoints, the newest and the best among them."""
@@ -272,7 +287,8 @@ def _age(checkpoint: Path) -> tuple[int, int]:
 
 
 def _not_saved(run: Path, name: str, error: Exception) -> str:
-    newest = get_last_checkpoint(str(run)) if run.is_dir() else None
+    find: Callable[[str], str | None] = get_last_checkpoint
+    newest = find(str(run)) if run.is_dir() else None
     return (
         f"{name} could not be saved: {error}. The newest complete checkpoint is "
         f"{newest or 'none'}. Make room on the disk, or set save_total_limit."

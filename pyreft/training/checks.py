@@ -1,23 +1,36 @@
-"""What must not train on: labels that no class has, a non-finite loss."""
+"""What a run is refused for or warned of: labels of no class, a non-finite loss, a frozen head."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from pyreft.adapters import EditedModel
+from pyreft.annotations import Arguments
 from pyreft.installed.tuners import is_peft_model
+from pyreft.lora.peft_lora import frozen_lora
+
+logger = logging.get_logger(__name__)
 
 _SEQUENCE = "ForSequenceClassification"
 _CLASSIFIERS = (_SEQUENCE, "ForTokenClassification")
 
 
-def heads_of(base: Any) -> dict[str, list[nn.Parameter]]:
+def without_peft(base: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model, inside what PEFT puts around it."""
+    if not is_peft_model(base):
+        return base
+    inner: PreTrainedModel = base.get_base_model()  # type: ignore[operator]
+    return inner
+
+
+def heads_of(base: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
     """The parts of a classifier behind its backbone, with their parameters; none of others."""
-    base = base.get_base_model() if is_peft_model(base) else base
+    base = without_peft(base)
     if not _is_classifier(base):
         return {}
     heads = [name for name, _ in base.named_children() if name != base.base_model_prefix]
@@ -25,22 +38,21 @@ def heads_of(base: Any) -> dict[str, list[nn.Parameter]]:
     return {name: own for name, own in parameters.items() if own}
 
 
-def frozen_heads(base: Any) -> list[str]:
-    """Names of the heads of a classifier that do not learn."""
+def frozen_heads(base: PreTrainedModel) -> list[str]:
+    """Names of the heads of a classifier that are not trainable."""
     return [n for n, own in heads_of(base).items() if not any(p.requires_grad for p in own)]
 
 
-def _is_classifier(base: Any) -> bool:
-    """By its name, as transformers tells: heads of other models have the same shapes."""
+def _is_classifier(base: PreTrainedModel) -> bool:
+    """By its name, as in transformers: heads of other models have the same shapes."""
     return _kind(base).endswith(_CLASSIFIERS)
 
 
-def _kind(base: Any) -> str:
-    base = base.get_base_model() if is_peft_model(base) else base
-    return str(base._get_name())
+def _kind(base: PreTrainedModel) -> str:
+    return type(without_peft(base)).__name__
 
 
-def require_labels(base: Any, labels: Tensor) -> None:
+def require_labels(base: PreTrainedModel, labels: Tensor) -> None:
     """Raise ValueError for labels that a classifier has no class for.
 
     Args:
@@ -49,7 +61,7 @@ def require_labels(base: Any, labels: Tensor) -> None:
             class, (B, classes). With one class, labels are values, and not looked at.
     """
     num_labels = base.config.num_labels
-    if not _is_classifier(base) or num_labels < 2:
+    if not _is_classifier(base) or num_labels is None or num_labels < 2:
         return
     shape = tuple(labels.shape)
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -58,7 +70,7 @@ def require_labels(base: Any, labels: Tensor) -> None:
                 f"the labels of the batch are {str(labels.dtype).removeprefix('torch.')}s of shape "
                 f"{shape}; for this model a label is an integer, the index of one of its "
                 f"{num_labels} classes, or a list of {num_labels} floats, one for each of them. To "
-                "learn one value, load the model with num_labels=1."
+                "train one value, load the model with num_labels=1."
             )
         return
     if labels.dim() > 1 and _kind(base).endswith(_SEQUENCE):
@@ -76,7 +88,7 @@ def require_labels(base: Any, labels: Tensor) -> None:
         )
 
 
-def require_tokens(base: Any, inputs: Mapping[str, Any]) -> None:
+def require_tokens(base: PreTrainedModel, inputs: Arguments) -> None:
     """Raise ValueError for a token that the model has no embedding for.
 
     On a GPU such a token would end the process, with an error that does not name it.
@@ -87,7 +99,7 @@ def require_tokens(base: Any, inputs: Mapping[str, Any]) -> None:
     """
     names = ("input_ids", "labels") if base.can_generate() else ("input_ids",)
     there = {n: inputs[n] for n in names if isinstance(inputs.get(n), Tensor)}
-    # Not the shape of its weight, of which a process may have a part; others' modules lack it.
+    # Not the shape of its weight: a process may have a part of it. Other classes may lack it.
     size = getattr(base.get_input_embeddings(), "num_embeddings", None)
     if size is None:
         return
@@ -103,9 +115,7 @@ def require_tokens(base: Any, inputs: Mapping[str, Any]) -> None:
             )
 
 
-def require_finite(
-    loss: Tensor, step: int, inputs: Mapping[str, Any], example_ids: Any = None
-) -> None:
+def require_finite(loss: Tensor, step: int, inputs: Arguments, example_ids: object = None) -> None:
     """Raise FloatingPointError for a loss that is NaN or infinite.
 
     Args:
@@ -126,3 +136,35 @@ def require_finite(
         + f"their input_ids are {shown}. Look at these rows; lower the learning rate or set "
         "max_grad_norm; with fp16, use bf16 or float32."
     )
+
+
+def require_reft_model(model: object, trainer: str) -> None:
+    """Raise TypeError for a model that is no `ReftModel`, if there is one."""
+    if model is not None and not isinstance(model, EditedModel):
+        raise TypeError(
+            f"{trainer} trains a ReftModel, got {type(model).__name__}: wrap the model with "
+            "pyreft.get_reft_model first."
+        )
+
+
+def warn_if_unsaveable(model: EditedModel) -> None:
+    """Warn at the start of a run, not at its first checkpoint, that it cannot be saved."""
+    try:
+        model.reft_config.to_dict()
+    except ValueError as error:
+        logger.warning(f"This run will fail when it saves: {error}")
+
+
+def warn_if_frozen(base: PreTrainedModel) -> None:
+    """Warn of what is usually trainable and is not: the head of a classifier, a LoRA."""
+    if frozen_lora(base):
+        logger.warning(
+            "The LoRA of the base model is frozen, and is neither trained nor saved. To train "
+            "it, wrap the model with get_reft_model(..., disable_model_grads=False)."
+        )
+    if heads := frozen_heads(base):
+        logger.warning(
+            f"The head of {type(base).__name__} is frozen ({', '.join(heads)}). "
+            "Unless it was trained before, train it with the interventions: "
+            f"ReftConfig(..., modules_to_save={heads})."
+        )

@@ -9,7 +9,7 @@ the vocabulary is kept for backward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,81 +20,92 @@ from torch.autograd.graph import saved_tensors_hooks
 _FLOAT16_SCALE = 2.0**10
 
 
-class ChunkedLoss(torch.autograd.Function):
-    """The sum of the losses of tokens: score, whether to learn, (N,), n, (N, D), ... -> ().
+class _Context(Protocol):
+    """What a function keeps for its backward."""
 
-    The logits of a chunk are made once: their gradient is taken back through the head at once,
-    and its sum for the hidden states and for what the head learns is all that is kept.
+    saved_tensors: tuple[Tensor, ...]
+    scale: float
+    dtypes: list[torch.dtype]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The sum of the losses of tokens: score, trains, (N,), n, (N, D), ... -> ().
+
+    The logits of a chunk are computed once: their gradient is taken back through the head at once,
+    and its sums for the hidden states and the trainable parameters of the head are all that is
+    kept. `trains` is whether there is a backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         score: Callable[[Tensor], Tensor],
-        learns: bool,
+        trains: bool,
         targets: Tensor,
         rows: int,
         hidden: Tensor,
-        *learned: Tensor,
+        *trained: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=targets.device)
         scale = _FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
         of_hidden = torch.zeros_like(hidden)
-        of_learned = [torch.zeros_like(p, dtype=torch.float32) for p in learned]
+        of_trained = [torch.zeros_like(p, dtype=torch.float32) for p in trained]
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            # Whoever packs what is kept for backward, to offload it, has no use for what is not.
-            with torch.set_grad_enabled(learns), saved_tensors_hooks(_same, _same):
-                chunk = hidden[part].detach().requires_grad_(learns)
+            # Hooks that pack what is kept for backward, to offload it, need not pack this.
+            with torch.set_grad_enabled(trains), saved_tensors_hooks(_same, _same):
+                chunk = hidden[part].detach().requires_grad_(trains)
                 logits = score(chunk)
                 loss = nn.functional.cross_entropy(logits, targets[part], reduction="sum")
                 scaled = loss * scale
             total += loss.detach()
             del logits, loss
-            if learns:
-                grad, *grads = torch.autograd.grad(scaled, [chunk, *learned])
+            if trains:
+                grad, *grads = torch.autograd.grad(scaled, [chunk, *trained])
                 of_hidden[part] = grad
-                for one, more in zip(of_learned, grads, strict=True):
+                for one, more in zip(of_trained, grads, strict=True):
                     one += more
         ctx.scale = scale
-        ctx.save_for_backward(of_hidden, *of_learned)
-        ctx.dtypes = [p.dtype for p in learned]
+        ctx.save_for_backward(of_hidden, *of_trained)
+        ctx.dtypes = [p.dtype for p in trained]
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        of_hidden, *of_learned = ctx.saved_tensors
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, *of_trained = ctx.saved_tensors
         factor = grad / ctx.scale
         grads = [
             (one * factor.to(one.device)).to(dtype)
-            for one, dtype in zip(of_learned, ctx.dtypes, strict=True)
+            for one, dtype in zip(of_trained, ctx.dtypes, strict=True)
         ]
         return None, None, None, None, of_hidden * factor.to(of_hidden.device), *grads
 
 
 class PlainChunkedLoss(torch.autograd.Function):
-    """The same for a frozen matrix (V, D) as the head: (V, D), learns, (N,), n, v, (N, D) -> ().
+    """The same for a frozen matrix (V, D) as the head: (V, D), trains, (N,), n, v, (N, D) -> ().
 
-    A tile of logits, of n tokens and v words, is made, used for the loss and for the gradient, and
-    forgotten. Words come one tile after the other, so sums of exponentials are relative to the
+    A tile of logits, of n tokens and v words, is used for the loss and for the gradient, and is
+    not kept. Words come one tile after the other, so sums of exponentials are relative to the
     highest logit seen so far, and are scaled when a higher one comes (Milakov and Gimelshein, 2018,
-    arXiv 1805.02867). Where a tile fits in a cache, most of what a head costs beside its products,
+    arXiv 1805.02867). Where a tile fits in a cache, most of what a head costs beside its matmuls,
     writing to memory, is spared.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         weight: Tensor,
-        learns: bool,
+        trains: bool,
         targets: Tensor,
         rows: int,
         words: int,
         hidden: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=targets.device)
-        of_hidden = torch.zeros_like(hidden) if learns else None
+        of_hidden = torch.zeros_like(hidden) if trains else None
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             grad = None if of_hidden is None else of_hidden[part]
@@ -104,9 +115,13 @@ class PlainChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (of_hidden,) = ctx.saved_tensors
         return None, None, None, None, None, of_hidden * grad.to(of_hidden.device)
+
+
+chunked_loss: Callable[..., Tensor] = ChunkedLoss.apply
+plain_chunked_loss: Callable[..., Tensor] = PlainChunkedLoss.apply
 
 
 def _by_tiles(

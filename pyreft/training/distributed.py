@@ -7,14 +7,16 @@ frozen, so that adapters are written as those of a single process, with nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import Trainer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
@@ -24,89 +26,89 @@ from pyreft.installed.offloading import fsdp_can_ignore_parameters
 logger = logging.get_logger(__name__)
 
 
-class DistributedMixin(Trainer):
-    """The part of `ReftTrainer` that shards the base model, and nothing of its adapter."""
+def set_ddp_default(args: TrainingArguments) -> None:
+    """Let DDP not search for parameters without gradient, unless the user says."""
+    if args.ddp_find_unused_parameters is None:
+        # Each intervention has a gradient in each pass, if it is zero. DDP would warn of its
+        # search in vain, and cannot search under reentrant gradient checkpointing.
+        args.ddp_find_unused_parameters = False
 
-    # What the Trainer declares with types that these do not always have.
-    model: Any
-    model_wrapped: Any
-    lr_scheduler: Any
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's; DDP does not search for parameters without a gradient."""
-        if self.args.ddp_find_unused_parameters is None:
-            # Each intervention has a gradient in each pass, if it is zero. DDP would warn of its
-            # search in vain, and cannot search under reentrant gradient checkpointing.
-            self.args.ddp_find_unused_parameters = False
-        super().create_accelerator_and_postprocess()
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            logger.warning(
-                f"accelerate does not shard models on {self.args.device.type}: each process has "
-                "the whole base model, and `fsdp` changes nothing else."
-            )
+def warn_if_not_sharded(args: TrainingArguments, sharded: bool) -> None:
+    """Warn if the arguments ask for FSDP and accelerate does not shard."""
+    if args.fsdp and not sharded:
+        logger.warning(
+            f"accelerate does not shard models on {args.device.type}: each process has "
+            "the whole base model, and `fsdp` changes nothing else."
+        )
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        # DeepSpeed resumes inside, from checkpoints that hold no base model.
-        hook = self.model.register_load_state_dict_post_hook(_allow_no_base)
-        try:
-            return super()._inner_training_loop(*args, **kwargs)
-        finally:
-            hook.remove()
 
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's; what is saved is the adapter, which no process has sharded."""
-        with self._unsharded():
-            super().save_model(*args, **kwargs)
+def require_placed(model: nn.Module) -> None:
+    """Raise ValueError for a model that is offloaded, if the Trainer would move it."""
+    placed = getattr(model, "hf_device_map", None) is not None
+    if not placed and any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the base model is offloaded, and has no device_map, by which the Trainer knows: "
+            'load it with from_pretrained(..., device_map="auto").'
+        )
 
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        placed = getattr(model, "hf_device_map", None) is not None
-        if not placed and any(parameter.is_meta for parameter in model.parameters()):
-            raise ValueError(
-                "the base model is offloaded, and has no device_map that tells the Trainer so: "
-                'load it with from_pretrained(..., device_map="auto").'
-            )
-        super()._move_model_to_device(model, device)
 
-    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.args.world_size > 1 and torch.distributed.is_initialized():
-            # Where R starts. Not all that wraps a model takes care of buffers, as of parameters.
-            for adapter in self.model.adapters.values():
-                for buffer in adapter.interventions.buffers():
-                    torch.distributed.broadcast(buffer, src=0)
-        if self.is_fsdp_enabled:
-            shard_only_frozen(self.accelerator, self.model)
-        if self.is_deepspeed_enabled:
-            partition_only_frozen(self.accelerator, self.model)
-        return super()._wrap_model(model, *args, **kwargs)
+@contextmanager
+def loading_without_base(model: nn.Module) -> Iterator[None]:
+    """Inside the block state dicts may hold the trained parameters alone.
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled:
-            # DeepSpeed's own files, which would hold the base model as well.
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
-            if self.args.should_save:
-                state = self.lr_scheduler.state_dict()
-                torch.save(state, os.path.join(output_dir, SCHEDULER_NAME))
-            return
-        with self._unsharded():
-            super()._save_optimizer_and_scheduler(output_dir)
+    DeepSpeed resumes inside a run, from checkpoints that hold no base model.
+    """
+    register: Callable[..., RemovableHandle] = model.register_load_state_dict_post_hook
+    hook = register(_allow_no_base)
+    try:
+        yield
+    finally:
+        hook.remove()
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with nullcontext() if self.is_deepspeed_enabled else self._unsharded():
-            super()._load_optimizer_and_scheduler(checkpoint)
 
-    @contextmanager
-    def _unsharded(self) -> Iterator[None]:
-        """Read and write files as if nothing were sharded: nothing in them is."""
-        before = self.is_fsdp_enabled, self.is_deepspeed_enabled
-        self.is_fsdp_enabled = self.is_deepspeed_enabled = False
-        try:
-            yield
-        finally:
-            self.is_fsdp_enabled, self.is_deepspeed_enabled = before
+def prepare_wrapping(
+    accelerator: Accelerator, model: EditedModel, fsdp: bool, deepspeed: bool
+) -> None:
+    """Prepare a model for what wraps it in several processes.
+
+    Args:
+        accelerator: What will wrap it.
+        model: The model.
+        fsdp, deepspeed: Whether accelerate shards it by these.
+    """
+    if accelerator.num_processes > 1 and torch.distributed.is_initialized():
+        # Where R starts. Not all that wraps a model broadcasts buffers, as it does parameters.
+        for adapter in model.adapters.values():
+            for buffer in adapter.interventions.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+    if fsdp:
+        shard_only_frozen(accelerator, model)
+    if deepspeed:
+        partition_only_frozen(accelerator, model)
+
+
+@contextmanager
+def unsharded(trainer: Trainer) -> Iterator[None]:
+    """Read and write files as if nothing were sharded: nothing in them is."""
+    before = trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled
+    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
+    try:
+        yield
+    finally:
+        trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = before
+
+
+def save_deepspeed_state(engine: nn.Module, scheduler: LRScheduler | None, output_dir: str) -> None:
+    """Write DeepSpeed's own files, without the base model, and the scheduler if it is given."""
+    assert callable(engine.save_checkpoint), "a DeepSpeedEngine"
+    engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+    if scheduler is not None:
+        torch.save(scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
 
 def shard_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
-    """Tell accelerate, before it prepares the model, to shard no parameter that is trained.
+    """Let accelerate shard no parameter that is trained; before it prepares the model.
 
     Interventions are some kilobytes, and an orthonormal factor needs its whole matrix.
 
@@ -142,7 +144,7 @@ def shard_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
 
 
 def partition_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
-    """Tell DeepSpeed, before accelerate prepares the model, to partition nothing that is trained.
+    """Let DeepSpeed partition nothing that is trained; before accelerate prepares the model.
 
     ZeRO-3 partitions parameters larger than a threshold, which is raised to the size of the largest
     that is trained. The other stages partition no parameters.
@@ -153,7 +155,7 @@ def partition_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
 
     Raises:
         ValueError: If nothing of the base model would be partitioned, or a part of it that is
-            trained was partitioned before the adapter was made.
+            trained was partitioned before the adapter was created.
     """
     zero = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
     if zero.get("stage") != 3:
@@ -171,13 +173,19 @@ def partition_only_frozen(accelerator: Accelerator, model: EditedModel) -> None:
     if any(original.numel() == 0 for original in model.trained.buffers()):
         raise ValueError(
             "under ZeRO-3 modules_to_save needs a base model that was loaded whole: load it before "
-            "the TrainingArguments are made."
+            "the TrainingArguments are created."
         )
-    # What DeepSpeed takes if it is told none.
+    # DeepSpeed's default.
     zero[threshold] = max(zero.get(threshold, 100_000), largest)
 
 
-def _allow_no_base(model: nn.Module, keys: Any) -> None:
+class _IncompatibleKeys(Protocol):
+    """What torch calls a hook with after a state dict was loaded."""
+
+    missing_keys: list[str]
+
+
+def _allow_no_base(model: nn.Module, keys: _IncompatibleKeys) -> None:
     """Let a checkpoint be loaded that holds the trained parameters alone."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     keys.missing_keys[:] = [name for name in keys.missing_keys if name in trained]

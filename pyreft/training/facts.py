@@ -1,4 +1,4 @@
-"""What a trainer tells the model card of its run."""
+"""What a model card says of the run of a trainer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from pyreft.sharing.training_facts import TrainingFacts
@@ -26,7 +25,7 @@ _ON_HUB = re.compile(r"hf://datasets/([\w.-]+(?:/[\w.-]+)?)@")
 
 
 def training_facts(
-    trainer: Trainer, metadata: Mapping[str, Any], best_since: int | None, with_log: bool = True
+    trainer: Trainer, metadata: Mapping[str, object], best_since: int | None, with_log: bool = True
 ) -> TrainingFacts:
     """What is known now.
 
@@ -50,12 +49,12 @@ def training_facts(
     )
 
 
-def _arguments(trainer: Trainer) -> dict[str, Any]:
+def _arguments(trainer: Trainer) -> dict[str, object]:
     args: TrainingArguments = trainer.args
     length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    said: dict[str, Any] = {length: getattr(args, length), "batch size": batch}
+    said: dict[str, object] = {length: getattr(args, length), "batch size": batch}
     said |= {name: getattr(args, name) for name in _MAIN} | {"mixed precision": precision}
     defaults = {field.name: field.default for field in fields(args)}
     for name in _IF_CHANGED:
@@ -67,14 +66,14 @@ def _arguments(trainer: Trainer) -> dict[str, Any]:
     return {name: getattr(v, "value", v) for name, v in said.items() if v not in (None, {}, "")}
 
 
-def _datasets(dataset: Any) -> list[str]:
-    """The names on the Hub of what a data set was made of, where `datasets` has kept them."""
+def _datasets(dataset: object) -> list[str]:
+    """The names on the Hub of the sources of a data set, if `datasets` has kept them."""
     files = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
     found = (_ON_HUB.match(str(file)) for file in files)
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
-def _evaluation(state: Any, best_since: int | None) -> dict[str, float]:
+def _evaluation(state: TrainerState, best_since: int | None) -> dict[str, float]:
     """The metrics of the newest evaluation of the weights that the model has now."""
     entries = [
         (index, entry)
@@ -94,5 +93,5 @@ def _evaluation(state: Any, best_since: int | None) -> dict[str, float]:
     }
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)

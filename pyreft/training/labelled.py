@@ -3,8 +3,8 @@
     hidden (B, T, D) --labelled--> (N, D) --head, chunk by chunk--> (n, V) --> the sum of the losses
 
 A prompt has no labels, so most of the (B T, V) logits of a batch are not used; of those that are,
-a chunk at a time exists. The base model runs as ever, and its loss comes out of its own forward
-pass; only its head sees other tokens, and its loss function other logits, while a pass lasts.
+a chunk at a time exists. The base model runs as ever, and its own forward pass
+returns the loss; only its head gets other tokens, and its loss function other logits.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from pyreft.annotations import Inputs
 from pyreft.installed.losses import (
     causal_loss,
     causal_loss_is_replaceable,
@@ -31,9 +33,9 @@ from pyreft.installed.modules import (
     modules_say_if_compiled,
     others_see_outputs,
 )
-from pyreft.installed.tuners import is_peft_model
 from pyreft.placement.boundary import shift_labels
-from pyreft.training.chunks import ChunkedLoss, PlainChunkedLoss
+from pyreft.training.checks import without_peft
+from pyreft.training.chunks import chunked_loss, plain_chunked_loss
 
 logger = logging.get_logger(__name__)
 
@@ -42,11 +44,13 @@ logger = logging.get_logger(__name__)
 CHUNK_BYTES = 2**26
 # The tokens and words of a tile of logits on a CPU, where 2 MiB stay in its caches.
 CPU_TILE = 512, 1024
+# The number of tokens that a loss is divided by; None for those of the batch.
+_Items: TypeAlias = Tensor | int | None
 _NEEDED = (causal_loss_is_replaceable, modules_list_hooks, modules_say_if_compiled)
 
 
 class UnknownLogitsError(Exception):
-    """The model does something to its logits that is not known; try again, and it is left to it."""
+    """The model does something unknown to its logits; the next attempt leaves it to the model."""
 
 
 class LabelledLoss:
@@ -67,10 +71,11 @@ class LabelledLoss:
         lost: Whether it could be, in a model of this kind that is run otherwise.
     """
 
-    def __init__(self, base: Any, model: nn.Module) -> None:
+    def __init__(self, base: PreTrainedModel, model: nn.Module) -> None:
         self.base = base
-        self._base = base.get_base_model() if is_peft_model(base) else base
-        self._head = self._base.get_output_embeddings()
+        self._base = without_peft(base)
+        find_head: Callable[[], nn.Module | None] = self._base.get_output_embeddings
+        self._found_head = find_head()
         self._finish: Callable[[Tensor], Tensor] | None = _finish(self._base.config)
         self._untouched = not any(_changes(self._base.config))
         self._compared = False
@@ -79,10 +84,15 @@ class LabelledLoss:
         self.reason = never or unknown or self._why_not(model)
         self.lost = never is None and self.reason is not None
 
+    @property
+    def _head(self) -> nn.Module:
+        assert self._found_head is not None
+        return self._found_head
+
     def _why_never(self) -> str | None:
         """What is in the nature of the model."""
         name = type(self._base).__name__
-        if self._head is None:
+        if self._found_head is None:
             return f"{name} has no output head of tokens"
         if not names_loss(type(self._base)) or self._base.loss_function is not causal_loss():
             return f"the loss of {name} is not transformers' loss of causal language models"
@@ -97,7 +107,7 @@ class LabelledLoss:
         return f"{name} or its head has hooks that see all logits" if self._watched() else None
 
     def _watched(self) -> bool:
-        """Whether hooks of others see the logits, or gather a head that lies in shards."""
+        """Whether hooks of others see the logits, or gather a head that is sharded."""
         return any_is_hooked([self._head]) or others_see_outputs([self._base])
 
     @property
@@ -141,7 +151,7 @@ class LabelledLoss:
         none = self._compared and type(self._head) is nn.Linear
         return hidden[:, :0] if none else hidden[:, -1:]
 
-    def _loss(self, hidden: Tensor, logits: Tensor, targets: Tensor, items: Any) -> Tensor:
+    def _loss(self, hidden: Tensor, logits: Tensor, targets: Tensor, items: _Items) -> Tensor:
         """The loss of hidden states (B, T, D), for the targets (B, T) of all tokens."""
         targets = targets.flatten()
         where = (targets != -100).nonzero().flatten()
@@ -151,20 +161,20 @@ class LabelledLoss:
             total = nn.functional.cross_entropy(scores, targets, reduction="sum")
         else:
             self._compare(hidden, logits)
-            learned = [p for p in self._head.parameters() if p.requires_grad]
+            trained = [p for p in self._head.parameters() if p.requires_grad]
             chosen = hidden.flatten(0, 1).index_select(0, where.to(hidden.device))
-            learns = torch.is_grad_enabled() and (chosen.requires_grad or bool(learned))
+            trains = torch.is_grad_enabled() and (chosen.requires_grad or bool(trained))
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-            if not (learns and learned) and self._is_plain(chosen):
+            if not (trains and trained) and self._is_plain(chosen):
                 tile = CPU_TILE if chosen.device.type == "cpu" else (rows, logits.shape[-1])
-                total = PlainChunkedLoss.apply(self._head.weight, learns, targets, *tile, chosen)
+                total = plain_chunked_loss(self._head.weight, trains, targets, *tile, chosen)
             else:
-                total = ChunkedLoss.apply(self._score, learns, targets, rows, chosen, *learned)
+                total = chunked_loss(self._score, trains, targets, rows, chosen, *trained)
         items = targets.numel() if items is None else items
         return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
     def _is_plain(self, hidden: Tensor) -> bool:
-        """Whether logits are one matrix product in float32, and nothing else."""
+        """Whether logits are one matmul in float32, and nothing else."""
         head = self._head
         if type(head) is not nn.Linear or "forward" in vars(head) or not self._untouched:
             return False
@@ -197,13 +207,13 @@ class _Pass:
         self._targets: Tensor | None = None
         self._hidden: Tensor | None = None
 
-    def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
         if threading.get_ident() == self._thread:
             labels, self._targets, self._hidden = kwargs.get("labels"), None, None
             if labels is not None and not kwargs.keys() & {"shift_labels", "ignore_index"}:
                 self._targets = labels if self._shifted else shift_labels(labels)
 
-    def take(self, module: nn.Module, args: tuple) -> tuple | None:
+    def take(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         targets, hidden = self._targets, args[0]
         if threading.get_ident() != self._thread or targets is None or self._hidden is not None:
             return None
@@ -217,21 +227,22 @@ class _Pass:
         logits: Tensor,
         labels: Tensor,
         vocab_size: int,
-        num_items_in_batch: Any = None,
-        **kwargs: Any,
+        num_items_in_batch: _Items = None,
+        **kwargs: object,
     ) -> Tensor:
         """In the place of transformers' `ForCausalLMLoss`."""
         hidden = self._hidden if threading.get_ident() == self._thread else None
         if hidden is None:
             if self._shifted:
                 kwargs["shift_labels"] = labels
-            return causal_loss()(logits, labels, vocab_size, num_items_in_batch, **kwargs)
+            compute: Callable[..., Tensor] = causal_loss()
+            return compute(logits, labels, vocab_size, num_items_in_batch, **kwargs)
         targets, self._targets = self._targets, None
         assert targets is not None
         return self._of._loss(hidden, logits, targets, num_items_in_batch)
 
 
-def _finish(config: Any) -> Callable[[Tensor], Tensor]:
+def _finish(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
     """What the model does to its logits, by its config: nothing, a scale, a cap."""
     factor, divisor, cap = _changes(config)
 
@@ -243,7 +254,7 @@ def _finish(config: Any) -> Callable[[Tensor], Tensor]:
     return finish
 
 
-def _changes(config: Any) -> list[float | None]:
+def _changes(config: PreTrainedConfig) -> list[float | None]:
     """The factor, the divisor and the cap of the logits of a model, by its config."""
     names: Sequence[str] = ("logit_scale", "logits_scaling", "final_logit_softcapping")
     return [getattr(config.get_text_config(), name, None) for name in names]

@@ -6,13 +6,15 @@ import os
 import re
 import shutil
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import run_as_future
+from huggingface_hub import CommitInfo, run_as_future
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
 from pyreft.sharing import AdapterError, push_directory
 from pyreft.sharing.card import CARD_NAME
@@ -26,22 +28,21 @@ _OF_THE_RUN = re.compile(
 )
 
 
-class PushedCheckpoints(Trainer):
+class PushedCheckpointsMixin(Trainer):
     """Pushes adapters in place of models, each checkpoint in one commit.
 
     The Trainer picks the files of a PreTrainedModel or a PeftModel by name, uploads them from
     where later checkpoints replace them, and says nothing of an upload that fails.
     """
 
-    # Where the Trainer has it in the main process alone.
-    push_in_progress: Any = None
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a finished checkpoint in the background; the strategy says whether all of it."""
         strategy, folder = self.args.hub_strategy, Path(checkpoint_folder)
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
-        jobs: Any = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        # The Trainer sets it in the main process alone, and not before there is a repository.
+        current = getattr(self, "push_in_progress", None)
+        jobs: list[Future[None]] = [] if current is None else current.jobs
         if not self.args.hub_always_push and not all(job.done() for job in jobs):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -54,8 +55,9 @@ class PushedCheckpoints(Trainer):
             last = strategy == HubStrategy.CHECKPOINT
             shutil.copytree(folder, copy / ("last-checkpoint" if last else folder.name))
         job = run_as_future(self._push_copy, copy, folder.name, self.state.global_step)
-        unfinished: Any = [*(other for other in jobs if not other.done()), job]
-        self.push_in_progress = PushInProgress(unfinished)
+        unfinished = [*(other for other in jobs if not other.done()), job]
+        # It takes a list and declares one job, and the Trainer declares None.
+        self.push_in_progress = PushInProgress(unfinished)  # type: ignore[arg-type, assignment]
 
     def push_to_hub(
         self,
@@ -65,15 +67,15 @@ class PushedCheckpoints(Trainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> CommitInfo:
         """The Trainer's; a card that was edited on the Hub is left as it is."""
         # Only if it is given: not every release takes it.
-        new: dict[str, Any] = {} if private is None else {"private": private}
+        new: dict[str, bool] = {} if private is None else {"private": private}
         if self.is_world_process_zero():
             if self.hub_model_id is None:
                 self.init_hf_repo(token=token, **new)
-            place = token or self.args.hub_token, revision or self.args.hub_revision
-            edited = edited_card(str(self.hub_model_id), *place)
+            access = token or self.args.hub_token, revision or self.args.hub_revision
+            edited = edited_card(str(self.hub_model_id), *access)
             if edited is not None:
                 # Where the Trainer takes it from, and where it is left as it is.
                 os.makedirs(str(self.args.output_dir), exist_ok=True)

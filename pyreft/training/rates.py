@@ -15,12 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
 
 ROLES = ("R", "P", "W", "b")
+
+# A group of a torch optimizer: its `params`, and their settings by name.
+ParameterGroup: TypeAlias = dict[str, Any]
 
 
 def parameter_groups(
@@ -28,7 +31,7 @@ def parameter_groups(
     learning_rate: float,
     ratios: Mapping[str, float],
     weight_decay: float = 0.0,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Parameter groups for any torch optimizer, one for each role and for what has none.
 
         torch.optim.AdamW(pyreft.parameter_groups(model, 1e-3, {"R": 4, "b": 10}))
@@ -37,7 +40,7 @@ def parameter_groups(
         model: A `ReftModel`, or any module that contains interventions.
         learning_rate: The rate of what has no ratio.
         ratios: Role -> how many times the rate; "R", "P", "W", "b".
-        weight_decay: Of matrices alone; not of biases, and not of a learned constant, which the
+        weight_decay: Of matrices alone; not of biases, and not of a trained constant, which the
             transformers Trainer decays.
 
     Returns:
@@ -76,6 +79,23 @@ def split_groups(optimizer: Optimizer, model: nn.Module, ratios: Mapping[str, fl
     optimizer.param_groups[:] = _split(optimizer.param_groups, model, ratios)
 
 
+def require_ratios(
+    model: nn.Module, optimizer: Optimizer | None, ratios: Mapping[str, float]
+) -> None:
+    """Raise ValueError for ratios that a trainer cannot apply, before its run begins.
+
+    Args:
+        model, ratios: As for `parameter_groups`.
+        optimizer: The one that was passed to the trainer, if any.
+    """
+    if optimizer is not None:
+        raise ValueError(
+            "learning_rate_ratios apply to the Trainer's own optimizer, and `optimizers` was "
+            "passed: build that one with pyreft.parameter_groups(model, learning_rate, ratios)."
+        )
+    parameter_groups(model, 1.0, ratios)
+
+
 def _check_ratios(ratios: Mapping[str, float]) -> None:
     """Raise ValueError unless ratios are roles with positive, finite numbers."""
     if not isinstance(ratios, Mapping):
@@ -89,7 +109,7 @@ def _check_ratios(ratios: Mapping[str, float]) -> None:
             raise ValueError(f"the ratio of {role} must be positive and finite, got {ratio!r}.")
 
 
-def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mapping]) -> None:
+def require_same_groups(ours: Iterable[ParameterGroup], saved: Iterable[ParameterGroup]) -> None:
     """Raise ValueError unless the groups of an optimizer are those of a saved one."""
     kept, now = _describe(saved), _describe(ours)
     if kept != now:
@@ -101,8 +121,8 @@ def require_same_groups(ours: Iterable[Mapping[str, Any]], saved: Iterable[Mappi
 
 
 def _split(
-    groups: Iterable[dict[str, Any]], model: nn.Module, ratios: Mapping[str, float]
-) -> list[dict[str, Any]]:
+    groups: Iterable[ParameterGroup], model: nn.Module, ratios: Mapping[str, float]
+) -> list[ParameterGroup]:
     _check_ratios(ratios)
     roles, split = _roles(model), []
     for group in groups:
@@ -138,7 +158,7 @@ def _roles(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _describe(groups: Iterable[Mapping[str, Any]]) -> str:
+def _describe(groups: Iterable[ParameterGroup]) -> str:
     """The roles with their ratios, and how many parameters each group has."""
     return ", ".join(
         f"{group.get('role') or 'rest'} x {group.get('ratio', 1.0):g} ({len(group['params'])})"
@@ -146,6 +166,7 @@ def _describe(groups: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
-def _is_positive(number: Any) -> bool:
-    real = isinstance(number, Real) and not isinstance(number, bool)
-    return real and math.isfinite(number) and number > 0
+def _is_positive(number: object) -> bool:
+    if not isinstance(number, Real) or isinstance(number, bool):
+        return False
+    return math.isfinite(number) and float(number) > 0

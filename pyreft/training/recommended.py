@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -27,13 +26,13 @@ class Recommended:
     learning_rate_ratios: dict[str, float] = field(default_factory=lambda: {"R": 4.0})
 
 
-def recommended(model: Any) -> Recommended:
+def recommended(model: PreTrainedModel) -> Recommended:
     """A config and learning rates for a base model, good without a search.
 
     A causal language model is edited at the last prompt token of every second layer of its middle,
     at rank 4. A classifier that is an encoder is edited at the first three tokens of all layers, at
     rank 1, and its head is trained, as in the paper; one that is a decoder as a language model.
-    R learns at four times the rate of W and b. What was compared is in docs/learning.md.
+    R is trained at four times the rate of W and b. What was compared is in docs/learning.md.
 
         chosen = pyreft.recommended(base)
         model = pyreft.get_reft_model(base, chosen.config)

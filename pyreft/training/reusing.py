@@ -1,21 +1,23 @@
-"""Steps of a trainer that compute only what its adapter changes and its loss needs."""
+"""The loss of a batch, computed on what its adapter changes and its loss needs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
-from transformers import Trainer
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.utils import logging
 
-from pyreft.base_model.running import running_model
+from pyreft.adapters import EditedModel
+from pyreft.annotations import Inputs
 from pyreft.installed.modules import is_compiled
 from pyreft.reuse import FrozenReuse
-from pyreft.reuse.plan import counts_tokens
 from pyreft.reuse.reuse import Cut
 from pyreft.reuse.store import in_bytes
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
@@ -25,98 +27,131 @@ logger = logging.get_logger(__name__)
 # How far two losses of one batch may be apart: by rounding, and by rounding to 8 or 11 bits.
 _ROUNDING, _COARSE_ROUNDING = 1e-4, 3e-2
 
+# A loss; if outputs were asked for, with them.
+Loss: TypeAlias = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
-class ReuseMixin(Trainer):
-    """The part of `ReftTrainer` that reuses what is the same in every step.
 
-    Where nobody gets the logits, those without a label are not computed.
+class ComputeLoss(Protocol):
+    """How the Trainer computes a loss."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Loss: ...
+
+
+def reuse_limits(
+    memory: int | str | None, disk: str | os.PathLike[str] | None
+) -> tuple[int | None, str | None]:
+    """`memory` and `disk` of a `ReusingLoss`, as `ReftTrainer` takes them.
+
+    Raises:
+        ValueError: If the memory is no size.
+    """
+    in_memory = None if memory is None else in_bytes(memory)
+    return in_memory, None if disk is None else os.fspath(disk)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The computation of the loss of one batch.
+
+    Args:
+        compute: How the Trainer computes it.
+        model: What is called: the model, or what wraps it.
+        inputs: The batch.
+        return_outputs: Whether outputs are returned with the loss.
+        items: The number of tokens in the step, if the loss is divided by that.
+        reads_outputs: Whether the caller reads outputs, and not the loss alone.
+        keeps_labels: Whether the Trainer computes the loss from the logits of all tokens.
+        own_loss: Whether it does with a loss function of the user's.
     """
 
-    model: Any
-    # Whether nobody looks at the outputs beside the loss, in an evaluation.
-    _loss_only = False
-    _labelled: LabelledLoss | None = None
-    # What the plan was made for.
-    _planned: tuple[int, bool] | None = None
-    _compared = False
+    compute: ComputeLoss
+    model: nn.Module
+    inputs: Inputs
+    return_outputs: bool
+    items: Tensor | int | None
+    reads_outputs: bool
+    keeps_labels: bool
+    own_loss: bool
+
+
+class ReusingLoss:
+    """Computes the losses of one model, and reuses what is the same in every step.
+
+    If nobody reads the logits, those without a label are not computed.
+
+    Args:
+        model: The model.
+        accelerator: What it runs with.
+        args: The arguments of the run.
+        sharded: Whether the base model is sharded.
+        memory, disk: See `FrozenReuse`.
+
+    Attributes:
+        model: The model.
+        reuse: After the first step, what is reused, or why nothing is, and a report.
+    """
 
     def __init__(
         self,
-        *args: Any,
-        reuse_frozen: bool = True,
-        reuse_memory: int | str | None = None,
-        reuse_disk: str | os.PathLike[str] | None = None,
-        **kwargs: Any,
+        model: EditedModel,
+        accelerator: Accelerator,
+        args: TrainingArguments,
+        sharded: bool,
+        memory: int | None,
+        disk: str | None,
     ) -> None:
-        self.reuse_frozen = reuse_frozen
-        self._reuse_memory = None if reuse_memory is None else in_bytes(reuse_memory)
-        self._reuse_disk = None if reuse_disk is None else os.fspath(reuse_disk)
+        self.model = model
         self.reuse: FrozenReuse | None = None
-        super().__init__(*args, **kwargs)
+        self._accelerator, self._args, self._sharded = accelerator, args, sharded
+        self._limits = memory, disk
+        self._labelled: LabelledLoss | None = None
+        # Whether the plan is one for training; None if there is none.
+        self._planned: bool | None = None
+        self._compared = False
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def begin(self) -> None:
+        """Look at the model anew in the next step: a run begins."""
         self._planned = None
-        return super()._inner_training_loop(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, for an evaluation in the middle of a run as well."""
-        self._planned = None
-        return super().evaluation_loop(*args, **kwargs)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The Trainer's, on the part of the batch that must be computed."""
-        inputs = self._count_tokens(inputs)
-        if not self.reuse_frozen:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        looks = return_outputs and not self._loss_only
-        labelled = None if looks or self._takes_labels else self._labelled_loss(model)
+    def compute(self, step: Step) -> Loss:
+        """The Trainer's loss, of the part of the batch that must be computed."""
+        labelled = None
+        if not (step.reads_outputs or step.keeps_labels):
+            labelled = self._labelled_loss(step.model)
         cut = None
         # A loss of a trainer of classifiers reads scores of texts, which are there in a window.
         scores = self.model._get_name().endswith("ForSequenceClassification")
-        if not looks or (scores and self.model.training):
-            cut = self._plan(model).cut(inputs, shifted=labelled is not None)
-        arguments = (inputs, num_items_in_batch, labelled)
-        if cut is not None and not self._is_exact(cut, *arguments):
+        if not step.reads_outputs or (scores and self.model.training):
+            cut = self._plan(step).cut(step.inputs, shifted=labelled is not None)
+        if cut is not None and not self._is_exact(step, cut, labelled):
             cut = None
-        found = self._loss(model, cut, *arguments, return_outputs)
-        return (found[0], {"loss": found[0]}) if return_outputs and labelled else found
+        found = self._loss(step, cut, labelled)
+        return (found[0], {"loss": found[0]}) if step.return_outputs and labelled else found
 
-    @property
-    def _takes_labels(self) -> bool:
-        """Whether the Trainer keeps the labels to itself and computes the loss from the logits."""
-        return self.label_smoother is not None or self.compute_loss_func is not None
-
-    def _loss(
-        self,
-        model: Any,
-        cut: Cut | None,
-        inputs: dict[str, Any],
-        items: Any,
-        labelled: LabelledLoss | None,
-        return_outputs: bool = False,
-    ) -> Any:
+    def _loss(self, step: Step, cut: Cut | None, labelled: LabelledLoss | None) -> Loss:
         """The Trainer's loss of a batch, or of what it was cut down to."""
         with ExitStack() as stack:
+            inputs = step.inputs
             if cut is not None:
                 assert self.reuse is not None
                 inputs = stack.enter_context(self.reuse.running(cut))
-            compute = partial(super().compute_loss, model, inputs, return_outputs, items)
+            arguments = (step.model, inputs, step.return_outputs, step.items)
             if labelled is None:
-                return compute()
+                return step.compute(*arguments)
             stack.enter_context(labelled.only_labelled(shifted=cut is not None))
             try:
-                return compute()
+                return step.compute(*arguments)
             except UnknownLogitsError:
-                return compute()
+                return step.compute(*arguments)
 
-    def _labelled_loss(self, model: Any) -> LabelledLoss | None:
-        """What runs the output head only where there is a label, if that can be."""
+    def _labelled_loss(self, model: nn.Module) -> LabelledLoss | None:
+        """What runs the output head on labelled tokens alone, if that is possible."""
         base = self.model.model
         if self._labelled is None or self._labelled.base is not base:
             self._labelled = LabelledLoss(base, model)
@@ -125,62 +160,48 @@ class ReuseMixin(Trainer):
             (logger.warning if self._labelled.lost else logger.info)(f"The output head {done}.")
         return self._labelled if self._labelled.possible else None
 
-    def _count_tokens(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Tell a causal model the positions of a batch that is padded at the left.
-
-        By itself it counts columns, so that a learned position would depend on the padding.
-        """
-        mask, base = inputs.get("attention_mask"), running_model(self.model.model)
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].all()):
-            return inputs
-        if "position_ids" in inputs or self.model.config.is_encoder_decoder:
-            return inputs
-        if not counts_tokens(base):
-            return inputs
-        return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-
-    def _plan(self, model: Any) -> FrozenReuse:
+    def _plan(self, step: Step) -> FrozenReuse:
         """What is reused of the model, in its mode."""
-        if self.reuse is None or self.reuse.model is not self.model:
-            memory, disk = self._reuse_memory, self._reuse_disk
-            autocast = self.accelerator.autocast
-            self.reuse = FrozenReuse(self.model, memory, disk, autocast)
-            self._planned, self._compared = None, False
-        now = id(self.model), bool(self.model.model.training)
-        if now != self._planned:
-            self.reuse.begin(self._why_not(model))
-            self._planned = now
+        if self.reuse is None:
+            self.reuse = FrozenReuse(self.model, *self._limits, self._accelerator.autocast)
+        training = bool(self.model.model.training)
+        if training != self._planned:
+            self.reuse.begin(self._why_not(step))
+            self._planned = training
         return self.reuse
 
-    def _why_not(self, model: Any) -> str | None:
-        """What of the trainer's makes reuse impossible, if anything."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+    def _why_not(self, step: Step) -> str | None:
+        """What makes reuse impossible, beside the model itself, if anything."""
+        if self._sharded:
             return "the base model is sharded"
-        if self.args.torch_compile or is_compiled(model):
+        if self._args.torch_compile or is_compiled(step.model):
             return "the model is compiled"
-        if getattr(self.accelerator, "parallelism_config", None) is not None:
+        if getattr(self._accelerator, "parallelism_config", None) is not None:
             return "one text is computed by several processes"
         if self.model.follows_upstream:
             return "the model's forward is one in upstream's convention"
-        if self.compute_loss_func is not None and self.model.can_generate():
+        if step.own_loss and self.model.can_generate():
             return "compute_loss_func reads the logits of all tokens"
         return None
 
-    def _is_exact(self, cut: Cut, *arguments: Any) -> bool:
+    def _is_exact(self, step: Step, cut: Cut, labelled: LabelledLoss | None) -> bool:
         """Whether the loss of a run's first batch is the same without reuse."""
         if self._compared:
             return True
         assert self.reuse is not None
-        device = self.args.device
+        device = self._args.device
         devices = [device] if device.type == "cuda" else []
-        losses: list[Any] = []
+        # Not the model that others wrapped, which may wait for other processes.
+        alone = replace(step, model=self.model, return_outputs=False)
+        losses: list[float] = []
         for part in (None, cut):
-            # Not the model that others wrapped, which may wait for other processes.
             with torch.no_grad(), torch.random.fork_rng(devices):
-                losses.append(self._loss(self.model, part, *arguments))
+                loss = self._loss(alone, part, labelled)
+            assert isinstance(loss, Tensor)
+            losses.append(float(loss.mean()))
         self._compared = True
-        whole, found = (float(loss.detach().mean()) for loss in losses)
-        low = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
+        whole, found = losses
+        low = self._accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
         allowed = (_COARSE_ROUNDING if low else _ROUNDING) * max(1.0, abs(whole))
         # A non-finite loss is for others to see.
         if abs(whole - found) > allowed:

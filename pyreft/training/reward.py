@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import EvalPrediction
 
+from pyreft.adapters import EditedModel
+from pyreft.annotations import Inputs
 from pyreft.data.rewards import PAIR_COLUMNS, ReftRewardCollator
+from pyreft.training.reusing import Loss
 from pyreft.training.trainer import ReftTrainer
 
 
@@ -24,7 +27,7 @@ class ReftTrainerForRewardModeling(ReftTrainer):
     "classifier").
 
     `evaluate` gives eval_accuracy, the share of pairs whose chosen answer scores higher, unless
-    told other `compute_metrics`. Predictions are (N, 2) scores, chosen and rejected.
+    other `compute_metrics` are passed. Predictions are (N, 2) scores, chosen and rejected.
 
     Source: Bradley and Terry 1952; as a loss, Ouyang et al. 2022, arXiv 2203.02155, eq. 1.
 
@@ -43,7 +46,7 @@ class ReftTrainerForRewardModeling(ReftTrainer):
     # Scores are the logits of texts, which an evaluation of the loss alone computes too.
     reads_outputs = False
 
-    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: EditedModel | None = None, *args: object, **kwargs: Any) -> None:
         tokenizer = kwargs.get("tokenizer") or kwargs.get("processing_class")
         if len(args) < 2 and kwargs.get("data_collator") is None:
             if tokenizer is None:
@@ -61,22 +64,18 @@ class ReftTrainerForRewardModeling(ReftTrainer):
         self.compute_loss_func = self.compute_loss_func or bradley_terry
         self.compute_metrics = self.compute_metrics or pair_accuracy
 
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns of pairs, which the collator reads and not the model."""
-        known = self._signature_columns is not None
-        super()._set_signature_columns_if_needed()
-        if not known:
-            self._signature_columns += PAIR_COLUMNS
-            if isinstance(self.data_collator, ReftRewardCollator):
-                self._signature_columns.append("id")
+    def _columns_of_model(self) -> list[str]:
+        """Also the columns of pairs, which the collator reads and not the model."""
+        ids = ["id"] if isinstance(self.data_collator, ReftRewardCollator) else []
+        return [*super()._columns_of_model(), *PAIR_COLUMNS, *ids]
 
     def compute_loss(
         self,
-        model: Any,
-        inputs: dict[str, Any],
+        model: nn.Module,
+        inputs: Inputs,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Loss:
         """The loss of a batch of pairs; the outputs are the (B, 2) scores."""
         inputs = {name: value for name, value in inputs.items() if name != "reward"}
         loss, outputs = super().compute_loss(
@@ -85,13 +84,13 @@ class ReftTrainerForRewardModeling(ReftTrainer):
         return (loss, {"scores": scores(outputs)}) if return_outputs else loss
 
 
-def scores(outputs: Mapping[str, Any]) -> Tensor:
+def scores(outputs: Mapping[str, Tensor]) -> Tensor:
     """The scores of interleaved pairs, (2B, 1) logits -> (B, 2), chosen and rejected."""
     return outputs["logits"].float().view(-1, 2)
 
 
 def bradley_terry(
-    outputs: Mapping[str, Any], labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    outputs: Mapping[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
     """-log sigmoid(chosen - rejected), the mean over pairs.
 

@@ -180,7 +180,7 @@ def test_a_search_trains_a_model_for_each_trial(tokenizer, tmp_path):
 
 
 def test_model_init_must_make_a_reft_model(tmp_path):
-    with pytest.raises(TypeError, match="model_init must make a ReftModel"):
+    with pytest.raises(TypeError, match="model_init must return a ReftModel"):
         pyreft.ReftTrainer(model_init=lambda: make_base("llama"))
 
 
