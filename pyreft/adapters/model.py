@@ -54,11 +54,11 @@ class EditedModel(StandIn):
             )
         super().__init__(model)
         self._hooks = EditHooks(model)
-        self.adapters = AdapterSet(model, self._hooks)
-        attached = AttachedAdapter(config, model, self._hooks.add_sites)
-        self.adapters[require_name(adapter_name)] = attached
-        self.adapters.active = {adapter_name: 1.0}
-        self.edited_calls = EditedCalls(model, self._hooks, self.adapters)
+        adapters = AdapterSet(model, self._hooks)
+        adapters[require_name(adapter_name)] = AttachedAdapter(config, model, self._hooks.add_sites)
+        adapters.active = {adapter_name: 1.0}
+        self.adapters = adapters
+        self.edited_calls = EditedCalls(model, self._hooks, adapters)
         self.train(model.training)
 
     def __repr__(self) -> str:

@@ -68,7 +68,7 @@ class InterventionConfig:
     intervention: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.positions is not None:
+        if self.positions is not None and not isinstance(self.positions, PositionSpec):
             object.__setattr__(self, "positions", PositionSpec.parse(self.positions))
 
     @property

@@ -23,7 +23,7 @@ from pyreft.config.fields import (
 )
 from pyreft.config.intervention import InterventionConfig, is_path
 from pyreft.config.layers import LayerCounts
-from pyreft.interventions import intervention_class, takes_argument
+from pyreft.interventions import accepted_arguments
 from pyreft.positions import PositionSpec
 
 # Fields that may be given together with representations.
@@ -225,8 +225,7 @@ class ReftConfig:
             "dtype": self.dtype,
         }
         # The user's own class may take none of them.
-        cls = intervention_class(str(self.kind))
-        taken = {name: value for name, value in given.items() if takes_argument(cls, name)}
+        taken = accepted_arguments(str(self.kind), given)
         fields = {"low_rank_dimension": "rank"}
         ignored = [n for n in (fields.get(n, n) for n in given if n not in taken) if self._says(n)]
         if ignored:
@@ -240,7 +239,7 @@ class ReftConfig:
         """Whether a field has another value than its default."""
         return bool(getattr(self, field) != getattr(ReftConfig, field))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """JSON values: a list under "interventions", or the short form.
 
         Raises:

@@ -118,6 +118,11 @@ def tensors_count_writes() -> None:
     require_found(version_of(tensor), before + 1, "the version after one write")
 
 
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor was written to, see `version_of`."""
+    return [version_of(tensor) for tensor in tensors]
+
+
 def version_of(tensor: Tensor) -> int:
     """The number of writes to a tensor; always 0 in inference mode."""
     return 0 if tensor.is_inference() else tensor._version

@@ -14,6 +14,7 @@ from pyreft.interventions.kinds.nodireft import NodireftIntervention
 from pyreft.interventions.kinds.noreft import NoreftIntervention
 from pyreft.interventions.projection import OrthonormalProjection
 from pyreft.interventions.registry import (
+    accepted_arguments,
     built_in_kinds,
     constructor_arguments,
     intervention_class,
@@ -35,6 +36,7 @@ __all__ = [
     "NoreftIntervention",
     "OrthonormalProjection",
     "StackedInterventions",
+    "accepted_arguments",
     "built_in_kinds",
     "constructor_arguments",
     "intervention_class",

@@ -135,6 +135,16 @@ def takes_argument(function: Callable[..., object], name: str) -> bool:
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
+def accepted_arguments(kind: str, arguments: Arguments) -> Json:
+    """Those of some arguments that the constructor of a kind takes.
+
+    Raises:
+        ValueError: If no class is registered under that name.
+    """
+    cls = intervention_class(kind)
+    return {name: value for name, value in arguments.items() if takes_argument(cls, name)}
+
+
 def constructor_arguments(intervention: nn.Module) -> Json | None:
     """The arguments that construct an intervention again, as JSON values.
 

@@ -93,7 +93,9 @@ class UpstreamInterventionMixin(nn.Module):
         return super().load_state_dict(_our_tensors(self, state_dict), *args, **kwargs)
 
 
-def _read_call(cls: type[nn.Module], args: tuple[object, ...], kwargs: Arguments) -> tuple[Inputs, bool]:
+def _read_call(
+    cls: type[nn.Module], args: tuple[object, ...], kwargs: Arguments
+) -> tuple[Inputs, bool]:
     """The arguments of a constructor's call by name, and whether there were more by place.
 
     None if they do not fit, as the constructor will say. Those without effect are left out, and

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,15 +38,10 @@ class Target:
     component: Component
     site: int
 
-    @property
+    @cached_property
     def positions(self) -> PositionSpec | None:
         """The tokens it edits, None if they come with the batch."""
         return self.config.positions
-
-    @property
-    def stack(self) -> str | None:
-        """ "encoder" or "decoder", in a model with both: the tokens are those of that."""
-        return self.component.stack
 
     def at(self, positions: PositionSpec) -> Target:
         """The same intervention on these tokens."""
@@ -72,7 +68,7 @@ class Placement:
     rows: Tensor | None = None
     in_order: bool = False
 
-    @property
+    @cached_property
     def length(self) -> int:
         """T, the number of columns of the batch."""
         return next(iter(self.masks.values())).shape[1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import attention_of
-from pyreft.installed.modules import version_of
+from pyreft.installed.modules import versions_of
 
 # Of a tensor, how many values are read where all would take too long.
 _SAMPLES = 64
@@ -20,7 +20,8 @@ def versions(base: nn.Module) -> Hashable:
 
     Fast enough to ask for in every step.
     """
-    return tuple((t.data_ptr(), version_of(t)) for t in _frozen(base))
+    frozen = list(_frozen(base))
+    return tuple(zip((tensor.data_ptr() for tensor in frozen), versions_of(frozen), strict=True))
 
 
 @torch.no_grad()

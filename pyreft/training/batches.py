@@ -7,8 +7,8 @@ from transformers.utils import logging
 
 from pyreft.adapters import EditedModel
 from pyreft.annotations import Arguments, Inputs
-from pyreft.positions.counted_pad import without_leading_pad
 from pyreft.positions import PositionSpec
+from pyreft.positions.counted_pad import without_leading_pad
 from pyreft.reuse.plan import counts_tokens, transformers_model
 from pyreft.training.checks import require_labels, require_tokens
 
