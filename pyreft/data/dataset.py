@@ -42,8 +42,7 @@ class ReftDataset(Dataset["Example"]):
 
     Args:
         task: Name of a data set on the Hub, if the rows come from there.
-        data_path: A JSON, JSON lines, CSV, TSV or Parquet file or a directory of such; or the
-            configuration of the data set `task`; see `pyreft.data.sources`.
+        data_path: A file or a directory, see `pyreft.data.sources`; or the configuration of `task`.
         tokenizer: The base model's tokenizer.
         data_split: Which split to take; a file is one split.
         dataset: Rows in memory: a `datasets.Dataset`, a pandas frame or a list of dicts.
@@ -60,18 +59,18 @@ class ReftDataset(Dataset["Example"]):
         task_dataset: The rows.
         raw_dataset: The same rows, but None for the split "train".
         result: The examples, a list of dicts.
-        first_n: The number of first tokens in an "f<n>+l<n>" position.
-        last_n: The number of last tokens in it.
-        pad_mode: "first" where examples with positions begin with a pad token, which positions
-            count, as upstream's do; a subclass may set another in `preprocess`.
-        positions: The spec of each intervention, which a trainer records in the adapter; None if
-            positions of an example differ from those that the adapter selects by itself.
+        first_n: The number n of "f<n>" in the position.
+        last_n: The number n of "l<n>" in it.
+        pad_mode: "first": examples with positions begin with a pad token, which positions count;
+            a subclass may set another in `preprocess`.
+        positions: The spec of each intervention, which a trainer records in the adapter; None if an
+            example has other positions than the adapter would select.
 
     Raises:
         TypeError: If an argument is missing or unknown, or the rows are a stream.
         ValueError: If there are no rows, a column is missing, `num_interventions` does not fit
-            the position; or, with its number, if a row cannot become an example. Rows whose
-            prompt leaves no room for a completion are left out, with a warning.
+            the position, or a row cannot become an example. Rows whose prompt leaves no room for
+            a completion are left out, with a warning.
     """
 
     # What is cut if a text is too long for the tokenizer.
@@ -194,8 +193,7 @@ class ReftDataset(Dataset["Example"]):
             last_position: The number of prompt tokens, from `tokenize`.
 
         Returns:
-            The example with id, attention_mask, and, if it has any, intervention_locations (I
-            lists of positions) and subspaces (I lists of directions).
+            The example with id, attention_mask, and any intervention_locations and subspaces.
         """
         ids = result["input_ids"]
         example: Example = {"id": id, "attention_mask": torch.ones(len(ids), dtype=torch.long)}
@@ -225,15 +223,13 @@ class ReftDataset(Dataset["Example"]):
             return get_intervention_locations(last_position=last_position, **numbers, **shared)
         return locate(self._specs, input_ids, last_position) if self._specs else None
 
-    # ---- what a torch data set has ------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self.result)
 
     def __getitem__(self, index: int) -> Example:
         return dict(self.result[index])
 
-    # ---- for the subclasses here --------------------------------------------------------
+    # For the subclasses here.
 
     def _subspaces(self, data_item: Example) -> Example:
         """The column `subspaces`, for every intervention, if the row has it."""

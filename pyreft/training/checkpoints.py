@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +25,6 @@ from transformers.trainer import (
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     TrainOutput,
-    get_last_checkpoint,
     has_length,
 )
 from transformers.utils import logging
@@ -37,6 +36,8 @@ from pyreft.installed.trainer_methods import (
 )
 from pyreft.interventions import OrthonormalProjection
 from pyreft.sharing.reading import is_of_format_1
+from pyreft.training import checkpoint_folders as folders
+from pyreft.training.checkpoint_folders import UNFINISHED
 from pyreft.training.facts import training_facts
 from pyreft.training.pushing import PushedCheckpointsMixin
 from pyreft.training.rates import require_same_groups
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
 
 # A trial of a hyperparameter search.
 Trial: TypeAlias = "optuna.Trial | dict[str, object] | None"
-
-# The Trainer pushes nothing of its directory that begins so.
-UNFINISHED = "_unfinished"
 
 
 class AdapterCheckpoints(PushedCheckpointsMixin):
@@ -158,7 +156,7 @@ class AdapterCheckpoints(PushedCheckpointsMixin):
     ) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         needed = () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME)
-        _require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
+        folders.require_state(Path(resume_from_checkpoint), [TRAINER_STATE_NAME, *needed])
         if not (has_length(self.train_dataset) or trainer_asks_where_to_go_on.holds):
             logger.warning(
                 "A stream is resumed as if it were in its first pass. To go on in a later one "
@@ -235,14 +233,15 @@ class AdapterCheckpoints(PushedCheckpointsMixin):
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch says RuntimeError
-                raise OSError(_not_saved(run, name, error)) from error
+                raise OSError(folders.describe_failure(run, name, error)) from error
             raise
         finally:
             self._unfinished = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _publish(unfinished, run, name)
-            self._delete_old(run, run / name)
+            folders.publish(unfinished, run, name)
+            best = Path(self.state.best_model_checkpoint or run / name)
+            folders.delete_old(run, {run / name, best}, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(run / name))
@@ -255,53 +254,5 @@ class AdapterCheckpoints(PushedCheckpointsMixin):
         if self.args.should_save:
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
 
-    def _delete_old(self, run: Path, newest: Path) -> None:
-        """Keep `save_total_limit` checkpoints, the newest and the best among them."""
-        limit = self.args.save_total_limit
-        if limit is None or limit <= 0:
-            return
-        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        others = sorted(set(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept, key=_age)
-        for old in others[: max(0, len(others) + len(kept) - limit)]:
-            # Under another name, since deleting takes more than a moment.
-            (run / UNFINISHED).mkdir(exist_ok=True)
-            os.replace(old, run / UNFINISHED / old.name)
-        shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait with it until the folder has its name: uploads go on in the background."""
-
-
-def _publish(unfinished: Path, run: Path, name: str) -> None:
-    """Give a finished checkpoint its name, in place of one of that name if there is one."""
-    if (run / name).exists():
-        os.replace(run / name, unfinished / "replaced")
-    os.replace(unfinished / name, run / name)
-    shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _age(checkpoint: Path) -> tuple[int, int]:
-    """Of an earlier run in the same directory, steps may be higher; so time comes first."""
-    number = checkpoint.name.rpartition("-")[2]
-    return checkpoint.stat().st_mtime_ns, int(number) if number.isdecimal() else -1
-
-
-def _not_saved(run: Path, name: str, error: Exception) -> str:
-    find: Callable[[str], str | None] = get_last_checkpoint
-    newest = find(str(run)) if run.is_dir() else None
-    return (
-        f"{name} could not be saved: {error}. The newest complete checkpoint is "
-        f"{newest or 'none'}. Make room on the disk, or set save_total_limit."
-    )
-
-
-def _require_state(checkpoint: Path, names: list[str]) -> None:
-    """Raise ValueError unless a run can go on from there."""
-    if not checkpoint.is_dir():
-        raise ValueError(f"there is no checkpoint {str(checkpoint)!r} to resume from.")
-    if missing := [name for name in names if not (checkpoint / name).is_file()]:
-        raise ValueError(
-            f"cannot resume from {checkpoint}: it has no {', '.join(missing)}. It was saved with "
-            "save_only_model, or is an adapter alone: start a new run from it with "
-            "model.load_weights(...)."
-        )

@@ -135,8 +135,6 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
         record_positions(model, *(vars(self).get(n) for n in ("data_collator", "train_dataset")))
         return model
 
-    # ---- data and optimizer -------------------------------------------------------------
-
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the base model takes as well as those of `ReftModel`."""
         known = self._signature_columns is not None
@@ -169,8 +167,6 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
         if made_here and self.learning_rate_ratios:
             split_groups(optimizer, self.model, self.learning_rate_ratios)
         return optimizer
-
-    # ---- training -----------------------------------------------------------------------
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.args.device.type == "cpu":
@@ -240,6 +236,7 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
             return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's, on weights that may have changed since the last step."""
         if self._reusing is not None:
             self._reusing.begin()
         return super().evaluation_loop(*args, **kwargs)
@@ -270,6 +267,7 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
     # ---- several processes --------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; DDP does not search for parameters without a gradient."""
         distributed.set_ddp_default(self.args)
         super().create_accelerator_and_postprocess()
         distributed.warn_if_not_sharded(self.args, self.is_fsdp_enabled)
@@ -284,6 +282,7 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
         return super()._wrap_model(model, *args, **kwargs)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's; what is saved is the adapter, which no process has sharded."""
         with distributed.unsharded(self):
             super().save_model(*args, **kwargs)
 

@@ -141,7 +141,7 @@ def test_an_argument_that_is_no_json_is_unknown(tmp_path, caplog):
     entry = {"layer": 0, "component": "block_output", "positions": "l1", "intervention": module}
     model = pyreft.get_reft_model(make_base("llama"), pyreft.ReftConfig(representations=entry))
     model.save_pretrained(tmp_path)
-    assert "no JSON" in caplog.text
+    assert "not JSON" in caplog.text
     with pytest.raises(pyreft.AdapterError, match="without the arguments of its class Called"):
         pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path)
 
@@ -195,7 +195,7 @@ def test_what_the_constructor_was_given_is_saved(cls, arguments, tmp_path):
     [
         ({"extra": {1: 2.0}}, "JSON would change them"),
         ({"extra": "torch.float32"}, "would come back as a type of torch"),
-        ({"extra": object()}, "no JSON"),
+        ({"extra": object()}, "not JSON"),
     ],
 )
 def test_arguments_that_files_would_change_are_unknown(given, message, caplog):

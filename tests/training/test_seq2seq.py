@@ -112,7 +112,7 @@ def test_columns_of_the_decoder_are_padded_as_labels_are(tokenizer):
 
 def test_labels_of_another_length_need_the_model(tokenizer):
     collate = pyreft.ReftDataCollator(tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"has 2 input_ids, but 1 labels.*give .* model="):
+    with pytest.raises(ValueError, match=r"has 2 input_ids, but 1 labels.*pass model="):
         collate([{"input_ids": [5, 6], "labels": [8]}])
 
 
