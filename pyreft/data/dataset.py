@@ -229,8 +229,6 @@ class ReftDataset(Dataset["Example"]):
     def __getitem__(self, index: int) -> Example:
         return dict(self.result[index])
 
-    # For the subclasses here.
-
     def _subspaces(self, data_item: Example) -> Example:
         """The column `subspaces`, for every intervention, if the row has it."""
         given = data_item.get("subspaces")
