@@ -29,6 +29,7 @@ from pyreft.positions.words import (
     Prompt,
     Word,
     describe_grammar,
+    parse_word,
 )
 
 _ALL = (Completion(), Prompt())
@@ -174,12 +175,8 @@ class PositionSpec:
 def _read(part: str) -> tuple[Word, ...]:
     if part == "all":
         return _ALL
-    for cls in WORDS:
-        try:
-            if (word := cls.parse(part)) is not None:
-                return (word,)
-        except ValueError as error:
-            raise ValueError(f"{part!r} {error}") from None
+    if (word := parse_word(part)) is not None:
+        return (word,)
     names = registered_names()
     known = f" (registered functions: {', '.join(names)})" if names else ""
     raise ValueError(
@@ -190,16 +187,12 @@ def _read(part: str) -> tuple[Word, ...]:
 
 def _order(word: Word) -> tuple[int, str]:
     """The sort key: the order of the classes; functions by their names."""
-    return WORDS.index(type(word)), "" if _has_no_name(word) else str(word)
+    return WORDS.index(type(word)), (word.name or "") if isinstance(word, Chosen) else ""
 
 
 def _differ(one: Word, other: Word) -> bool:
     """Whether they are two functions: a spec may have several."""
     return isinstance(one, Chosen) and one != other
-
-
-def _has_no_name(word: Word) -> bool:
-    return isinstance(word, Chosen) and word.name is None
 
 
 def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:

@@ -230,6 +230,21 @@ class At(Word):
         return At.of((*self.indices, *other.indices))
 
 
+def parse_word(text: str) -> Word | None:
+    """A part of a spec, parsed by the class that knows it; None if none does.
+
+    Raises:
+        ValueError: If it selects nothing.
+    """
+    for cls in WORDS:
+        try:
+            if (word := cls.parse(text)) is not None:
+                return word
+        except ValueError as error:
+            raise ValueError(f"{text!r} {error}") from None
+    return None
+
+
 def describe_grammar() -> str:
     """The grammar of a spec, for errors."""
     plain = ", ".join(sorted((cls.syntax for cls in WORDS if "<" not in cls.syntax), reverse=True))
