@@ -58,7 +58,7 @@ def export_lora(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     """Write the active adapters as a LoRA that `peft.PeftModel.from_pretrained` loads.
 
     Its rank is that of the interventions and its scale is 1. A constant part is the bias of
-    `lora_B` (`lora_bias`). The same interventions can be exported as merged, see `merge_and_unload`.
+    `lora_B` (`lora_bias`). Requirements are those of `merge_and_unload`.
 
     Args:
         directory: A new or empty directory, written completely or not at all.

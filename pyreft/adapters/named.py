@@ -119,7 +119,7 @@ def delete_adapter(model: EditedModel, adapter_name: str) -> None:
     others = [name for name in model.adapters if name != adapter_name]
     if not others:
         raise ValueError(
-            f"{adapter_name!r} is the only adapter: unwrap() returns the base model."
+            f"{adapter_name!r} is the only adapter: use unwrap() to get the base model back."
         )
     if adapter_name in model.adapters.active:
         remaining = {name: w for name, w in model.adapters.active.items() if name != adapter_name}
