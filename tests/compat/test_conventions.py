@@ -280,7 +280,7 @@ def test_a_forward_of_ones_own_in_upstreams_form_is_called_so(tokenizer, tmp_pat
                 "intervention_locations": torch.tensor([[[1]], [[2]]]),
             },
             TypeError,
-            "give positions once",
+            "give positions only once",
         ),
         ({"sources": [TEXT]}, ValueError, "no sources"),
     ],
