@@ -99,7 +99,7 @@ def _can_share(base: PreTrainedModel, arguments: Arguments, without_padding: boo
         if not needed.holds:
             logger.warning_once(
                 "The common beginning of the prompts of a batch runs for each of them. Running it "
-                f"once requires this: {needed.explain()}"
+                f"once relies on this: {needed.explain()}"
             )
             return False
     model = running_model(base)
