@@ -70,7 +70,7 @@ def _require_one_class(configs: Sequence[InterventionConfig]) -> None:
         if config.intervention is not None and classes.setdefault(config.kind, cls) is not cls:
             raise ValueError(
                 f"two classes of the adapter are called {config.kind!r}, so that files could not "
-                'tell them apart: put @pyreft.register_intervention("another_name") on one.'
+                'distinguish them: put @pyreft.register_intervention("another_name") on one.'
             )
 
 

@@ -75,7 +75,7 @@ def require_whole(model: nn.Module) -> None:
         raise ValueError(
             "the interventions are sharded over the processes, so no process has a complete one "
             "to save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
-            "before accelerator.prepare, or fully_shard the base model alone."
+            "before accelerator.prepare, or fully_shard only the base model."
         )
 
 

@@ -69,7 +69,7 @@ def read_adapter_hub(
     """Read an adapter that adapter-hub's library saved. No code in it is run.
 
     Args:
-        directory: Where its `save_adapter` wrote. Heads beside it are not read.
+        directory: Where its `save_adapter` wrote. Saved heads are not read.
         subtract_projection: Whether the projection of the hidden state is subtracted, as in LoReFT
             and NoReFT, or not, as in DiReFT. The files do not record it. By default they are read
             as that library reads them, with subtraction, and a warning is logged.

@@ -75,7 +75,7 @@ def find_tokens(
     if packed and not explicit:
         raise ValueError(
             "a row of the batch is packed (its position_ids start again, or cu_seq_lens or seq_idx "
-            "came with it), so its prompts cannot be told apart: give intervention_locations, or "
+            "came with it), so its prompts cannot be separated: give intervention_locations, or "
             "train on one text a row."
         )
     labels = None if labels is None else as_tensor("labels", labels)

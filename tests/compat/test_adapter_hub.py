@@ -123,7 +123,7 @@ def test_an_activation_that_is_unknown_is_refused_and_the_model_is_as_it_was(tmp
         (lambda t, name: t.update({name: torch.zeros(3, 15)}), "not floats of shape"),
         (lambda t, name: t.update({name: torch.zeros(())}), "not floats of shape"),
         (lambda t, name: t.pop(name), "lacks tensor learned_source.weight"),
-        (lambda t, name: t.update({"lm_head.weight": torch.zeros(1)}), "belongs to no unit of ReFT"),
+        (lambda t, name: t.update({"lm_head.weight": torch.zeros(1)}), "to no unit of ReFT"),
         (lambda t, name: t.update({f"decoder.{name}": t[name].clone()}), "several lists of layers"),
         (
             lambda t, name: t.update(
