@@ -47,7 +47,7 @@ def test_a_direft_is_not_told_from_a_noreft_and_the_log_says_so(caplog):
     read_adapter_hub(FOLDER / "direft", **DIREFT)
     read_adapter_hub(FOLDER / "loreft")
     assert len(caplog.messages) == 2
-    assert all("of a NoReFT or a DiReFT" in message for message in caplog.messages)
+    assert all("a NoReFT or a DiReFT" in message for message in caplog.messages)
 
 
 def test_units_become_interventions_with_positions_and_arguments():
@@ -86,7 +86,7 @@ def change_config(directory, **changes):
         ({"r": 10**9}, "its rank is 3, adapter_config.json says 1000000000"),
         ({"prefix_positions": -1}, "prefix_positions"),
         ({"prefix_positions": True}, "prefix_positions"),
-        ({"prefix_positions": 0, "suffix_positions": 0}, "no unit of ReFT that edits a token"),
+        ({"prefix_positions": 0, "suffix_positions": 0}, "no unit of ReFT edits a token"),
         ({"orthogonality": False}, "lacks tensor proj_layer.weight"),
         ({"orthogonality": "os.system"}, "orthogonality"),
         ({"non_linearity": 3}, "non_linearity"),

@@ -68,7 +68,7 @@ def test_an_intervention_is_found_as_before_pyvene_0_1_8():
     assert module[0] is module is model.interventions[key][0]
     assert model.interventions["layer.0.comp.block_output.unit.pos.nunit.1#0"] is module
     assert list(model.representations) == list(model.interventions)
-    with pytest.raises(IndexError, match="alone"):
+    with pytest.raises(IndexError, match="only the module itself"):
         module[1]
 
 
