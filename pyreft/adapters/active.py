@@ -1,6 +1,6 @@
-"""Which adapters edit in a call, and which rows.
+"""Select the adapters that edit in a call, and their rows.
 
-active adapters        all rows; several add up, each by its weight
+active adapters        all rows; the edits of several are summed, each times its weight
 adapter_names          one name for each row of the batch, "__base__" for none
 """
 
@@ -34,8 +34,8 @@ class ActiveAdapter(NamedTuple):
     Args:
         adapter: The adapter.
         rows: (b,), the rows it edits, or None for all.
-        weight: How much of its edits is made.
-        positions: Where the interventions edit that the config leaves to the batch.
+        weight: The factor of its edits.
+        positions: Positions of the interventions whose config leaves them to the batch.
     """
 
     adapter: AttachedAdapter
@@ -45,7 +45,7 @@ class ActiveAdapter(NamedTuple):
 
     @property
     def targets(self) -> list[Target]:
-        """Where its interventions edit, with the positions of the call."""
+        """The targets of its interventions, with the positions of the call."""
         targets = self.adapter.targets
         if self.positions is None:
             return targets
@@ -56,12 +56,12 @@ def find_active(adapters: AdapterSet, given: EditArguments) -> list[ActiveAdapte
     """The adapters that edit in a call: the active ones, or those of `adapter_names`.
 
     Args:
-        adapters: All that there are.
+        adapters: All adapters of the model.
         given: The arguments of the call.
 
     Raises:
-        TypeError: If `adapter_names` is no list of names.
-        ValueError: If there is no adapter of a name, or one needs other heads than there are.
+        TypeError: If `adapter_names` is not a list of names.
+        ValueError: If a name is unknown, or an adapter needs heads that are not in the model now.
     """
     spec = None if given.positions is None else PositionSpec.parse(given.positions)
     names, active = given.adapter_names, adapters.active
@@ -101,8 +101,8 @@ def place_in_call(
     Args:
         active: The adapters.
         base: The base model.
-        inputs: What it is called with.
-        given: What the call says of edits.
+        inputs: The arguments of the base model.
+        given: The call's arguments for edits.
     """
     batch = read_batch(base, _targets(active), inputs, given)
     placed = place_in_batch(active, batch, given)
@@ -113,12 +113,12 @@ def place_in_call(
 def place_in_batch(
     active: Sequence[ActiveAdapter], batch: Batch | None, given: EditArguments
 ) -> list[Placed]:
-    """Place adapters in what the base model reads.
+    """Place adapters in the tokens that the base model reads.
 
     Args:
         active: The adapters.
-        batch: What it reads in a call, or of a prompt; None if that is no token.
-        given: What the call says of edits.
+        batch: The tokens of a call or of a prompt; None if there are none.
+        given: The call's arguments for edits.
     """
     _refuse_ambiguous(active, given)
     _warn_without_positions(active, given)
@@ -139,7 +139,7 @@ def place_in_batch(
 
 
 def _targets(active: Sequence[ActiveAdapter]) -> list[Target]:
-    """Where the interventions of all of them edit."""
+    """The targets of all their interventions."""
     return [target for one in active for target in one.targets]
 
 
@@ -152,49 +152,49 @@ def _require_rows(names: Sequence[str] | None, rows: int) -> None:
 
 
 def _refuse_ambiguous(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
-    """Raise ValueError for positions or directions that do not say whose they are."""
+    """Raise ValueError for positions or directions if it is unclear which adapter they are for."""
     mixed = len(active) > 1 or any(one.rows is not None for one in active)
     if mixed and not (given.intervention_locations is None and given.subspaces is None):
         raise ValueError(
             "intervention_locations and subspaces are for the interventions of one adapter, and "
-            "several are active in this call: say positions in the configs, or activate one with "
-            "set_adapter."
+            "several are active in this call: give positions in the configs, or activate one "
+            "adapter with set_adapter."
         )
 
 
 def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
-    """Say so if neither a config nor the call has positions, and anything is to be edited."""
+    """Warn if there are interventions, but neither their configs nor the call has positions."""
     targets = _targets(active)
     without = targets and all(target.positions is None for target in targets)
     if without and given.intervention_locations is None:
         logger.warning_once(
-            "No intervention has positions, so this call runs the bare base model. Say positions "
+            "No intervention has positions, so this call runs the bare base model. Set positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
 
 
 def say_nothing_is_edited(base: PreTrainedModel, inputs: Arguments) -> None:
-    """Say that no token of a call is edited: an error where the adapter is trained.
+    """Report that no token of a call is edited: an error in training, else a warning.
 
     Args:
         base: The base model.
-        inputs: What it is called with.
+        inputs: Its arguments.
 
     Raises:
-        ValueError: If the model is trained.
+        ValueError: If the model is being trained.
     """
     with suppress(UncountedStateError):
         if not cached_tokens(inputs):
-            _say(base, list(inputs))
+            _report(base, list(inputs))
 
 
-def _say(base: PreTrainedModel, names: Sequence[str]) -> None:
+def _report(base: PreTrainedModel, names: Sequence[str]) -> None:
     texts = [name for name in names if name.endswith(("input_ids", "inputs_embeds"))]
     if texts:
         why = f"no position of the adapter is among the tokens of {', '.join(texts)}"
     else:
         why = f"the call has no text tokens, but {', '.join(names) or 'nothing'}"
-    said = f"Nothing is edited in this call: {why}."
+    message = f"Nothing is edited in this call: {why}."
     if base.training and torch.is_grad_enabled():
-        raise ValueError(f"{said} So nothing would be learned from it.")
-    logger.warning_once(f"{said} It runs the bare base model.")
+        raise ValueError(f"{message} So nothing would be learned from it.")
+    logger.warning_once(f"{message} It runs the bare base model.")

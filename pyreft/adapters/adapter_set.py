@@ -1,4 +1,4 @@
-"""The adapters on one base model, and which of them are active."""
+"""The adapters of one base model, and which of them are active."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
 from pyreft.lora.peft_lora import peft_tensors, without_lora
 
-# In `adapter_names`, for a row that is not edited; PEFT's word.
+# In `adapter_names`, for a row that is not edited; the name that PEFT uses.
 BASE = "__base__"
-# What a module of modules has by itself cannot name one of them.
+# Attributes of nn.ModuleDict cannot be names of adapters.
 _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
 # Held while adapters are turned on or off.
 _SWITCHING = threading.Lock()
@@ -35,12 +35,12 @@ class AdapterSet(nn.ModuleDict):
 
     Attributes:
         active: The names of the active adapters, and the weight of the edits of each.
-        disabled: How many blocks of `disable` are running; the bare base model runs in them.
+        disabled: The number of running `disable` blocks; the bare base model runs in them.
     """
 
     def __init__(self, base: PreTrainedModel, hooks: EditHooks) -> None:
         super().__init__()
-        # In a tuple, so that the base model is no submodule of this one.
+        # In a tuple, so that the base model is not a submodule of this one.
         self._of = (base, hooks)
         self.active: dict[str, float] = {}
         self.disabled, self._off = 0, ExitStack()
@@ -57,7 +57,7 @@ class AdapterSet(nn.ModuleDict):
         return {name: self[name] for name in self}.values()
 
     def describe(self) -> list[str]:
-        """Lines for people: of each adapter its interventions, by name if there are several."""
+        """Readable lines: the interventions of each adapter, with its name if there are several."""
         lines = []
         for name, adapter in self.items():
             if len(self) > 1:
@@ -69,7 +69,7 @@ class AdapterSet(nn.ModuleDict):
 
     @property
     def active_name(self) -> str:
-        """The name of the active adapter, the first of several: what is saved and trained."""
+        """The name of the active adapter, the first of several: `save` and trainers use it."""
         return next(iter(self.active))
 
     @property
@@ -78,14 +78,14 @@ class AdapterSet(nn.ModuleDict):
         return self[self.active_name]
 
     def folder(self, directory: str | os.PathLike[str], name: str) -> Path:
-        """Where in a directory an adapter is saved: as with PEFT, "default" lies in itself."""
+        """The directory of a saved adapter: as in PEFT, "default" has no subdirectory."""
         alone = name == "default" or len(self) == 1
         return Path(directory) if alone else Path(directory) / name
 
     def trained_with(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tensors of the base model, and of PEFT's LoRA, that belong to an adapter.
 
-        What is trainable without being named anywhere goes with the active one.
+        Trainable tensors that are named nowhere belong to the active adapter.
         """
         base, trained = self._of[0], self[name].trained
         if name != self.active_name:
@@ -97,13 +97,13 @@ class AdapterSet(nn.ModuleDict):
 
     @contextmanager
     def making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:
-        """A new adapter, to be filled inside the block and not active after it."""
+        """A new adapter, to be filled inside the block; it is inactive afterwards."""
         self.require_on()
         base, hooks = self._of
-        restore_learning = remember_learning(base)
+        restore_requires_grad = remember_learning(base)
         try:
             with ExitStack() as heads:
-                # Heads of the new one begin at the base model's, not at those of another adapter.
+                # Its heads start from those of the base model, not from those of another adapter.
                 for name in self.active:
                     heads.enter_context(self[name].trained.original())
                 adapter = AttachedAdapter(config, base, hooks.add_sites)
@@ -115,10 +115,10 @@ class AdapterSet(nn.ModuleDict):
             self._keep_hooks()
             raise
         finally:
-            restore_learning()
+            restore_requires_grad()
 
     def activate(self, weights: Mapping[str, float]) -> None:
-        """Make adapters active, with these weights, in place of those that are."""
+        """Make these adapters active, with these weights, and all others inactive."""
         for name in reversed(self.active):
             self[name].take_off()
         self.active = dict(weights)
@@ -126,12 +126,12 @@ class AdapterSet(nn.ModuleDict):
             self[name].put_on()
 
     def remove(self, name: str) -> None:
-        """Take an adapter that is not active off the base model."""
+        """Remove an inactive adapter from the base model."""
         del self[name]
         self._keep_hooks()
 
     def freeze_base(self) -> None:
-        """Freeze the base model, but for what the active adapter names in `modules_to_save`."""
+        """Freeze the base model, except for the active adapter's `modules_to_save`."""
         self._of[0].requires_grad_(False)
         self.first.trained.enable_gradients()
 
@@ -153,7 +153,7 @@ class AdapterSet(nn.ModuleDict):
                     self._off.close()
 
     def unwrap(self) -> None:
-        """Take the hooks off the base model, whose trained parts are what they were."""
+        """Remove the hooks from the base model and restore its trained parts."""
         hooks = self._of[1]
         if not hooks.removed:
             for name in self.active:
@@ -165,7 +165,7 @@ class AdapterSet(nn.ModuleDict):
         self._of[1].keep_sites(target.site for target in targets)
 
     def require_attached(self) -> None:
-        """Raise RuntimeError if they were taken off the base model."""
+        """Raise RuntimeError if they were removed from the base model."""
         self._of[1].require()
 
     def require_on(self) -> None:
@@ -183,19 +183,19 @@ class AdapterSet(nn.ModuleDict):
                 raise ValueError(f"there is no adapter {name!r}; there are {', '.join(self)}.")
 
     def require_new(self, name: object) -> None:
-        """Raise ValueError if there is an adapter of a name, or it cannot be one."""
+        """Raise ValueError if an adapter has this name, or the name is invalid."""
         if require_name(name) in self:
             raise ValueError(f"there is an adapter {name!r} already: choose another name.")
 
 
 def require_name(name: object) -> str:
-    """The name of an adapter, which is a folder's name as well.
+    """Check the name of an adapter, which is also the name of a directory, and return it.
 
     Raises:
-        ValueError: If it cannot be one.
+        ValueError: If it is invalid.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _TAKEN:
         raise ValueError(
-            f'the name of an adapter is of letters, digits, "_" and "-", got {name!r}.'
+            f'the name of an adapter consists of letters, digits, "_" and "-", got {name!r}.'
         )
     return name

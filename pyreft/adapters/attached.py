@@ -1,4 +1,4 @@
-"""One adapter on a base model: its interventions, where they act, and the heads it trains."""
+"""One adapter on a base model: its interventions, their targets, and the heads it trains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pyreft.sharing.training_facts import TrainingFacts
 
 
 class InterventionDict(nn.ModuleDict):
-    """Interventions by key; keys of older releases of pyvene, with dots, are known as well."""
+    """Interventions by key; also accepts keys of older pyvene releases, which have dots."""
 
     def __getitem__(self, key: str) -> nn.Module:
         return super().__getitem__(key.replace(".", "_"))
@@ -38,23 +38,23 @@ class InterventionDict(nn.ModuleDict):
 
 
 class AttachedAdapter(nn.Module):
-    """An adapter, made of a config for one base model.
+    """An adapter, built from a config for one base model.
 
     Args:
-        config: What to learn and where.
+        config: The interventions to train and where they edit.
         base: The base model.
-        add_sites: Hooks components, and returns the number of the site of each.
+        add_sites: Hooks components, and returns the site number of each.
 
     Attributes:
-        config: The config, every intervention spelled out.
+        config: The config, with one entry for every intervention.
         interventions: The modules by key.
         trained: The parts of the base model that are trained as well.
         targets: Where each intervention edits.
         left_to_batch: Indices of the interventions whose positions the config leaves to the batch.
-        training_facts: What a trainer knows of how it was made, until other numbers are loaded.
+        training_facts: What a trainer records of its training, until other weights are loaded.
 
     Raises:
-        ValueError: If a layer or component is not there, or an intervention does not fit it.
+        ValueError: If a layer or component does not exist, or an intervention does not fit it.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class AttachedAdapter(nn.Module):
         )
         self.left_to_batch = frozenset(i for i, c in enumerate(resolved) if c.positions is None)
         self.training_facts: TrainingFacts | None = None
-        self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
+        self._trainable = [p for p in self.interventions.parameters() if p.requires_grad]
         joined = zip(self.config.representations, components, add_sites(components), strict=True)
         self.targets = [Target(*one) for one in joined]
         require_positions(self.targets)
 
     def describe(self) -> list[str]:
-        """Lines for people: one for interventions of equal layers, one for what else is trained."""
+        """Readable lines: one for each group of equal interventions, one for trained heads."""
         alike: dict[str, list[int | None]] = {}
         for config, module in zip(
             self.config.representations, self.interventions.values(), strict=True
         ):
             at = "the batch's positions" if config.positions is None else repr(config.positions)
             heads = "" if config.heads is None else f", heads {', '.join(map(str, config.heads))}"
-            said = f"{type(module).__name__}({module.extra_repr()}) at {at}"
-            alike.setdefault(f"{config.component}{heads}: {said}", []).append(config.layer)
-        lines = [f"  {_name_layers(layers)}{said}" for said, layers in alike.items()]
+            shown = f"{type(module).__name__}({module.extra_repr()}) at {at}"
+            alike.setdefault(f"{config.component}{heads}: {shown}", []).append(config.layer)
+        lines = [f"  {_name_layers(layers)}{shown}" for shown, layers in alike.items()]
         if self.trained.names:
             lines.append(f"  trained with the base model: {self.trained.extra_repr()}")
         return lines
@@ -125,16 +125,16 @@ class AttachedAdapter(nn.Module):
         trained: Mapping[str, Tensor],
         lora: Mapping[str, Tensor],
     ) -> None:
-        """Take the numbers of a saved adapter of the same config.
+        """Load the weights of a saved adapter of the same config.
 
         Args:
             saved: The adapter.
             base: The base model.
-            trained: What is trained of it, by name.
+            trained: Its trained tensors, by name.
             lora: The tensors of its LoRA, by PEFT's names.
 
         Raises:
-            AdapterError: If it is of another config, or its tensors do not fit; nothing is changed.
+            AdapterError: If its config differs, or its tensors do not fit; nothing is changed.
         """
         require_config(saved, self.config, self.left_to_batch)
         require_trained(saved, base, trained)
@@ -149,26 +149,26 @@ class AttachedAdapter(nn.Module):
         self.training_facts = None
 
     def place(self) -> None:
-        """Move every intervention to where the part of the base model runs that it edits."""
+        """Move every intervention to the device of the part of the base model that it edits."""
         for module, target in zip(self.interventions.values(), self.targets, strict=True):
             here = next(module.parameters(), torch.empty(0)).device
             module.to(execution_device(target.component.module, here))
 
     def put_on(self) -> None:
-        """Become active: heads are what was learned, and what was frozen in between learns."""
+        """Become active: put the trained heads in, and make the interventions trainable again."""
         self.trained.put_on()
-        for parameter in self._learning:
+        for parameter in self._trainable:
             parameter.requires_grad_(True)
 
     def take_off(self) -> None:
-        """Become inactive: heads are what they were, and nothing learns."""
-        self._learning = [p for p in self.interventions.parameters() if p.requires_grad]
+        """Become inactive: put the original heads back, and freeze everything."""
+        self._trainable = [p for p in self.interventions.parameters() if p.requires_grad]
         self.interventions.requires_grad_(False)
         self.trained.take_off()
 
 
 def _name_layers(layers: Sequence[int | None]) -> str:
-    """As "layers 0-3, 7 "; nothing of paths, which say the layer themselves."""
+    """Such as "layers 0-3, 7 "; empty for paths, which include the layer."""
     indices = sorted({layer for layer in layers if layer is not None})
     runs: list[list[int]] = []
     for index in indices:

@@ -18,25 +18,25 @@ from pyreft.interventions import (
     takes_argument,
 )
 
-# What a caller says of kinds that are not registered.
+# The caller's argument for kinds that are not registered.
 Kinds = Mapping[str, Callable[..., nn.Module]] | Iterable[type[nn.Module]]
 
 
 def build_interventions(
     configs: Sequence[InterventionConfig], components: Sequence[Component], default_width: int
 ) -> list[InterventionConfig]:
-    """Make the modules that are not made yet, and check that each fits its place.
+    """Build the modules that do not exist yet, and check that each fits its component.
 
     Args:
         configs: The interventions.
-        components: Where each acts, in the same order.
-        default_width: Width of a component that does not tell its own.
+        components: The component that each edits, in the same order.
+        default_width: Width of a component whose own is unknown.
 
     Returns:
         The configs, each with its module and all of its constructor arguments.
 
     Raises:
-        ValueError: If an argument is out of range or the width of a module is another.
+        ValueError: If an argument is out of range or the width of a module does not fit.
     """
     _require_one_class(configs)
     built: list[InterventionConfig] = []
@@ -51,7 +51,7 @@ def build_interventions(
                 )
             module = other.intervention
         else:
-            # Before it is made: a config may ask for any size.
+            # Checked before building: a config may specify any size.
             asked = (config.arguments or {}).get("embed_dim", width)
             _require_width(config, component, asked, width)
             module = config.intervention or _build(config, width)
@@ -63,27 +63,27 @@ def build_interventions(
 
 
 def _require_one_class(configs: Sequence[InterventionConfig]) -> None:
-    """Raise ValueError for modules of several classes that files would know by one name."""
+    """Raise ValueError for modules of several classes that have one name in files."""
     classes: dict[str, type] = {}
     for config in configs:
         cls = type(config.intervention)
         if config.intervention is not None and classes.setdefault(config.kind, cls) is not cls:
             raise ValueError(
                 f"two classes of the adapter are called {config.kind!r}, so that files could not "
-                'tell them apart: put @pyreft.register_intervention("another_name") on one.'
+                'distinguish them: put @pyreft.register_intervention("another_name") on one.'
             )
 
 
 def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
-    """Make the interventions of kinds that the caller brings.
+    """Build the interventions of kinds that the caller gives.
 
     Args:
         config: The config of a saved adapter.
-        kinds: Classes; or by the name of a kind, its class or a function that makes the module.
+        kinds: Classes; or a dict from the name of a kind to its class or a function that makes it.
 
     Raises:
-        ValueError: If what was saved does not fit the class, or there is no such kind in it.
-        TypeError: If it is neither class nor function, or makes no module.
+        ValueError: If the saved arguments do not fit the class, or the adapter has no such kind.
+        TypeError: If a value is neither class nor function, or does not return a module.
     """
     found = {one.kind for one in config.representations}
     named = kinds if isinstance(kinds, Mapping) else _by_kind(kinds)
@@ -92,17 +92,17 @@ def make_kinds(config: ReftConfig, kinds: Kinds) -> ReftConfig:
             f"kinds has {', '.join(unknown)}, the adapter has {', '.join(sorted(found))}: give "
             "them by name, kinds={name: class}."
         )
-    made = [
+    built = [
         replace(one, intervention=_make_kind(one, named[one.kind]))
         if one.kind in named and one.tied_to is None
         else one
         for one in config.representations
     ]
-    return replace(config, representations=made)
+    return replace(config, representations=built)
 
 
 def _by_kind(classes: Iterable[type[nn.Module]]) -> dict[str, type[nn.Module]]:
-    """Classes by their kinds; those that an adapter does not have are no error."""
+    """Classes by their kinds; kinds that the adapter does not have are allowed."""
     listed: list[Any] = [classes] if isinstance(classes, type) else list(classes)
     if any(not isinstance(cls, type) for cls in listed):
         raise TypeError(f"kinds is a list of classes, or a dict by the names of kinds: {listed}.")
@@ -140,7 +140,7 @@ def _width(config: InterventionConfig, component: Component, default: int) -> in
     if component.num_heads is None:
         if config.heads is not None:
             raise ValueError(
-                f"{config.component} has no heads: heads can be chosen of "
+                f"{config.component} has no heads: heads can be selected in "
                 "head_attention_value_output."
             )
         return width

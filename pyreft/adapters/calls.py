@@ -40,17 +40,17 @@ class EditedCalls:
 
     def __init__(self, base: PreTrainedModel, hooks: EditHooks, adapters: AdapterSet) -> None:
         self._base, self._hooks, self._adapters = base, hooks, adapters
-        # Thread -> where its calls edit, whatever their arguments say.
+        # Thread -> where its calls edit; overrides their arguments.
         self._placed: dict[int, list[Placed]] = {}
         self._replicas = Replicas()
 
     def run(self, model: nn.Module, call: Callable[..., Any], inputs: Inputs) -> Any:
-        """Call the base model, or what calls it, edited.
+        """Call the base model, or a function that calls it, edited.
 
         Args:
             model: The module that has both base model and adapters.
-            call: What is called.
-            inputs: Its arguments, and those of `ReftModel.forward` that are for edits alone.
+            call: The function to call.
+            inputs: Its arguments, and the arguments of `ReftModel.forward` that are only for edits.
         """
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:
@@ -69,7 +69,7 @@ class EditedCalls:
         return outputs
 
     def generate(self, inputs: Inputs) -> Any:
-        """Generate with the base model, its prompt edited; arguments as for `run`."""
+        """Generate with the base model and an edited prompt; arguments as for `run`."""
         given = EditArguments.take(inputs)
         self._hooks.require()
         base: Any = self._base
@@ -86,7 +86,7 @@ class EditedCalls:
             return base.generate(**inputs)
 
     def place(self, inputs: Inputs) -> list[Placed]:
-        """Where a call edits; takes the arguments out that are for edits alone.
+        """The edits of a call; removes the arguments that are only for edits.
 
         Raises:
             ValueError: As for `ReftModel.forward`.
@@ -100,7 +100,7 @@ class EditedCalls:
 
     @contextmanager
     def placed(self, placed: list[Placed]) -> Iterator[None]:
-        """Edit there, on a part of a batch, in calls of this thread inside the block."""
+        """Use these edits, for a part of a batch, in this thread's calls inside the block."""
         thread = threading.get_ident()
         self._placed[thread] = placed
         try:

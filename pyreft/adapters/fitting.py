@@ -1,4 +1,4 @@
-"""The adapter of a model, and what it must fit: ReftModel <-> Adapter."""
+"""Make an adapter from a model, and check that a saved one fits: ReftModel <-> Adapter."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pyreft.lora.peft_lora import describe_lora
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import OF_BASE, OF_LORA
 
-# Numbers that may be made in vain.
-_A_LITTLE = 2**20
+# How many more numbers a config may ask for than its file has, before anything is allocated.
+_ALLOWED_EXCESS = 2**20
 
 
 def take_adapter(
@@ -32,21 +32,21 @@ def take_adapter(
     trained: Mapping[str, Tensor],
     lora: Mapping[str, Tensor],
 ) -> Adapter:
-    """What there is to save.
+    """Collect what is saved of a model.
 
     Args:
         model: The base model.
         config: The config.
         interventions: The interventions.
         trained: Tensors of the base model that are trained as well, by their name in it.
-        lora: The tensors of a LoRA that is trained as well, by PEFT's names.
+        lora: The tensors of PEFT's LoRA that are trained as well, by PEFT's names.
 
     Raises:
         ValueError: If a tensor is not finite, or the LoRA is of a kind that cannot be saved.
     """
     tensors = _tensors(config.representations, interventions, trained, lora)
     for name, made in _made(config.representations).items():
-        # As the config makes them, which `.to(...)` may have changed.
+        # The dtype that the config gives, which `.to(...)` may have changed.
         tensors[name] = tensors[name].to(made.dtype)
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
@@ -58,15 +58,15 @@ def take_adapter(
     named = config.modules_to_save or []
     by_hand = [name for name in trained if not lies_in(name, named)]
     config = replace(config, modules_to_save=[*named, *by_hand] or None)
-    said = describe_lora(model) if lora else None
-    return Adapter(config, tensors, describe_base(model), lora=said)
+    described = describe_lora(model) if lora else None
+    return Adapter(config, tensors, describe_base(model), lora=described)
 
 
 def with_kinds(adapter: Adapter, kinds: Kinds) -> Adapter:
-    """An adapter whose interventions of these kinds are made, see `make_kinds`.
+    """The adapter with interventions of these kinds built, see `make_kinds`.
 
     Raises:
-        AdapterError: If what was saved does not fit them.
+        AdapterError: If the saved arguments do not fit them.
     """
     with explained(adapter, TypeError):
         return replace(adapter, config=make_kinds(adapter.config, kinds))
@@ -74,13 +74,13 @@ def with_kinds(adapter: Adapter, kinds: Kinds) -> Adapter:
 
 @contextmanager
 def explained(adapter: Adapter, but: type[Exception] = AdapterError) -> Iterator[None]:
-    """Raise AdapterError for what fails inside the block on a saved adapter.
+    """Raise AdapterError for errors inside the block, which works on a saved adapter.
 
-    A kind of the user's own may fail in any way on arguments it does not expect.
+    A user-defined kind may raise any exception for arguments that it does not expect.
 
     Args:
         adapter: The adapter.
-        but: Errors that are raised as they are, beside AdapterError.
+        but: Errors that are raised unchanged, like AdapterError.
     """
     try:
         yield
@@ -91,13 +91,13 @@ def explained(adapter: Adapter, but: type[Exception] = AdapterError) -> Iterator
 
 
 def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
-    """Raise AdapterError unless the adapter was trained on such a model."""
+    """Raise AdapterError unless the adapter was trained on a model with this fingerprint."""
     for name, has in base_fingerprint(model).items():
-        said = adapter.base.get(name)
-        if said is not None and said != has:
+        expected = adapter.base.get(name)
+        if expected is not None and expected != has:
             trained_on = adapter.base.get("name_or_path") or "another base model"
             raise AdapterError(
-                f"{adapter.origin} is an adapter for {trained_on}, with {name} {said!r}; this "
+                f"{adapter.origin} is an adapter for {trained_on}, with {name} {expected!r}; this "
                 f"model has {name} {has!r}."
             )
 
@@ -105,9 +105,9 @@ def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
 def require_trained(
     adapter: Adapter, model: PreTrainedModel, trained: Mapping[str, Tensor]
 ) -> None:
-    """Raise AdapterError unless the parts of the base that it names are those that learn here.
+    """Raise AdapterError unless the adapter names exactly the trained parts of the base model.
 
-    By their tensors, since names may differ: of a module and of its parameters, or of tied ones.
+    Tensors are compared, because names may differ: a module or its parameters, or tied ones.
     """
     named = adapter.config.modules_to_save or []
     there = model.state_dict(keep_vars=True) if named or trained else {}
@@ -121,7 +121,7 @@ def require_trained(
 
 
 def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]) -> None:
-    """Raise AdapterError unless the adapter is of this config, but for positions it left open."""
+    """Raise AdapterError unless the adapter has this config, except for positions left open."""
     theirs, ours = adapter.config.to_dict()["interventions"], config.to_dict()["interventions"]
     if len(theirs) != len(ours):
         raise AdapterError(
@@ -138,17 +138,18 @@ def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]
 
 
 def require_sizes(adapter: Adapter) -> None:
-    """Raise AdapterError unless the config asks for what the file has, before any of it is made.
+    """Raise AdapterError if the config asks for far more numbers than the file has.
 
-    It may ask for any size. Where a little is wrong, loading says what it is.
+    This runs before allocation, because a config may specify any size. Loading reports smaller
+    differences exactly.
     """
     try:
         made = _made(adapter.config.representations)
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise AdapterError(f"the adapter {adapter.origin} does not fit: {error}") from error
     asked = sum(tensor.numel() for tensor in made.values())
-    there = sum(tensor.numel() for tensor in complete_tensors(adapter.tensors, made).values())
-    if asked > there + _A_LITTLE:
+    stored = sum(tensor.numel() for tensor in complete_tensors(adapter.tensors, made).values())
+    if asked > stored + _ALLOWED_EXCESS:
         raise AdapterError(
             f"the config of {adapter.origin} asks for {asked:,} numbers, by embed_dim and "
             "low_rank_dimension; its file has fewer."
@@ -162,17 +163,17 @@ def fit_tensors(
     trained: Mapping[str, Tensor],
     lora: Mapping[str, Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of a model, each with the saved one that belongs there.
+    """Pair the tensors of a model with the saved ones.
 
     Args:
-        adapter: What was saved.
+        adapter: The saved adapter.
         config: The config of the model's adapter.
         interventions: Its interventions.
         trained: Tensors of the base model that are trained as well, by their name in it.
         lora: Those of its LoRA, by PEFT's names.
 
     Raises:
-        AdapterError: If a name, a shape or a type differs, or a number is none.
+        AdapterError: If a name, a shape or a type differs, or a value is non-finite.
     """
     ours = _tensors(config.representations, interventions, trained, lora)
     saved = complete_tensors(adapter.tensors, ours)
@@ -206,7 +207,7 @@ def load_tensors(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 def _require_like(
     origin: str, name: str, saved: Tensor, tensor: Tensor, exactly: bool = False
 ) -> None:
-    """Raise AdapterError unless a saved tensor has this shape, and its type, or another float."""
+    """Raise AdapterError unless shape and type agree; unless `exactly`, any float type fits."""
     both_float = saved.is_floating_point() and tensor.is_floating_point() and not exactly
     if saved.shape != tensor.shape or not (both_float or saved.dtype == tensor.dtype):
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""Active adapters go into weights, or into PEFT's LoRA: methods of `ReftModel`."""
+"""Merge active adapters into weights, or export them as PEFT's LoRA: methods of `ReftModel`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 
 def merge_and_unload(model: EditedModel, add_bias: bool = False) -> PreTrainedModel:
-    """Take the adapters off, and put what the active ones do into the weights of the base model.
+    """Merge the active adapters into the weights of the base model, and remove all adapters.
 
-    Only what a linear map can take up is merged: positions "all", at the output of a linear map,
-    one of the six kinds without an activation. The weights are computed in float64 and rounded
-    once. What else of the base model was trained stays in it.
+    An intervention can be merged if it has the positions "all", is at the output of a linear map,
+    and is one of the six kinds without an activation. The weights are computed in float64 and
+    rounded once. Other trained parts of the base model stay in it.
 
     Args:
-        add_bias: Give a linear map without a bias one, where the edit has a constant part. That is
-            for use in memory: `save_pretrained` writes it, and architectures that have no bias
-            there, such as Llama, do not read it.
+        add_bias: Add a bias to a linear map without one if the edit has a constant part. Use the
+            result in memory only: `save_pretrained` writes the bias, but architectures that have
+            no bias there, such as Llama, do not load it.
 
     Returns:
-        The base model, its weights changed.
+        The base model with changed weights.
 
     Raises:
-        ValueError: If an intervention cannot be merged; the message names it and says why, and
-            nothing is changed.
+        ValueError: If an intervention cannot be merged; the message names it and gives the reason,
+            and nothing is changed.
     """
     changes = _changes(model)
     for change in changes:
         if change.linear.bias is None and bool(change.bias.any()) and not add_bias:
             raise ValueError(
                 f"cannot merge into {change.name}: the edit has a constant part, and this linear "
-                "map no bias to put it in. add_bias=True gives it one, which "
-                f"{type(model.model).__name__} does not read back from a file; export_lora keeps "
+                "map has no bias for it. add_bias=True adds one, which "
+                f"{type(model.model).__name__} does not load from a file; export_lora saves "
                 "it in a LoRA."
             )
     trained = [model.adapters[name].trained for name in model.active_adapters]
@@ -57,11 +57,11 @@ def merge_and_unload(model: EditedModel, add_bias: bool = False) -> PreTrainedMo
 def export_lora(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     """Write the active adapters as a LoRA that `peft.PeftModel.from_pretrained` loads.
 
-    Its rank is that of the interventions and its scale 1; a constant part is the bias of `lora_B`
-    (`lora_bias`). What can be exported is what can be merged, see `merge_and_unload`.
+    Its rank is that of the interventions and its scale is 1. A constant part is the bias of
+    `lora_B` (`lora_bias`). Requirements are those of `merge_and_unload`.
 
     Args:
-        directory: A new or empty directory, which appears whole or not at all.
+        directory: A new or empty directory, written completely or not at all.
 
     Raises:
         ValueError: If an intervention cannot be a LoRA, or other parts of the base model were
@@ -74,14 +74,14 @@ def export_lora(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     names = [name for one in trained for name in one.names]
     if names := [*names, *trained_by_hand(model.model, tensors)]:
         raise ValueError(
-            f"{', '.join(names[:5])} was trained with the interventions, and is no LoRA: use "
-            "merge_and_unload, which keeps it in the base model."
+            f"{', '.join(names[:5])} was trained with the interventions, and cannot be a LoRA: use "
+            "merge_and_unload, which leaves it in the base model."
         )
     write_lora(changes, model.model.config.name_or_path or None, directory)
 
 
 def _changes(model: EditedModel) -> list[Change]:
-    """What the active adapters make of linear maps."""
+    """The changes of linear maps by the active adapters."""
     model.adapters.require_attached()
     edits = [
         (f"intervention {i} of adapter {name!r}, at {target.config.place}", weight, target)

@@ -1,4 +1,4 @@
-"""A frozen transformers model, and the adapters that edit it while it runs."""
+"""A frozen transformers model, and the adapters that edit its forward passes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pyreft.sharing.training_facts import TrainingFacts
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The arguments of `forward` that the base model has by these names.
+# The arguments of `forward` that the base model has too.
 _TEXT = ("input_ids", "attention_mask", "labels", "position_ids", "inputs_embeds", "token_type_ids")
 
 
 class EditedModel(StandIn):
-    """The core of `ReftModel`, see there."""
+    """The core of `ReftModel`; see its docstring."""
 
-    # Which formats of adapters it reads.
+    # The formats of adapters that it reads.
     formats = Formats(read_adapter)
 
     def __init__(
@@ -66,7 +66,7 @@ class EditedModel(StandIn):
         first = f"ReftModel({type(self.model).__name__}, {count:,} parameters"
         return "\n".join([first, *self.adapters.describe(), ")"])
 
-    # What is done with adapters by name, with files and with weights.
+    # Methods for adapters by name, for files and for weights.
     add_adapter = named.add_adapter
     add_weighted_adapter = named.add_weighted_adapter
     set_adapter = named.set_adapter
@@ -100,33 +100,33 @@ class EditedModel(StandIn):
             ReftModel.from_pretrained(base, "user/repo", revision="v1")
             ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
 
-        Nothing in the directory is run: kinds are names of classes that are registered already, or
-        that `kinds` gives.
+        No code in the directory is run: kinds are names of classes that are already registered, or
+        are given in `kinds`.
 
         Args:
-            model: The base model it was trained on. Without one, the base model that the adapter
-                names is loaded, at the revision it was trained on.
-            directory: Where `save_pretrained` wrote, or another library, see
-                docs/interoperability.md; where there is no such directory, a repository on the
+            model: The base model it was trained on. If it is left out, the base model that the
+                adapter names is loaded, at the revision it was trained on.
+            directory: Where `save_pretrained` or another library wrote, see
+                docs/interoperability.md; if there is no such directory, a repository on the
                 Hub, "owner/name". Or an adapter that was read already.
             revision: A branch, a tag or a commit of the repository.
             token: Of a user who may read it; that of the log-in by default.
-            subfolder: Where in the directory or repository.
-            cache_dir: Where downloads are kept; the cache of `huggingface_hub` by default.
-            local_files_only: Use what is in the cache, as with HF_HUB_OFFLINE=1.
+            subfolder: The folder of the adapter in the directory or repository.
+            cache_dir: Where downloads are stored; the cache of `huggingface_hub` by default.
+            local_files_only: Use only the cache, as with HF_HUB_OFFLINE=1.
             model_kwargs: For the base model that is loaded: arguments of transformers'
                 `from_pretrained`, such as `dtype` and `device_map`.
-            kinds: The classes of interventions of your own, `[MyIntervention]`; or by the name of
-                the kind a class, or a function that makes the module, `{"MyIntervention": make}`.
+            kinds: Your own classes of interventions, `[MyIntervention]`; or a dict from the name of
+                a kind to a class or a function that makes it, `{"MyIntervention": make}`.
 
         Returns:
-            The model in evaluation mode, the base model frozen.
+            The model in evaluation mode, with a frozen base model.
 
         Raises:
-            AdapterError: If there is no adapter, or one for another model, or its base model
+            AdapterError: If there is no adapter, or it is for another model, or its base model
                 cannot be loaded.
-            TypeError: If the base model and the directory are given in another order, or
-                `model_kwargs` with a base model.
+            TypeError: If the base model and the directory are in the wrong order, or
+                `model_kwargs` is given with a base model.
         """
         source = HubSource(revision, token, subfolder, cache_dir, local_files_only)
         return put_adapter_on(cls, model, directory, source, model_kwargs, kinds)
@@ -138,7 +138,7 @@ class EditedModel(StandIn):
 
     @property
     def active_adapter(self) -> str:
-        """The name of the active adapter, the first of several, which is saved and trained."""
+        """The name of the active adapter, the first of several."""
         return self.adapters.active_name
 
     @property
@@ -153,18 +153,18 @@ class EditedModel(StandIn):
 
     @property
     def reft_config(self) -> ReftConfig:
-        """The config of the active adapter, every intervention spelled out."""
+        """The config of the active adapter, with one entry for every intervention."""
         return self.adapters.first.config
 
     @reft_config.setter
     def reft_config(self, value: object) -> None:
-        # Scripts keep upstream's config here, and put the base model's in its place.
+        # Scripts store upstream's config here, and then set it to the base model's.
         if value is not self.model.config and value is not self.adapters.first.config:
             raise AttributeError("the config of an adapter cannot be replaced: add_adapter.")
 
     @property
     def training_facts(self) -> TrainingFacts | None:
-        """What a trainer knows of how the active adapter was made, for its card."""
+        """What a trainer records of the training of the active adapter, for its card."""
         return self.adapters.first.training_facts
 
     @training_facts.setter
@@ -174,16 +174,16 @@ class EditedModel(StandIn):
     # ---- calls --------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
+        """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.
 
-        The edits are placed here since trainers replace `forward`: TRL by one that keeps the
-        labels, runs the backbone alone, and scores it with an output head of its own.
+        The edits are placed here because trainers replace `forward`: TRL's replacement takes the
+        labels, runs only the backbone, and applies its own output head.
         """
         if len(args) > 2:
             raise TypeError(f"a ReftModel takes two arguments without a name, got {len(args)}.")
         inputs = dict(zip(_TEXT, args, strict=False)) | kwargs
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        # Hooks that were put on this model see the arguments that are for edits as well.
+        # Hooks on this model also get the arguments that are only for edits.
         edits = {name: inputs[name] for name in NAMES if name in inputs}
         run = partial(super().__call__, **edits) if self._forward_pre_hooks else super().__call__
         return self.edited_calls.run(self, run, inputs)
@@ -206,22 +206,22 @@ class EditedModel(StandIn):
     ) -> Any:
         """Run the base model, edited.
 
-        Where the prompt of each row ends is found: explicit `intervention_locations` win; else
-        the first true entry of `completion_mask`, or the first label that is not -100, ends it;
-        else all that the attention mask admits is the prompt. With a filled cache, the tokens are
-        generated ones.
+        The end of each row's prompt is inferred: explicit `intervention_locations` take precedence;
+        else the first true entry of `completion_mask`, or the first label that is not -100, ends
+        it; else all tokens in the attention mask are the prompt. With a filled cache, the tokens
+        are generated ones.
 
         Args:
             input_ids: (B, T).
             attention_mask: (B, T), zero on padding at either side.
             labels, position_ids, inputs_embeds, token_type_ids: As for the base model.
             completion_mask: (B, T), nonzero on the completion; for an encoder-decoder model, on
-                the labels that are learned. Not passed to the base model.
+                the labels that are trained on. Not passed to the base model.
             intervention_locations: (B, I, P), positions for each of the I interventions in the
                 order of `interventions`: the index of a token in its sequence, padding not
                 counted; negative ones count from the end of the prompt; -100 is none.
-            subspaces: Directions to edit: a list for each intervention (or None) of a list for
-                each row, a (B, I, S) tensor, or one list for all.
+            subspaces: Directions to edit: for each intervention None or a list that has a list for
+                each row; or a (B, I, S) tensor; or one list for all.
             adapter_names: For each of the B rows the name of the adapter that edits it, or
                 "__base__" for none; by default the active ones edit all rows.
             positions: A position spec for the interventions whose config leaves positions to the
@@ -233,13 +233,13 @@ class EditedModel(StandIn):
 
         Raises:
             ValueError: If the prompt of a row cannot be found, or a position is outside it.
-            RuntimeError: If the adapter was taken off with `unwrap`.
+            RuntimeError: If the adapter was removed with `unwrap`.
         """
         values = (input_ids, attention_mask, labels, position_ids, inputs_embeds, token_type_ids)
         inputs = {n: v for n, v in zip(_TEXT, values, strict=True) if v is not None} | kwargs
         if self._hooks.placed:
             return self.model(**inputs)
-        # Called by itself, and not by `__call__`.
+        # `forward` was called directly, not by `__call__`.
         edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)
         given = {n: v for n, v in zip(NAMES, edits, strict=False) if v is not None}
         return self.edited_calls.run(self, self.model, inputs | given)
@@ -254,27 +254,27 @@ class EditedModel(StandIn):
         positions: Positions | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate with the base model, its prompt edited.
+        """Generate with the base model from an edited prompt.
 
-        The prompt is edited while it is prefilled; the decoding steps run the bare base model,
-        but for positions "all" and "completion", which edit generated tokens as well. Caches,
-        beams, sampling, several sequences for each prompt, assisted decoding and chunked
-        prefill change nothing in this. What all prompts of a batch begin with, a system prompt,
-        runs once if no adapter edits it.
+        The prompt is edited during prefill. The decoding steps run the bare base model, except
+        that the positions "all" and "completion" edit generated tokens as well. This holds with
+        caches, beams, sampling, several sequences for each prompt, assisted decoding and chunked
+        prefill. The common beginning of all prompts of a batch, such as a system prompt, runs
+        once if no adapter edits it.
 
         Args:
             inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D).
             intervention_locations: (B, I, P), as in `forward`.
             subspaces, adapter_names, positions: As in `forward`.
-            **kwargs: For the base model's `generate`. Where `encoder_outputs` are among them, the
-                encoder does not run and nothing is edited in it.
+            **kwargs: For the base model's `generate`. With `encoder_outputs`, the encoder does not
+                run and nothing is edited in it.
 
         Returns:
             What the base model's `generate` returns.
 
         Raises:
             ValueError: If a position is outside the prompt.
-            RuntimeError: If the adapter was taken off with `unwrap`.
+            RuntimeError: If the adapter was removed with `unwrap`.
         """
         given = kwargs if inputs is None else {"input_ids": inputs, **kwargs}
         given |= {"intervention_locations": intervention_locations, "subspaces": subspaces}
@@ -284,17 +284,17 @@ class EditedModel(StandIn):
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Run the bare base model inside the block, in every thread.
 
-        Heads are what they were, and PEFT's LoRA that is trained with the adapter is off. Of
-        blocks that overlap, in several threads, the last to end turns the adapter on again.
+        The original heads are in the model, and PEFT's LoRA is off if it is trained with the
+        adapter. If blocks of several threads overlap, the last to end turns the adapter on again.
         """
         return self.adapters.disable()
 
     def unwrap(self) -> PreTrainedModel:
-        """Take the adapter off, and return the base model, as it was; it stays frozen."""
+        """Remove the adapter, and return the original base model; it stays frozen."""
         self.adapters.unwrap()
         return self.model
 
     def place_interventions(self) -> None:
-        """Move every intervention to where the part of the base model runs that it edits."""
+        """Move every intervention to the device of the part of the base model that it edits."""
         for adapter in self.adapters.values():
             adapter.place()

@@ -1,8 +1,8 @@
 """Several adapters on one base model, by name: methods of `ReftModel`, named as PEFT's are.
 
 model.load_adapter("other", adapter_name="other")
-model.set_adapter("other")                            # in place of the active one
-model.set_adapter(["default", "other"], [0.5, 0.5])   # both, their edits added up
+model.set_adapter("other")                            # instead of the active one
+model.set_adapter(["default", "other"], [0.5, 0.5])   # both; their edits are summed
 model.delete_adapter("default")
 """
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def add_adapter(model: EditedModel, adapter_name: str, config: ReftConfig) -> None:
-    """Add a fresh adapter, which is not active yet.
+    """Add a new adapter, which is not active yet.
 
     Args:
         adapter_name: Letters, digits, "_" and "-".
-        config: What to learn and where.
+        config: The interventions to train and where they edit.
 
     Raises:
-        ValueError: If there is an adapter of the name, or the config does not fit the model;
-            nothing is changed.
-        TypeError: If `config` is no `ReftConfig`.
+        ValueError: If an adapter has this name, or the config does not fit the model; nothing is
+            changed.
+        TypeError: If `config` is not a `ReftConfig`.
         RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     model.adapters.require_new(adapter_name)
@@ -43,22 +43,22 @@ def add_adapter(model: EditedModel, adapter_name: str, config: ReftConfig) -> No
 def add_weighted_adapter(
     model: EditedModel, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
 ) -> None:
-    """Add an adapter that does what several do together, each by its weight.
+    """Add an adapter that makes the weighted sum of the edits of several.
 
-    A weight of 1 merges, others scale, -1 negates. At different places the interventions stand
-    side by side; at one place they become one, of all their ranks, which must edit subspaces
-    that have nothing in common, but for the kinds without orthonormal directions. Unlike
-    several active adapters it costs no more than one, and can be saved and shared. It is not
+    A weight of 1 merges, other weights scale, -1 negates. Interventions on different hidden states
+    are all copied. Those on one hidden state become one with the sum of their ranks; they must
+    edit orthogonal subspaces, except for the kinds without orthonormal directions. Unlike several
+    active adapters, the new one costs no more than one, and can be saved and shared. It is not
     active yet.
 
     Args:
-        adapters: Their names.
+        adapters: The names of the adapters.
         weights: The weight of the edits of each.
-        adapter_name: What to call it: letters, digits, "_" and "-".
+        adapter_name: The new name: letters, digits, "_" and "-".
 
     Raises:
-        ValueError: If edits cannot be scaled or joined, with the reason, or a weight is not
-            finite; nothing is changed.
+        ValueError: If edits cannot be scaled or joined, with the reason, or a weight is
+            non-finite; nothing is changed.
         TypeError: If a weight is not a number.
     """
     names = list(adapters)
@@ -76,18 +76,18 @@ def add_weighted_adapter(
 def set_adapter(
     model: EditedModel, adapter_name: str | Sequence[str], weights: Sequence[float] | None = None
 ) -> None:
-    """Make adapters active, in place of those that are.
+    """Make these adapters active, and all others inactive.
 
-    What each edit adds to a hidden state is computed from that state as it was, multiplied by
-    the weight, and added up. Active adapters are trained; the others are frozen.
+    Each edit is computed from the original hidden state and multiplied by its weight; the edits
+    are summed. Active adapters are trainable; the others are frozen.
 
     Args:
         adapter_name: A name, or several.
-        weights: How much of the edits of each is made; all of it by default.
+        weights: The factor of the edits of each; 1 by default.
 
     Raises:
-        ValueError: If a name is not there, a weight is not finite, or two have heads of their
-            own for one part of the base model; nothing is changed.
+        ValueError: If a name is unknown, a weight is non-finite, or two adapters have trained the
+            same part of the base model; nothing is changed.
         TypeError: If a weight is not a number.
         RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
@@ -95,33 +95,33 @@ def set_adapter(
     model.adapters.require_known(names)
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"set_adapter takes different names, and at least one, got {names}; for none there "
-            "is disable_adapter()."
+            f"set_adapter takes different names, and at least one, got {names}; for none use "
+            "disable_adapter()."
         )
     given = read_weights([1.0] * len(names) if weights is None else weights, len(names))
     model.adapters.require_on()
     trained = [name for n in names for name in model.adapters[n].trained.tensors()]
     if shared := {name for name in trained if trained.count(name) > 1}:
         raise ValueError(
-            f"{' and '.join(names)} have each trained {min(shared)} of the base model, which "
-            "can be one of them alone."
+            f"{' and '.join(names)} have each trained {min(shared)} of the base model, and "
+            "only one of them can be active."
         )
     model.adapters.activate(dict(zip(names, given, strict=True)))
 
 
 def delete_adapter(model: EditedModel, adapter_name: str) -> None:
-    """Remove an adapter. If no other is active, the first of the others becomes so.
+    """Remove an adapter. If no other is active, the first of the others becomes active.
 
     Raises:
-        ValueError: If there is no such adapter, or no other one.
+        ValueError: If there is no such adapter, or it is the only one.
     """
     model.adapters.require_known([adapter_name])
     others = [name for name in model.adapters if name != adapter_name]
     if not others:
         raise ValueError(
-            f"{adapter_name!r} is the only adapter: unwrap() gives the base model back."
+            f"{adapter_name!r} is the only adapter: use unwrap() to get the base model back."
         )
     if adapter_name in model.adapters.active:
-        left = {name: w for name, w in model.adapters.active.items() if name != adapter_name}
-        model.set_adapter(list(left) or others[:1], list(left.values()) or None)
+        remaining = {name: w for name, w in model.adapters.active.items() if name != adapter_name}
+        model.set_adapter(list(remaining) or others[:1], list(remaining.values()) or None)
     model.adapters.remove(adapter_name)

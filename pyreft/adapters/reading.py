@@ -1,4 +1,4 @@
-"""Saved adapters are put on a base model: methods of `ReftModel`."""
+"""Put saved adapters on a base model: methods of `ReftModel`."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ def load_adapter(
     local_files_only: bool = False,
     kinds: Kinds = (),
 ) -> None:
-    """Load a saved adapter beside those that there are; it is not active yet.
+    """Load a saved adapter in addition to the existing ones; it is not active yet.
 
-    If there is an adapter of the name, its weights are replaced in place: nothing is hooked or
-    compiled anew. Both must then have the same config.
+    If an adapter has this name, its weights are replaced in place: nothing is hooked or compiled
+    again. Both must then have the same config.
 
     Args:
-        source: Where `save_pretrained` wrote, or another library; or a repository on the Hub.
-        adapter_name: What to call it: letters, digits, "_" and "-".
+        source: Where `save_pretrained` or another library wrote; or a repository on the Hub.
+        adapter_name: Its name: letters, digits, "_" and "-".
         revision, token, subfolder, cache_dir, local_files_only, kinds: As for
             `from_pretrained`.
 
     Raises:
         AdapterError: If there is no adapter, or it does not fit; nothing is changed.
-        ValueError: If `adapter_name` cannot be a name.
+        ValueError: If `adapter_name` is invalid.
         RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     require_name(adapter_name)
@@ -88,12 +88,12 @@ def load_adapter(
     require_base(saved, model.model)
     if saved.lora is not None:
         raise AdapterError(
-            f"{saved.origin} has PEFT's LoRA, which goes with one adapter alone: load it "
-            "with ReftModel.from_pretrained, on a base model of its own."
+            f"{saved.origin} has PEFT's LoRA, which belongs to a single adapter: load it with "
+            "ReftModel.from_pretrained, on a separate base model."
         )
     if adapter_name in model.adapters:
-        there = model.adapters[adapter_name]
-        there.load(saved, model.model, there.trained.learned(), {})
+        existing = model.adapters[adapter_name]
+        existing.load(saved, model.model, existing.trained.learned(), {})
         return
     require_sizes(saved)
     with explained(saved), model.adapters.making(saved.config) as adapter:
@@ -106,10 +106,10 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     """Load the weights of saved adapters of the same configs into the active ones.
 
     Args:
-        directory: Where `save_pretrained` wrote, or a trainer its checkpoint.
+        directory: Where `save_pretrained` wrote, or a trainer's checkpoint.
 
     Raises:
-        AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+        AdapterError: If it is not an adapter, or its config differs; nothing is changed.
     """
     adapters = model.adapters
     for name in adapters.active:
@@ -122,15 +122,15 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
 
 
 def _read(
-    formats: Formats, place: str | os.PathLike[str] | Adapter, source: HubSource, kinds: Kinds
+    formats: Formats, origin: str | os.PathLike[str] | Adapter, source: HubSource, kinds: Kinds
 ) -> Adapter:
-    if not isinstance(place, Adapter):
-        place = formats.read(find_adapter(place, source, formats.others))
-    return with_kinds(place, kinds) if kinds else place
+    if not isinstance(origin, Adapter):
+        origin = formats.read(find_adapter(origin, source, formats.others))
+    return with_kinds(origin, kinds) if kinds else origin
 
 
 def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
-    """A base model with an adapter that was read; without, if it does not fit."""
+    """Put an adapter on a base model, which is left unchanged if the adapter does not fit."""
     require_base(adapter, base)
     require_sizes(adapter)
     with unchanged_by_failure(base), explained(adapter):
@@ -142,6 +142,6 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
     model.place_interventions()
     model.adapters.freeze_base()
     if adapter.lora is not None:
-        # As heads are: what belongs to the adapter can be trained on, and is saved with it.
+        # Like heads, the LoRA belongs to the adapter: it is trainable and saved with it.
         let_lora_train(base)
     return model.eval()

@@ -1,9 +1,9 @@
-"""Every process has the whole of what is trained, also where the base model is sharded over them.
+"""Every process has all trained parameters, also if the base model is sharded over processes.
 
-    FSDP2      frozen parameters of the base model, one shard of each for a process
-    Replicas   interventions and whatever else is trained, whole in each process
+    FSDP2      frozen parameters of the base model, one shard of each per process
+    Replicas   interventions and all other trained parameters, complete in each process
 
-FSDP averages the gradients of what it shards, and of nothing else. DDP averages all by itself.
+FSDP averages only the gradients of parameters that it shards. DDP averages all gradients itself.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from pyreft.installed.modules import after_backward, current_backward
 class Replicas:
     """Keeps the trained parameters of a model equal in all processes.
 
-    They start as they are in the first process, as frozen interventions do, and after each
-    backward pass their gradients are averaged. The average of what is averaged already is the same
-    again, so it does not matter over how many passes gradients are accumulated, nor whether
-    somebody averages them as well.
+    They start from the values in the first process, as frozen interventions do, and after each
+    backward pass their gradients are averaged. Averaging equal gradients again changes nothing, so
+    the number of accumulated passes does not matter, nor whether other code averages them too.
     """
 
     def __init__(self) -> None:
         self._equal = False
-        # The backward pass that was last told to average at its end.
+        # The backward pass that was last registered to average at its end.
         self._backward = -1
 
     def before_forward(self, model: nn.Module) -> None:
-        """Make them equal, if that was not done yet and the model is sharded by now."""
+        """Make them equal, once the model is sharded; only the first time."""
         if not self._equal and _is_sharded(model):
             self._equal = True
             adapters = model.get_submodule("adapters")
@@ -45,7 +44,7 @@ class Replicas:
 
         Args:
             model: The model.
-            outputs: The tensors that it returned, whose gradients are the first to be computed.
+            outputs: The tensors that it returned; their gradients are computed first.
         """
         if not _is_sharded(model):
             return
@@ -62,27 +61,27 @@ class Replicas:
 
 
 def replicated(model: nn.Module) -> list[nn.Parameter]:
-    """The trained parameters that no process shares with another."""
+    """The trained parameters that are not sharded."""
     return [p for p in model.parameters() if p.requires_grad and not _is_shard(p)]
 
 
 def require_whole(model: nn.Module) -> None:
-    """Refuse a model of whose interventions this process has shards only.
+    """Refuse a model if this process has only shards of its interventions.
 
     Raises:
-        ValueError: If FSDP2 was not told to leave them alone.
+        ValueError: If FSDP2 was not configured to ignore them.
     """
     if any(_is_shard(parameter) for parameter in model.parameters()):
         raise ValueError(
-            "the interventions are sharded over the processes, so that none of them has one to "
-            "save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
-            "before accelerator.prepare, or fully_shard the base model alone."
+            "the interventions are sharded over the processes, so no process has a complete one "
+            "to save. Train with ReftTrainer, or call pyreft.shard_only_frozen(accelerator, model) "
+            "before accelerator.prepare, or fully_shard only the base model."
         )
 
 
 @torch.no_grad()
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average gradients over all processes, at once; one that is missing everywhere stays so."""
+    """Average gradients over all processes in one call; None in all processes stays None."""
     wide = torch.float32
     for parameter in parameters:
         wide = torch.promote_types(wide, parameter.dtype)

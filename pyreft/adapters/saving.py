@@ -1,4 +1,4 @@
-"""Adapters become files, and repositories of the Hub: methods of `ReftModel`."""
+"""Save adapters as files and as repositories of the Hub: methods of `ReftModel`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def record_positions(model: EditedModel, positions: list[PositionSpec]) -> None:
-    """Give positions to the interventions, where the config left them to the batch.
+    """Set the positions of interventions whose config leaves them to the batch.
 
-    A data module knows where it put the interventions; with this the adapter knows as well,
-    and acts there wherever it is loaded.
+    A data module knows the positions. Recording them in the adapter makes it edit them wherever
+    it is loaded.
 
     Args:
         positions: One for all interventions, or one for each.
 
     Raises:
-        ValueError: If the number of positions does not fit, or the config says others.
+        ValueError: If the number of positions does not fit, or the config has others.
     """
     model.adapters.first.record_positions(positions)
 
@@ -45,24 +45,24 @@ def save_pretrained(
 ) -> None:
     """Save the adapter: `reft_config.json`, `reft_model.safetensors`, and its card.
 
-    Of several adapters, as with PEFT, "default" goes into the directory, and each other one
-    into a folder of its name in it.
+    If there are several adapters, as in PEFT, "default" is saved in the directory, and each other
+    one in a subdirectory of its name.
 
-    Parameters of the base model that are trained are saved with it: `modules_to_save`, and
-    whatever else requires a gradient. So is PEFT's LoRA, once more in PEFT's own files.
-    A save that is killed, or finds the disk full, leaves what was there before. A `README.md`
-    that people wrote or edited stays as it is.
+    Trained parameters of the base model are saved with it: `modules_to_save`, and all others that
+    require a gradient. PEFT's LoRA is saved too, and again in PEFT's own files. If a save is
+    killed, or the disk is full, the previous files stay. A `README.md` that was written or edited
+    by hand is not changed.
 
     Args:
-        save_directory: A new or empty directory, or one that holds an adapter, which is
-            replaced, beside it whatever tokenizers and trainers write.
+        save_directory: A new or empty directory, or one with an adapter, which is replaced; files
+            of tokenizers and trainers may be in it too.
         selected_adapters: Names of the adapters to save; all by default.
         is_main_process: Whether to save at all; false in the other processes of a run.
-        allow_other_files: Save beside whatever the directory holds.
+        allow_other_files: Whether the directory may contain any other files.
 
     Raises:
-        AdapterError: If the directory holds something else.
-        ValueError: If a kind or a position function has no name to be saved under, this
+        AdapterError: If the directory contains something else.
+        ValueError: If a kind or a position function has no name to be saved under, or this
             process has only shards of the interventions, or PEFT trains more than a LoRA.
     """
     names = list(model.adapters) if selected_adapters is None else list(selected_adapters)
@@ -97,24 +97,24 @@ def push_to_hub(
     commit_message: str | None = None,
     subfolder: str | None = None,
 ) -> CommitInfo:
-    """Save the adapter into a repository of the Hugging Face Hub, in one commit.
+    """Save the adapter in a repository of the Hugging Face Hub, in one commit.
 
-    Readers see the adapter that was there, or this one. Other files of the repository stay.
+    Readers get either the previous adapter or this one. Other files of the repository stay.
 
     Args:
-        repo_id: "owner/name", or "name" for a repository of one's own; made if there is none.
+        repo_id: "owner/name", or "name" for a repository of your own; created if it is missing.
         private: Whether a new repository is private; the owner's default by default.
         token: Of a user who may write there; that of the log-in by default.
-        revision: The branch, made if there is none; "main" by default.
+        revision: The branch, created if it is missing; "main" by default.
         create_pr: Open a pull request with the commit.
         commit_message: The first line of the commit.
-        subfolder: Where in the repository.
+        subfolder: The folder in the repository.
 
     Returns:
-        The commit: `oid`, `commit_url`, and of a pull request `pr_url`.
+        The commit: `oid`, `commit_url`, and for a pull request `pr_url`.
 
     Raises:
-        AdapterError: If the Hub refuses; the repository is as it was.
+        AdapterError: If the Hub refuses; the repository is unchanged.
         ValueError: As for `save_pretrained`.
     """
     with tempfile.TemporaryDirectory() as directory:

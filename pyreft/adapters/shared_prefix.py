@@ -1,12 +1,12 @@
-"""What all prompts of a batch begin with, a system prompt, runs through the model once.
+"""Run the common beginning of all prompts of a batch, such as a system prompt, only once.
 
     . . s s s a a      . . s s|s a a      in the cache: the columns before the first one that
     . . . s s s b  ->  . . . s|s s b      differs between rows or is edited, of each row what it
     s s s c c c c      s s s c|c c c      has there of the shared tokens
 
 No column moves. No token of the cache is edited, so its keys and values are those of the bare
-model, whichever row and adapter they are for. Positions go by the mask. Where they do not, or for
-sliding windows, prompts run as they are.
+model, for every row and adapter. Positions are computed from the mask. For models where they are
+not, and for sliding windows, prompts run unchanged.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from pyreft.placement.batch import Batch
 
 logger = logging.get_logger(__name__)
 
-# Below so many tokens there is nothing to gain.
+# With fewer shared tokens there is nothing to gain.
 _SHORTEST = 32
-# Settings of generation that make caches of their own, return what the prompt's forward pass
-# computes for each token, or are not worth comparing.
+# Settings of generation that create their own caches, return per-token results of the prompt's
+# forward pass, or are too rare to support.
 _RUN_WHOLE = (
     *("no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "prompt_lookup_num_tokens"),
     *("cache_implementation", "output_hidden_states", "output_attentions", "prefill_chunk_size"),
@@ -49,16 +49,16 @@ _RUN_WHOLE = (
 def share_beginning(
     base: PreTrainedModel, arguments: Arguments, prompt: Batch, placed: Sequence[Placed]
 ) -> Cache | None:
-    """Run once what all prompts of a batch begin with; edits must be off.
+    """Run the common beginning of all prompts of a batch once; edits must be off.
 
     Args:
         base: The base model.
         arguments: Of `generate`.
         prompt: The prompts.
-        placed: What is edited.
+        placed: The edits.
 
     Returns:
-        The cache of the first columns, for `generate` to go on from; None if nothing is shared.
+        The cache of the first columns, which `generate` continues; None if nothing is shared.
     """
     tokens = prompt.tokens.get(None)
     if tokens is None or tokens.input_ids is None or len(tokens.prompt) == 1:
@@ -74,14 +74,14 @@ def share_beginning(
     shared = torch.where(columns < pads[:, None], ~text, text & (ids == first[source]))
     for mask in (mask for one in placed for mask in one.placement.masks.values()):
         shared = shared & ~mask.to(shared.device)
-    # Each prompt keeps a token to go on from.
+    # Each prompt keeps at least one token to run.
     count = int(shared.all(0).int().cumprod(0)[:-1].sum())
     if count - least < _SHORTEST:
         return None
     return _spread(_run(base, first[least:count]), base, source[:, :count] - least, arguments)
 
 
-def _can_share(base: PreTrainedModel, arguments: Arguments, padded_nowhere: bool) -> bool:
+def _can_share(base: PreTrainedModel, arguments: Arguments, without_padding: bool) -> bool:
     """Whether a call of `generate` may be given the cache of a shared beginning."""
     known = {"input_ids", "attention_mask", "generation_config", *vars(GenerationConfig())}
     given = {name for name, value in arguments.items() if value is not None}
@@ -89,17 +89,17 @@ def _can_share(base: PreTrainedModel, arguments: Arguments, padded_nowhere: bool
         return False
     if positions_depend_on_length(base.config.get_text_config(decoder=True)):
         return False
-    said = _settings(base, arguments)
-    if said.get("use_cache") is False or any(said.get(name) for name in _RUN_WHOLE):
+    settings = _settings(base, arguments)
+    if settings.get("use_cache") is False or any(settings.get(name) for name in _RUN_WHOLE):
         return False
-    # A returned cache would have nothing in the columns of padding, where others have something.
-    if said.get("return_dict_in_generate") and not padded_nowhere:
+    # A returned cache would have zeros in the columns of padding, unlike other caches.
+    if settings.get("return_dict_in_generate") and not without_padding:
         return False
     for needed in (cache_has_layers, generate_takes_cache):
         if not needed.holds:
             logger.warning_once(
-                "What the prompts of a batch begin with runs for each of them. To run it once "
-                f"relies on this: {needed.explain()}"
+                "The common beginning of the prompts of a batch runs for each of them. Running it "
+                f"once relies on this: {needed.explain()}"
             )
             return False
     model = running_model(base)
@@ -110,12 +110,12 @@ def _can_share(base: PreTrainedModel, arguments: Arguments, padded_nowhere: bool
 
 
 def _settings(base: PreTrainedModel, arguments: Arguments) -> Inputs:
-    """The settings of a generation: arguments win over a config that is passed, and that over the
+    """The settings of a generation: arguments override a config that is passed, which overrides the
     model's own.
     """
     passed = arguments.get("generation_config")
-    said = [vars(base.generation_config), {} if passed is None else vars(passed), arguments]
-    return {name: value for one in said for name, value in one.items() if value is not None}
+    sources = [vars(base.generation_config), {} if passed is None else vars(passed), arguments]
+    return {name: value for one in sources for name, value in one.items() if value is not None}
 
 
 @torch.no_grad()
@@ -137,11 +137,11 @@ def _spread(
     Args:
         one: The cache of the shared tokens.
         base: The base model.
-        tokens: (B, C), which of them each column has; negative on padding, which has none.
+        tokens: (B, C), the index of the shared token in each column; negative on padding.
         arguments: Of `generate`.
     """
-    said = _settings(base, arguments)
-    copies = max(said.get(name) or 1 for name in ("num_beams", "num_return_sequences"))
+    settings = _settings(base, arguments)
+    copies = max(settings.get(name) or 1 for name in ("num_beams", "num_return_sequences"))
     tokens = tokens.repeat_interleave(copies, dim=0)
     cache = _empty_cache(base)
     for index, layer in enumerate(one.layers):

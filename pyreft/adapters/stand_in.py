@@ -1,4 +1,4 @@
-"""A module that passes for its base model with transformers, trainers and pipelines."""
+"""A module that transformers, trainers and pipelines accept in place of its base model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pyreft.installed.names import make_known
 
-# Pipelines and the Trainer tell what a model can do by its class's name.
+# Pipelines and the Trainer recognize what a model can do by its class name.
 make_known("reft", "ReftModel")
 
-# Found on the base model, where they would do something else than their name says here.
+# Not looked up on the base model, where these names do something else.
 _NOT_OF_BASE = (
     "disable_adapters",
     "enable_adapters",
@@ -24,14 +24,14 @@ _NOT_OF_BASE = (
 
 
 class StandIn(nn.Module):
-    """Stands for a base model: what is not defined here is looked up on that.
+    """Replaces a base model: attributes that are not defined here are looked up on it.
 
     Args:
         model: The base model.
     """
 
     model: PreTrainedModel
-    # Tells transformers that adapters are attached, so that a quantized base model may train.
+    # Shows transformers that adapters are attached, so that a quantized base model may train.
     _hf_peft_config_loaded = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -47,12 +47,12 @@ class StandIn(nn.Module):
             return getattr(self.model, name)
 
     def _get_name(self) -> str:
-        # The Trainer tells by it whether label smoothing shifts labels.
+        # The Trainer decides by it whether label smoothing shifts labels.
         return str(self.model._get_name())
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The base model's config; to set it to itself, as scripts do, changes nothing."""
+        """The base model's config; setting it to itself, as scripts do, changes nothing."""
         return self.model.config
 
     @config.setter
@@ -74,10 +74,10 @@ class StandIn(nn.Module):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the base model's loss takes `num_items_in_batch`, which the Trainer asks."""
-        said = getattr(self.model, "accepts_loss_kwargs", None)
+        """Whether the base model's loss takes `num_items_in_batch`, as the Trainer checks."""
+        flag = getattr(self.model, "accepts_loss_kwargs", None)
         parameters = inspect.signature(self.model.forward).parameters.values()
-        return any(p.kind == p.VAR_KEYWORD for p in parameters) if said is None else bool(said)
+        return any(p.kind == p.VAR_KEYWORD for p in parameters) if flag is None else bool(flag)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(

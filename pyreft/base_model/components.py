@@ -1,23 +1,23 @@
-"""(layer, component) -> the module to hook. Read off the model's structure, for any architecture.
+"""(layer, component) -> the module to hook, found from the structure of any architecture.
 
     block_input             the hidden state that enters the layer
     attention_input         the input of its attention
     query_output            its queries; key_output and value_output likewise
-    attention_value_output  what attention gathered, before its output projection
+    attention_value_output  the weighted values, before the output projection of attention
     attention_output        the output of its attention
     mlp_input               the input of its feed-forward part
     mlp_activation          the activation inside it
     mlp_output              its output
     block_output            the hidden state that leaves the layer
 
-`head_attention_value_output` is `attention_value_output` head by head. In a model with an encoder
-and a decoder these are of the encoder; with `decoder_` before them they are of the decoder, which
+`head_attention_value_output` is `attention_value_output` split into heads. In a model with an
+encoder and a decoder, these names mean the encoder; the prefix `decoder_` means the decoder, which
 also has `decoder_cross_attention_output` and so on. Anything else is a path from the model to a
 module, followed by ".input" or ".output": "model.layers[3].mlp.output".
 
-Where attention and feed-forward part are is told by the order of modules in a layer, which
-every architecture shares: attention, then linear maps up and down. BERT's attention and
-feed-forward part end with their residual sum and norm, and so does what is edited there.
+Attention and feed-forward part are identified by the order of modules in a layer, which every
+architecture shares: attention, then linear maps up and down. BERT's attention and feed-forward
+part include their residual sum and norm, so edits apply after these.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ NAMES = (
     "mlp_output",
     "block_output",
 )
-# Of attention that makes each of them by a linear map of its own.
+# Only if attention computes each of them by a separate linear map.
 PROJECTIONS = ("query_output", "key_output", "value_output")
-# Of layers that also attend to the encoder.
+# Only in layers that also attend to the encoder.
 CROSS_NAMES = tuple(
     name.replace("attention", "cross_attention") for name in NAMES if "attention" in name
 )
@@ -74,14 +74,14 @@ CROSS_NAMES = tuple(
 
 @dataclass(frozen=True)
 class Component:
-    """A place in a model where hidden states can be edited.
+    """The input or output of a module, where hidden states can be edited.
 
     Args:
         module: The module to hook.
         side: "input" or "output" of the module.
-        width: D, the width of the hidden state there, or None if only running it will tell.
-        num_heads: Number of heads that the width divides into, for a per-head component.
-        stack: "encoder" or "decoder", in a model with both: it runs on the tokens of that.
+        width: D, the width of the hidden state there, or None if it is known only when it runs.
+        num_heads: Number of heads that the width is split into, for a per-head component.
+        stack: "encoder" or "decoder", in a model with both: the module runs on its tokens.
         in_head: Whether it is in the output head, which runs on the tokens of `logits_to_keep`.
     """
 
@@ -98,11 +98,11 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
 
     Args:
         model: The base model.
-        layer: Index of the layer; not read if the component is a path.
+        layer: Index of the layer; ignored if the component is a path.
         component: A name above, or a path.
 
     Raises:
-        ValueError: If there is no such component; the message says what there is.
+        ValueError: If there is no such component; the message lists those that exist.
     """
     if is_path(component):
         return _find_path(model, component)
@@ -112,7 +112,7 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
         raise ValueError(
             f"unknown component {component!r}: one of {', '.join(NAMES + PROJECTIONS)}"
             + ("" if stack is None else ', with "decoder_" before it for the decoder')
-            + (f"; or, of the decoder alone, {', '.join(CROSS_NAMES)}" if stack else "")
+            + (f"; or, in the decoder only, {', '.join(CROSS_NAMES)}" if stack else "")
             + ', or a path such as "model.layers[3].mlp.output".'
         )
     if layer is None:
@@ -140,10 +140,10 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
     stack = stack_of(model, module, path)
     if any(m is module for one in _maps_of_encoder(model, stack) for m in one.modules()):
         raise ValueError(
-            f"{path!r} makes keys or values of what an encoder read: it runs on the tokens of the "
-            "encoder while the decoder runs, and positions in the decoder do not count those. Edit "
-            'what leaves the encoder (its last "block_output"), or what its attention gathers, '
-            '"decoder_cross_attention_value_output".'
+            f"{path!r} computes keys or values from the encoder's output: it runs on the tokens of "
+            "the encoder while the decoder runs, and positions in the decoder do not count those. "
+            'Edit the output of the encoder (its last "block_output"), or the input of the '
+            'cross-attention\'s output projection, "decoder_cross_attention_value_output".'
         )
     head = model.get_output_embeddings()
     in_head = head is not None and any(m is module for m in head.modules())
@@ -151,9 +151,9 @@ def _find_path(model: PreTrainedModel, path: str) -> Component:
 
 
 def _maps_of_encoder(model: PreTrainedModel, stack: str | None) -> Iterator[nn.Module]:
-    """The linear maps in a decoder that run on what an encoder read: of keys and values.
+    """The linear maps of keys and values in a decoder that run on the encoder's output.
 
-    The last attention of a layer attends to the encoder, T5Gemma 2's only one to both.
+    The last attention of a layer attends to the encoder; T5Gemma 2's only one attends to both.
     """
     if stack != "decoder" and not getattr(text_config(model, stack), "add_cross_attention", False):
         return
@@ -167,12 +167,12 @@ def _maps_of_encoder(model: PreTrainedModel, stack: str | None) -> Iterator[nn.M
 
 def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
     if (inner := running_model(model)) is not model:
-        # A path is the same with PEFT's wrapper around the model; one may also begin there.
+        # A path stays valid if PEFT wraps the model; it may also begin at the wrapper.
         with suppress(ValueError):
             return _find_module(inner, module_path, path)
     module = model
     for step in module_path.split("."):
-        # An attribute, since a model's `base_model` is another name of one of its children.
+        # An attribute, because a model's `base_model` is another name of one of its children.
         child = getattr(module, step, None)
         if not isinstance(child, nn.Module):
             raise ValueError(
@@ -206,7 +206,7 @@ def _find_in_layer(
     if name == "mlp_output":
         return Component(down_part, "output", config.hidden_size)
     for path, module in walk(down_part):
-        # One activation module may serve all layers; then it is no place in this one.
+        # All layers may share one activation module; then it cannot be hooked for this layer.
         if "act" in path.split(".")[-1] and _uses(model, module) == 1:
             return Component(module, "output", features(down)[0])
     return Component(down, "input", features(down)[0])

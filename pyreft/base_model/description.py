@@ -1,7 +1,7 @@
-"""What an adapter says of its base model: where it is, how it is loaded, what tells it apart.
+"""What an adapter records about its base model: its location, how to load it, its fingerprint.
 
 name_or_path, revision           a name on the Hub and a commit of it, or a directory
-task, labels, problem_type       what loads it: a word of `AUTO_CLASSES`, the classes of a head
+task, labels, problem_type       what loads it: a key of `AUTO_CLASSES`, the classes of a head
 architecture, model_type, ...    its fingerprint: names and sizes
 """
 
@@ -19,8 +19,8 @@ from pyreft.annotations import Json
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import has_two_stacks, text_config
 
-# A task, as an adapter names it -> what loads such models. Where a class has two tasks
-# (BART), the first is meant.
+# A task, as an adapter names it -> the class that loads such models. If a class has two tasks
+# (BART), the first is used.
 AUTO_CLASSES = {
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
@@ -43,28 +43,28 @@ _MAPPINGS = {
     "image_text_to_text": transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     "features": transformers.MODEL_MAPPING,
 }
-# Tasks whose head has a class for each label.
+# Tasks whose head has one class per label.
 _LABELLED = ("sequence_classification", "token_classification")
 _SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
 
 
 def describe_base(model: PreTrainedModel) -> Json:
-    """All that is saved of a base model."""
+    """Everything that is saved about a base model."""
     config, task = model.config, task_of(model)
-    said: Json = {
-        "name_or_path": _place(config.name_or_path),
+    described: Json = {
+        "name_or_path": _path_or_repo_id(config.name_or_path),
         "revision": getattr(config, "_commit_hash", None),
         "task": task,
     }
     if task in _LABELLED:
         names = {str(index): name for index, name in (config.id2label or {}).items()}
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(config.num_labels or 0)]
-        said |= {"labels": labels, "problem_type": config.problem_type}
-    return said | base_fingerprint(model)
+        described |= {"labels": labels, "problem_type": config.problem_type}
+    return described | base_fingerprint(model)
 
 
 def task_of(model: PreTrainedModel) -> str | None:
-    """The task that a model was made for: a key of `AUTO_CLASSES`, or None."""
+    """The task of a model: a key of `AUTO_CLASSES`, or None."""
     architecture = _architecture(model)
     for task, mapping in _MAPPINGS.items():
         found = mapping.get(type(model.config), ())
@@ -75,7 +75,7 @@ def task_of(model: PreTrainedModel) -> str | None:
 
 
 def base_fingerprint(model: PreTrainedModel) -> Json:
-    """What tells whether an adapter fits a base model; what a config does not say is left out."""
+    """What decides whether an adapter fits a base model; fields missing in a config are omitted."""
     two = has_two_stacks(model)
     text = text_config(model, "encoder" if two else None)
     found = {
@@ -87,20 +87,20 @@ def base_fingerprint(model: PreTrainedModel) -> Json:
         found["num_decoder_layers"] = text_config(model, "decoder").num_hidden_layers
     found["architecture"] = _architecture(model)
     sizes = {name: getattr(text, name, None) for name in _SIZES}
-    # Some architectures have a list, an entry for each layer.
+    # Some architectures have a list, with one entry per layer.
     return found | {name: size for name, size in sizes.items() if type(size) is int}
 
 
 def _architecture(model: nn.Module) -> str:
-    """The name of the class, inside what PEFT, compiling and sharding make of it."""
+    """The name of the class, without the wrappers of PEFT, compiling and sharding."""
     cls = type(running_model(model))
     known = (c for c in cls.__mro__ if c.__module__.startswith("transformers"))
     found = next(known, PreTrainedModel)
     return cls.__name__ if found is PreTrainedModel else found.__name__
 
 
-def _place(name: str | None) -> str | None:
-    """A name on the Hub, or the whole path of a directory."""
+def _path_or_repo_id(name: str | None) -> str | None:
+    """A name on the Hub, or the absolute path of a directory."""
     if not name:
         return None
     try:

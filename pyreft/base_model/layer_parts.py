@@ -1,6 +1,6 @@
 """The parts of one layer: attention, feed-forward part, and their linear maps.
 
-They are told apart by the order of modules in a layer, which every architecture shares: attention,
+They are identified by the order of modules in a layer, which every architecture shares: attention,
 then linear maps up and down.
 """
 
@@ -16,7 +16,7 @@ from pyreft.base_model.linear_maps import is_linear, linears, walk
 
 
 def parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a layer consists of; T5 has them in a list, each with its own norm."""
+    """The modules of a layer; T5 has them in a list, each with its own norm."""
     for name, child in layer.named_children():
         inner = [part for one in child for part in one.named_children()] if _is_list(child) else []
         if any(is_attention(*part) for part in inner):
@@ -35,7 +35,7 @@ def is_attention(name: str, module: nn.Module) -> bool:
 
 
 def attention_of(layer: nn.Module, cross: bool = False) -> nn.Module:
-    """What attends to the layer's own tokens, or what comes after it and attends to others."""
+    """The self-attention of the layer, or the cross-attention that comes after it."""
     found = [module for name, module in parts(layer) if is_attention(name, module)]
     if len(found) <= cross:
         raise ValueError(
@@ -65,7 +65,7 @@ def _names(layer: nn.Module) -> str:
 
 
 def output_projection(attention: nn.Module) -> nn.Module:
-    """The last linear map of attention that makes neither queries, keys nor values."""
+    """The last linear map of attention that computes neither queries, keys nor values."""
     maps = [m for n, m in walk(attention) if is_linear(m) and not makes_qkv(n)]
     if not maps:
         raise ValueError(
@@ -76,7 +76,7 @@ def output_projection(attention: nn.Module) -> nn.Module:
 
 
 def projection_of(attention: nn.Module, what: str) -> nn.Module:
-    """The linear map of attention that makes its queries, its keys or its values alone."""
+    """The linear map of attention that computes only its queries, its keys or its values."""
     alone = re.compile(f"w?{what[0]}(?!kv|uery_key)", re.IGNORECASE)
     maps = [m for n, m in walk(attention) if is_linear(m) and alone.match(n.split(".")[-1])]
     if not maps:

@@ -1,7 +1,7 @@
-"""The linear maps of a model, counted as they are without what PEFT puts around them.
+"""The linear maps of a model, without the layers that PEFT puts around them.
 
 nn.Linear, GPT-2's Conv1D      a linear map
-a LoRA's layer on one          that linear map; A, B and dropout inside it do not count
+PEFT's LoRA layer on one       that linear map; A, B and dropout inside it do not count
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pyreft.installed.tuners import layer_below
 
 
 def linears(module: nn.Module) -> list[nn.Module]:
-    """The linear maps in a module, which may be one itself."""
+    """The linear maps in a module; the module itself may be one."""
     return [m for _, m in walk(module) if is_linear(m)]
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A module and those below it, with their paths, but for what a linear map consists of."""
+    """A module and its submodules, with their paths, without the parts of a linear map."""
     yield path, module
     if not is_linear(module):
         for name, child in layer_below(module).named_children():
@@ -41,5 +41,5 @@ def features(linear: Any) -> tuple[int, int]:
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear map, its weight the other way round."""
+    """Whether it is GPT-2's linear map, whose weight is transposed."""
     return type(module).__name__ == "Conv1D"

@@ -17,16 +17,16 @@ def load_named_base(
 ) -> PreTrainedModel:
     """Load the base model at the revision that the adapter was trained on.
 
-    The name is data of others: no code of a repository is run for it.
+    The name is untrusted data: no code of a repository is run for it.
 
     Args:
         adapter: The adapter that names it.
-        source: How the adapter was read from the Hub: with the same token, cache and connection.
-        model_kwargs: More arguments for transformers' `from_pretrained`, which win: `dtype`,
+        source: How the adapter was read from the Hub; the same options apply to the base model.
+        model_kwargs: Arguments for transformers' `from_pretrained`, which take precedence: `dtype`,
             `device_map`, `quantization_config`, another `revision`.
 
     Raises:
-        AdapterError: If the adapter does not say what to load, or it cannot be loaded.
+        AdapterError: If the adapter does not specify what to load, or it cannot be loaded.
     """
     name, task = adapter.base.get("name_or_path"), adapter.base.get("task")
     advice = "load the base model yourself and pass it: ReftModel.from_pretrained(model, ...)."
@@ -50,8 +50,8 @@ def load_named_base(
     }
     if arguments.pop("trust_remote_code", False):
         raise AdapterError(
-            f"the base model {name!r} is named by {adapter.origin}, and code is not run for a name "
-            f"in a file: {advice}"
+            f"trust_remote_code is refused, because the name of the base model, {name!r}, is read "
+            f"from {adapter.origin}: {advice}"
         )
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
@@ -65,7 +65,7 @@ def load_named_base(
 
 
 def _labels(base: Json) -> Json:
-    """Arguments that make the head that the adapter was trained with."""
+    """Arguments that create the head that the adapter was trained with."""
     if (labels := base.get("labels")) is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""A base model on which something was put that failed: it is what it was."""
+"""Restore a base model if putting an adapter on it failed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from torch import nn
 
 from pyreft.base_model.trained import remember_learning
 
-# What a module has by name, and what each of its dicts holds.
+# The attributes of a module by name, each with a copy of its content if it is a dict.
 Kept = dict[str, tuple[Any, dict[str, Any] | None]]
 
 
 @contextmanager
 def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
-    """Undo, if the block raises, what it did to the structure of a model.
+    """Undo the block's changes to the structure of a model if the block raises.
 
-    That is its modules, its hooks, its attributes, and which of its parameters learn; the numbers
-    in its tensors are not kept, since nobody changes them before all else has succeeded.
+    The structure is its modules, hooks, attributes, and the `requires_grad` of its parameters.
+    The values of its tensors are not stored, because they are changed only after everything else
+    has succeeded.
     """
     modules = [(module, _attributes(module)) for module in model.modules()]
-    restore_learning = remember_learning(model)
+    restore_requires_grad = remember_learning(model)
     try:
         yield
     except BaseException:
         for module, before in modules:
             _restore(module, before)
-        restore_learning()
+        restore_requires_grad()
         raise
 
 
 def _attributes(module: nn.Module) -> Kept:
-    """What a module has, and what its dicts hold: of parameters, of children, of hooks."""
+    """The attributes of a module, and the content of its dicts of parameters, children, hooks."""
     return {
         name: (value, dict(value) if isinstance(value, dict) else None)
         for name, value in vars(module).items()
@@ -45,7 +46,7 @@ def _restore(module: nn.Module, before: Kept) -> None:
         del vars(module)[name]
     for name, (value, content) in before.items():
         if content is not None:
-            # The same dict, since handles of hooks know it.
+            # The same dict, because handles of hooks refer to it.
             value.clear()
             value.update(content)
         vars(module)[name] = value

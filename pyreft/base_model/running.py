@@ -1,4 +1,4 @@
-"""The model that runs, inside what others put around it; where its parts run, and in which mode."""
+"""The model that runs, without its wrappers; the devices of its parts, and their mode."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pyreft.installed.offloading import device_of_hook
 
 
 def running_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, inside what torch.compile and PEFT put around it."""
+    """The transformers model itself, without the wrappers of torch.compile and PEFT."""
     model = uncompiled(model)
-    of_peft = getattr(model, "get_base_model", None)
-    return cast("PreTrainedModel", model if of_peft is None else of_peft())
+    get_base_model = getattr(model, "get_base_model", None)
+    return cast("PreTrainedModel", model if get_base_model is None else get_base_model())
 
 
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module runs: where its parameters are, or where accelerate brings them from disk."""
+    """The device a module runs on: that of its parameters, or where accelerate loads them."""
     parameter = next(module.parameters(), None)
     if parameter is not None and parameter.device.type != "meta":
         return parameter.device
@@ -31,7 +31,7 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every module that is in training mode; `train()` would set them all."""
+    """Evaluation mode inside the block; afterwards each module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

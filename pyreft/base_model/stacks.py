@@ -15,10 +15,10 @@ from pyreft.config import STACKS
 
 
 def has_two_stacks(model: PreTrainedModel) -> bool:
-    """Whether a model has an encoder, which reads the prompt, and a decoder, which goes on."""
+    """Whether a model has an encoder, which reads the prompt, and a decoder, which continues."""
     if not getattr(model.config, "is_encoder_decoder", False):
         return False
-    # The encoder of T5, used alone to tag tokens, keeps the config of the whole.
+    # The encoder of T5, used alone to tag tokens, keeps the config of the whole model.
     encoder, decoder = model.get_encoder(), model.get_decoder()
     return all(encoder is not m for m in decoder.modules())
 
@@ -30,10 +30,10 @@ def find_stack(model: PreTrainedModel, stack: str) -> PreTrainedModel:
 
 
 def stack_of(model: PreTrainedModel, module: nn.Module, path: str) -> str | None:
-    """The stack that a module runs in; None if the model has one alone.
+    """The stack that a module runs in; None if the model has only one.
 
     Raises:
-        ValueError: If it is the token embedding that both share.
+        ValueError: If both stacks share the module, as a token embedding.
     """
     if not has_two_stacks(model):
         return None
@@ -43,12 +43,12 @@ def stack_of(model: PreTrainedModel, module: nn.Module, path: str) -> str | None
             f"{path!r} is shared by the encoder and the decoder of {type(model).__name__}, so the "
             "tokens it runs on are not known: name a module inside one of them."
         )
-    # What is in neither comes after the decoder: the head.
+    # A module in neither stack is the head, which comes after the decoder.
     return inside[0] if inside else "decoder"
 
 
 def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedConfig:
-    """The config that knows the layers, where a model of several parts has several configs."""
+    """The config that describes the layers; a model of several parts has several configs."""
     config = model.config if stack is None else find_stack(model, stack).config
     if not hasattr(config, "get_text_config"):
         return config
@@ -56,7 +56,7 @@ def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedC
 
 
 def positions_depend_on_length(config: PreTrainedConfig) -> bool:
-    """Whether the frequencies of positions depend on the longest text of a batch."""
+    """Whether the rotary frequencies depend on the longest text of a batch."""
     rope = str(getattr(config, "rope_parameters", None))
     return "dynamic" in rope or "longrope" in rope
 
@@ -65,14 +65,14 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleLi
     """The list of layers of a stack: `model.layers`, `transformer.h`, `encoder.layer`, ...
 
     Raises:
-        ValueError: If there is no list of as many layers as the config says.
+        ValueError: If no list has the number of layers that the config specifies.
     """
     expected = text_config(model, stack).num_hidden_layers
     roots: list[nn.Module | None]
     if stack is not None:
         roots = [find_stack(model, stack)]
     else:
-        # The text model first: a vision tower may have as many layers.
+        # The text model first, because a vision tower may have the same number of layers.
         roots = [model.get_decoder() if hasattr(model, "get_decoder") else None, model]
     for root in roots:
         for found in outer_lists(root) if isinstance(root, nn.Module) else ():
@@ -92,7 +92,7 @@ def count_layers(model: PreTrainedModel) -> list[int]:
 
 
 def outer_lists(root: nn.Module) -> Iterator[nn.ModuleList]:
-    """The lists of modules in a model that lie in no other list, as the experts of a layer do."""
+    """The lists of modules in a model that are not inside another list, as lists of experts are."""
     for name, module in root.named_modules():
         inside = any(part.isdigit() for part in name.split("."))
         if isinstance(module, nn.ModuleList) and not inside:

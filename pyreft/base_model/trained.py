@@ -1,6 +1,6 @@
-"""Parts of the base model that are trained beside the interventions: the head of a classifier, say.
+"""Parts of the base model that are trained with the interventions, such as a classifier's head.
 
-They are trained in place and belong to the adapter: saved with it, and taken off with it.
+They are trained in place and belong to the adapter: they are saved and removed with it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Tensor, nn
 class TrainedModules(nn.Module):
     """The modules and parameters of a base model that an adapter names in `modules_to_save`.
 
-    What they were is kept, so that the bare base model can be run and given back.
+    Their original values are stored, so that the bare base model can be run and returned.
 
     Args:
         base: The base model.
-        names: Names of modules or parameters, or the ends of such names, as in PEFT.
+        names: Names of modules or parameters, or suffixes of such names, as in PEFT.
 
     Attributes:
         names: The full names that were found.
 
     Raises:
-        ValueError: If nothing has such a name, or what has it shares a weight with the rest.
+        ValueError: If nothing has such a name, or the named part shares a weight with the rest.
     """
 
     def __init__(self, base: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        # In a list, so that the base model is no submodule of this one.
+        # In a list, so that the base model is not a submodule of this one.
         self._base = [base]
         found = [full for name in names for full in _find(base, name)]
         self.names = list(dict.fromkeys(found))
         tensor_names = _tensor_names(base, self.names)
         _refuse_shared(base, tensor_names)
-        # Of tied tensors one name: what is swapped twice is where it was.
+        # One name per tied tensor: swapping it twice would undo the swap.
         by_tensor = {id(_tensor(base, name)): name for name in reversed(tensor_names)}
         self._tensor_names = list(reversed(by_tensor.values()))
         self._swapped = False
@@ -53,25 +53,25 @@ class TrainedModules(nn.Module):
         return {name: _tensor(self._base[0], name) for name in self._tensor_names}
 
     def learned(self) -> dict[str, Tensor]:
-        """What the named parts have learned, also while they are what they were."""
+        """The trained values of the named parts, also while the model has the original ones."""
         if not self._swapped:
             return self.tensors()
         return {n: self.get_buffer(f"original_{i}") for i, n in enumerate(self._tensor_names)}
 
     def enable_gradients(self) -> None:
-        """Let the named parts learn, whatever else of the base model is frozen."""
+        """Set `requires_grad` of the named parts, whatever else of the base model is frozen."""
         for tensor in self.tensors().values():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(True)
 
     def put_on(self) -> None:
-        """Put what was learned into the base model, to go on learning."""
+        """Put the trained values into the base model, trainable again."""
         if self._swapped:
             self._swap()
         self.enable_gradients()
 
     def take_off(self) -> None:
-        """Put back what the named parts were, frozen, until `put_on`."""
+        """Put back the original values of the named parts, frozen, until `put_on`."""
         if not self._swapped:
             self._swap()
         for tensor in self.tensors().values():
@@ -79,7 +79,7 @@ class TrainedModules(nn.Module):
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Put back, inside the block, what the named parts were."""
+        """Put back the original values of the named parts inside the block."""
         self._swap()
         try:
             yield
@@ -88,15 +88,15 @@ class TrainedModules(nn.Module):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back for good what the named parts were, frozen as the rest."""
+        """Put back the original values of the named parts permanently, frozen like the rest."""
         for index, tensor in enumerate(self.tensors().values()):
-            kept = self.get_buffer(f"original_{index}")
+            original = self.get_buffer(f"original_{index}")
             # If they are swapped now they will be swapped back, so both become the original.
-            kept.copy_(tensor) if self._swapped else tensor.copy_(kept)
+            original.copy_(tensor) if self._swapped else tensor.copy_(original)
             tensor.requires_grad_(False)
 
     def _swap(self) -> None:
-        # Data, so that a gradient that is still to be computed sees no change.
+        # `.data`, so that autograd does not count it as a change for a pending backward pass.
         for index, tensor in enumerate(self.tensors().values()):
             original = self.get_buffer(f"original_{index}")
             tensor.data, original.data = original.data, tensor.data
@@ -104,26 +104,26 @@ class TrainedModules(nn.Module):
 
 
 def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Parameters of the base model that learn without being named anywhere.
+    """Parameters of the base model that require a gradient without being named anywhere.
 
-    Scripts written for upstream set `requires_grad` of the head by themselves.
+    Scripts written for upstream set `requires_grad` of the head themselves.
 
     Args:
         base: The base model.
         beside: Parameters that are saved elsewhere.
     """
     known = {tensor.data_ptr() for tensor in beside}
-    learning = ((n, p) for n, p in base.named_parameters() if p.requires_grad)
-    return {name: parameter for name, parameter in learning if parameter.data_ptr() not in known}
+    trainable = ((n, p) for n, p in base.named_parameters() if p.requires_grad)
+    return {name: parameter for name, parameter in trainable if parameter.data_ptr() not in known}
 
 
 def remember_learning(model: nn.Module) -> Callable[[], None]:
-    """What lets those parameters of a model learn, when called, that learn now, and no others."""
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """Return a function that restores the present `requires_grad` of all parameters."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore() -> None:
-        for parameter, learns in learning:
-            parameter.requires_grad_(learns)
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
 
     return restore
 
@@ -134,11 +134,11 @@ def lies_in(name: str, parts: Sequence[str]) -> bool:
 
 
 def _find(base: nn.Module, name: str) -> list[str]:
-    """The full names that are `name`, or end with it."""
+    """The full names that equal `name`, or else those that end with it."""
     modules = [full for full, _ in base.named_modules() if full]
-    for there in (modules, [full for full, _ in base.named_parameters()]):
-        exact = [full for full in there if full == name]
-        if found := exact or [full for full in there if full.endswith(f".{name}")]:
+    for names in (modules, [full for full, _ in base.named_parameters()]):
+        exact = [full for full in names if full == name]
+        if found := exact or [full for full in names if full.endswith(f".{name}")]:
             return found
     top = ", ".join(child for child, _ in base.named_children())
     raise ValueError(
@@ -149,13 +149,13 @@ def _find(base: nn.Module, name: str) -> list[str]:
 
 def _tensor_names(base: nn.Module, names: Sequence[str]) -> list[str]:
     """The parameters and saved buffers of named modules, in order, each once."""
-    there = base.state_dict(keep_vars=True)
+    tensors = base.state_dict(keep_vars=True)
     for name in names:
-        if not any(lies_in(full, [name]) for full in there):
+        if not any(lies_in(full, [name]) for full in tensors):
             raise ValueError(
                 f"{name!r} of modules_to_save has no parameters, so there is nothing to train."
             )
-    return [full for full in there if lies_in(full, names)]
+    return [full for full in tensors if lies_in(full, names)]
 
 
 def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:

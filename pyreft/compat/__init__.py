@@ -1,1 +1,1 @@
-"""What only upstream's users type, and the formats of others, on top of all the rest."""
+"""Upstream's names and conventions, and formats of other libraries, on top of all the rest."""

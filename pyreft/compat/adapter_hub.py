@@ -1,9 +1,9 @@
 """Directories of adapter-hub's `adapters` -> adapters: its LoReFT, NoReFT and DiReFT.
 
-What adapters 1.3.0 writes: `adapter_config.json`, and `pytorch_adapter.bin` or
-`adapter.safetensors`. It edits what a layer returns, in units of weights: one for the first and
-last tokens together, or one for the first and one for the last. Deviation: it counts the last
-tokens from the end of the whole sequence, ours from the end of the prompt.
+adapters 1.3.0 writes `adapter_config.json`, and `pytorch_adapter.bin` or `adapter.safetensors`. It
+edits the output of a layer with units, which are sets of weights: one unit for the first and last
+tokens together, or one for the first and one for the last. Deviation: it counts the last tokens
+from the end of the whole sequence, pyreft from the end of the prompt.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pyreft.sharing.reading import inside
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME, PICKLE_NAME = "adapter.safetensors", "pytorch_adapter.bin"
-# What to download of a repository.
+# The files to download from a repository.
 FILE_PATTERNS = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)
 
 logger = logging.getLogger(__name__)
 
-# The parameter of a unit: the layer, the unit, its name there.
+# A parameter of a unit: prefix, layer, unit, name in the unit.
 _NAME = re.compile(r"(.*?)(\d+)\.reft_layer\.refts\.[^.]+\.units\.([01])\.(.+)")
 _KINDS = {
     (True, True): "loreft",
@@ -43,7 +43,7 @@ _KINDS = {
     (False, True): "noreft",
     (False, False): "nodireft",
 }
-# That library's name of an activation, where it is not that of transformers.
+# That library's names of activations that differ from those of transformers.
 _ACTIVATIONS = {"leakyrelu": "leaky_relu", "linear": None}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "prefix_positions": int,
@@ -57,7 +57,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def is_adapter_hub(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory is one that adapter-hub's library wrote."""
+    """Whether adapter-hub's library wrote a directory."""
     path = Path(directory)
     weights = (path / WEIGHTS_NAME, path / PICKLE_NAME)
     return (path / CONFIG_NAME).is_file() and any(file.is_file() for file in weights)
@@ -66,16 +66,16 @@ def is_adapter_hub(directory: str | os.PathLike[str]) -> bool:
 def read_adapter_hub(
     directory: str | os.PathLike[str], subtract_projection: bool | None = None
 ) -> Adapter:
-    """Read an adapter that adapter-hub's library saved. Nothing in it is run.
+    """Read an adapter that adapter-hub's library saved. No code in it is run.
 
     Args:
-        directory: Where its `save_adapter` wrote. Heads beside it are not read.
+        directory: Where its `save_adapter` wrote. Saved heads are not read.
         subtract_projection: Whether the projection of the hidden state is subtracted, as in LoReFT
-            and NoReFT, or not, as in DiReFT. The files do not say, and without a word here they
-            are read as that library reads them: as if it were. A warning in the log says so.
+            and NoReFT, or not, as in DiReFT. The files do not record it. By default they are read
+            as that library reads them, with subtraction, and a warning is logged.
 
     Raises:
-        AdapterError: If the directory is not that library's, or holds another method of its.
+        AdapterError: If the directory is not that library's, or contains another method.
     """
     path = Path(directory)
     try:
@@ -85,9 +85,9 @@ def read_adapter_hub(
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
     if subtract_projection is None and not config["orthogonality"]:
         logger.warning(
-            f"the files in {path} do not say whether they are of a NoReFT or a DiReFT: they are "
-            "read as a NoReFT, as adapters reads them. If it was trained as a DiReFT its numbers "
-            "are others until you say so: read_adapter_hub(directory, subtract_projection=False)."
+            f"the files in {path} do not record whether they are a NoReFT or a DiReFT: they are "
+            "read as a NoReFT, as adapters reads them. If it was trained as a DiReFT, its outputs "
+            "are wrong until you call read_adapter_hub(directory, subtract_projection=False)."
         )
     kind = _KINDS[config["orthogonality"], subtract_projection is not False]
     configs: list[InterventionConfig] = []
@@ -101,7 +101,7 @@ def read_adapter_hub(
                 )
                 tensors.append(own)
         if not configs:
-            raise ValueError("there is no unit of ReFT that edits a token")
+            raise ValueError("no unit of ReFT edits a token")
     except ValueError as error:
         raise AdapterError(f"cannot read the weights in {path}: {error}") from error
     named = {
@@ -142,7 +142,7 @@ def _read_units(path: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
     stacks = set()
     for name, tensor in saved.items():
         if not (match := _NAME.fullmatch(name)):
-            raise ValueError(f"the tensor {name} is of no unit of ReFT")
+            raise ValueError(f"the tensor {name} belongs to no unit of ReFT")
         stack, layer, unit, parameter = match.groups()
         stacks.add(stack)
         units.setdefault((int(layer), int(unit)), {})[parameter] = tensor
@@ -152,7 +152,7 @@ def _read_units(path: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
 
 
 def _positions(config: Json, unit: int) -> PositionSpec | None:
-    """The tokens a unit edits, None if there is none."""
+    """The positions that a unit edits, None if there are none."""
     first, last = config["prefix_positions"], config["suffix_positions"]
     if not config["tied_weights"]:
         first, last = (0, last) if unit else (first, 0)

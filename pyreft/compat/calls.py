@@ -3,10 +3,10 @@
     _, outputs = model(batch, unit_locations={"sources->base": (None, [[[7]]])}, labels=...)
     _, ids = model.generate(prompt, unit_locations=..., intervene_on_prompt=True, ...)
 
-It returns the pair (outputs of the bare base model or None, outputs edited). Interventions without
-positions, in config and call, edit every token. Deviation: a unit location is the index of a token
-in its sequence, padding not counted, and upstream's is a column of the padded batch; which of them
-a script means under left padding, see `read_locations`.
+It returns the pair (outputs of the bare base model or None, edited outputs). Interventions without
+positions in config and call edit every token. Deviation: a unit location is the index of a token in
+its sequence without padding, but upstream's is a column of the padded batch; `read_locations`
+decides which one a script means with left padding.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def call_upstream(
     _refuse_sources(sources, source_representations)
     extra = {"labels": labels, "use_cache": use_cache, "subspaces": subspaces, **kwargs}
     inputs = dict(base) | {name: v for name, v in extra.items() if v is not None}
-    beside = inputs.get("intervention_locations")
-    placed = _unit_locations(model, base, unit_locations, beside, labels=labels)
+    explicit = inputs.get("intervention_locations")
+    placed = _unit_locations(model, base, unit_locations, explicit, labels=labels)
     inputs = {"positions": "all", **inputs} if placed is None else inputs | placed
     inputs["in_order"] = True
     original = None
@@ -78,8 +78,8 @@ def generate_upstream(
         **{name: value for name, value in kwargs.items() if value is not None},
     }
     copies = inputs.get("num_beams") or 1
-    beside = inputs.get("intervention_locations")
-    placed = _unit_locations(model, base, unit_locations, beside, copies)
+    explicit = inputs.get("intervention_locations")
+    placed = _unit_locations(model, base, unit_locations, explicit, copies)
     if placed is not None:
         inputs |= placed
     elif positions is None:
@@ -93,10 +93,10 @@ def generate_upstream(
 
 
 def call_subclass(call: Callable[..., Any], arguments: Arguments) -> Any:
-    """Call a `forward` that a subclass wrote in upstream's convention, as upstream's trainer.
+    """Call a subclass's `forward` in upstream's convention, as upstream's trainer does.
 
     Args:
-        call: What runs it.
+        call: The function that runs it.
         arguments: The arguments in transformers' convention.
     """
     inputs = without_leading_pad(arguments)
@@ -116,33 +116,33 @@ def _unit_locations(
     model: EditedModel,
     base: Arguments,
     given: object,
-    beside: object,
+    explicit: object,
     copies: int = 1,
     labels: Tensor | None = None,
 ) -> Inputs | None:
-    """The arguments that say where to edit, None if `unit_locations` do not."""
+    """The arguments that specify where to edit, None without `unit_locations`."""
     locations = locations_tensor(given, len(model.interventions), _rows(base), copies)
     if locations is None:
         return None
-    if beside is not None:
+    if explicit is not None:
         raise TypeError(
-            "give positions once, as unit_locations, which may be columns as upstream has "
-            "them, or as intervention_locations, which are tokens of each row."
+            "give positions only once, as unit_locations, which may be columns as in upstream, "
+            "or as intervention_locations, which are tokens of each row."
         )
     specs = [config.positions for config in model.reft_config.representations]
-    # A leading pad token is counted already.
+    # A leading pad token is already accounted for.
     found = read_locations(locations, base, specs, labels)
     return {"intervention_locations": found, "leading_pad": 0}
 
 
 @dataclass
 class UpstreamOutput(ModelOutput):
-    """What a call in upstream's convention returns with `return_dict=True`.
+    """The result of a call in upstream's convention with `return_dict=True`.
 
     Args:
-        original_outputs: What the bare base model returned, if that was asked for.
-        intervened_outputs: What it returned edited.
-        collected_activations: None; pyvene's interventions that collect are not part of ReFT.
+        original_outputs: The output of the bare base model, if it was requested.
+        intervened_outputs: The output of the edited model.
+        collected_activations: None; pyvene's collecting interventions are not part of ReFT.
     """
 
     original_outputs: Any = None
@@ -154,7 +154,7 @@ def _rows(base: Arguments) -> int:
     tensors = [value for value in base.values() if isinstance(value, Tensor)]
     if not tensors:
         raise TypeError(
-            f"a batch is a dict of tensors, input_ids among them; got {dict(base)!r}. A tokenizer "
+            f"a batch is a dict of tensors with input_ids; got {dict(base)!r}. A tokenizer "
             'makes one with return_tensors="pt".'
         )
     return tensors[0].shape[0]

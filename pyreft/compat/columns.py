@@ -19,21 +19,22 @@ def read_locations(
     specs: Sequence[PositionSpec | None],
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Positions as indices of tokens, whichever way a script counts them.
+    """Convert positions to indices of tokens, whichever way a script counts them.
 
     Upstream's are columns of the padded batch. Its data sets put a pad token before each text, so
-    scripts count from that, add the padding of a batch, and take the pad token off again. Which of
-    it a script does shows where the adapter knows its own positions; or in a pad token before
-    every row; or where they would be no tokens, or padding. Negative ones count from the end.
+    scripts count from it, add the padding of a batch, and remove the pad token again. A script's
+    way of counting is inferred from the adapter's own positions, if known; or from a pad token
+    before every row; or because one way gives padding or no token. Negative ones count from the
+    end.
 
     Args:
         locations: (B, I, P), from `locations_tensor`.
-        batch: What the model is called with.
-        specs: The positions of each intervention, as far as they are known.
+        batch: The arguments of the model.
+        specs: The positions of each intervention, or None.
         labels: (B, T), which end the prompts.
 
     Raises:
-        ValueError: If they could be both, or are neither.
+        ValueError: If both ways are possible, or neither is.
     """
     text = _text(batch, len(locations))
     if text is None:
@@ -48,7 +49,7 @@ def read_locations(
     if not bool(given.any()):
         return locations
     if int(before.min()) == 1:
-        # A pad token before every row: its own place is what upstream fills up with.
+        # A pad token before every row: upstream fills unused locations with its index.
         given &= (locations != 0) & (locations != before - 1)
         as_columns, as_tokens = True, False
     else:
@@ -57,21 +58,21 @@ def read_locations(
     on_padding = given & (locations < before)
     if as_columns and as_tokens:
         raise ValueError(
-            "rows of the batch are padded at the left, and unit_locations could count columns of "
-            "the batch as well as tokens of a row: give intervention_locations, a (batch, "
+            "rows of the batch are padded on the left, and unit_locations could count columns of "
+            "the batch or tokens of a row: give intervention_locations, a (batch, "
             "interventions, positions) tensor, which counts tokens."
         )
     if as_columns and bool(on_padding.any()):
         raise ValueError(
-            "every row of the batch begins with a pad token, so unit_locations are taken for "
-            f"columns, as upstream's data has them, and {int(locations[on_padding][0])} is on the "
+            "every row of the batch begins with a pad token, so unit_locations are read as "
+            f"columns, as in upstream's data, and {int(locations[on_padding][0])} is on the "
             "padding of its row. Give intervention_locations to count tokens."
         )
     return columns if as_columns else locations
 
 
 def _text(batch: Arguments, rows: int) -> Tensor | None:
-    """(B, T) bool on the CPU, what the attention mask admits; None without a batch of tokens."""
+    """(B, T) bool on the CPU, true on tokens in the attention mask; None without tokens."""
     given = batch.get("input_ids")
     given = batch.get("inputs_embeds") if given is None else given
     if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != rows:
@@ -89,8 +90,8 @@ def _sets(locations: Tensor) -> list[list[set[int]]]:
 def _expected(
     specs: Sequence[PositionSpec | None], ids: Any, text: Tensor, labels: Tensor | None
 ) -> list[list[set[int]]] | None:
-    """Where the adapter itself would edit, None if it does not know or is not bound to prompts."""
-    # Late, since the data side takes longer to import than all the rest.
+    """The adapter's own positions, None if they are unknown or not limited to prompts."""
+    # Imported late, because `pyreft.data` takes longer to import than all the rest.
     from pyreft.data.locations import locate
 
     known = [spec for spec in specs if spec is not None]

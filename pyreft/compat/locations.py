@@ -33,15 +33,16 @@ def locations_tensor(
     """Upstream's `unit_locations` -> (B, I, P), with -100 where there is no position.
 
     Args:
-        unit_locations: None, or a dict with the one key "sources->base" (its value a pair whose
-            second is read) or "base". Positions are one index, a list of them for all rows, or
-            nested lists: for each intervention, for each row or one for all rows.
+        unit_locations: None, or a dict with one key, "sources->base" (its value is a pair whose
+            second element is read) or "base". Positions are one index, a list of them for all
+            rows, or nested lists: for each intervention, for each row or one for all rows.
         num_interventions: I.
         batch: B.
-        copies: How often scripts repeat a row, for its beams; they may as well not.
+        copies: How often a script may repeat each row, for its beams; repeating is optional.
 
     Raises:
-        ValueError: If it is none of these, or its sizes do not fit.
+        ValueError: If it has another form, or its sizes do not fit.
+        TypeError: If positions are not integers.
     """
     if unit_locations is None:
         return None
@@ -66,8 +67,8 @@ def locations_tensor(
         nested = [[list(nested)] * batch] * num_interventions
     if any(one is None for one in nested):
         raise ValueError(
-            f"unit_locations of intervention {nested.index(None)} are None, for which upstream "
-            "edits every token, also where a script means none: give a list of positions for each "
+            f"unit_locations of intervention {nested.index(None)} are None. Upstream then "
+            "edits every token, even if a script means none: give a list of positions for each "
             "row, [] for no position."
         )
     nested = [_rows(one, batch, copies) for one in nested]
@@ -79,7 +80,7 @@ def locations_tensor(
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays, and such inside lists, as lists and integers."""
+    """Convert tensors and arrays, also inside lists, to lists and integers."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
@@ -90,7 +91,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _rows(one: Any, batch: int, copies: int) -> Any:
-    """The positions of one intervention for each row: one list is for all, copies are left out."""
+    """The positions of one intervention for each row: one list is for all, copies are removed."""
     if not isinstance(one, list) or len(one) == batch:
         return one
     if len(one) == 1:

@@ -1,4 +1,4 @@
-"""`ReftModel`: the edited model, as scripts for transformers, PEFT and upstream call it."""
+"""`ReftModel`: the edited model, with the calling conventions of transformers and upstream."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from pyreft.sharing import HubFiles, download_adapter
 class ReftModel(EditedModel):
     """A frozen base model with an adapter of interventions.
 
-    It is called, generates and is trained as the base model is: what is not defined here is
-    looked up on the base model. Where the prompt ends is found in the batch, see `forward`.
+    It is called, generates and is trained like the base model: attributes that are not defined here
+    are looked up on the base model. The end of a prompt is inferred from the batch, see `forward`.
 
         model = get_reft_model(base, ReftConfig(layers=[15], positions="l1", rank=4))
         model(input_ids=..., attention_mask=..., labels=...).loss.backward()
         model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"))
 
     Args:
-        config: What to learn and where; upstream's order of arguments.
-        model: The base model, any transformers model; it gets hooks and nothing else.
-        adapter_name: What to call the adapter, where there may be several.
+        config: The interventions to train and where they edit; upstream's order of arguments.
+        model: The base model, any transformers model; only hooks are added to it.
+        adapter_name: The name of the adapter, because there may be several.
 
     Attributes:
         model: The base model.
@@ -44,13 +44,13 @@ class ReftModel(EditedModel):
         config: The base model's config, as transformers and its trainers expect.
 
     Raises:
-        ValueError: If a layer or component is not there, or an intervention does not fit it.
-        TypeError: If `config` is no `ReftConfig`, or `model` is no transformers model or has an
-            adapter already.
+        ValueError: If a layer or component does not exist, or an intervention does not fit it.
+        TypeError: If `config` is not a `ReftConfig`, or `model` is not a transformers model or
+            already has an adapter.
     """
 
     formats = ANY_FORMAT
-    # Whether a subclass has a `forward` of its own in upstream's convention.
+    # Whether a subclass defines `forward` in upstream's convention.
     follows_upstream = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -68,9 +68,9 @@ class ReftModel(EditedModel):
     # ---- calls ----------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `forward`, or what a trainer put in its place, edited. Arguments: see there.
+        """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.
 
-        A dict as the first argument calls upstream's convention, see `pyreft.compat.calls`.
+        A dict as the first argument selects upstream's convention, see `pyreft.compat.calls`.
         """
         if _is_upstream_call(args, kwargs):
             return nn.Module.__call__(self, *args, **kwargs)
@@ -92,7 +92,7 @@ class ReftModel(EditedModel):
         _refuse_upstream_arguments(kwargs)
         return super().generate(inputs, **kwargs)
 
-    # Their arguments and what they say are those of the core.
+    # Their signatures and docstrings are those of the core.
     update_wrapper(forward, EditedModel.forward, ("__doc__",))
     update_wrapper(generate, EditedModel.generate, ("__doc__",))
 
@@ -105,7 +105,7 @@ class ReftModel(EditedModel):
         return dict(zip(keys, self.reft_config.representations, strict=True))
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters, of the adapter first."""
+        """The trainable parameters, those of the adapters first."""
         modules = (self.adapters, self.model)
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
@@ -123,11 +123,11 @@ class ReftModel(EditedModel):
         return self.model.device
 
     def disable_model_gradients(self) -> None:
-        """Freeze the base model, but for what the adapter names in `modules_to_save`."""
+        """Freeze the base model, except for the adapter's `modules_to_save`."""
         self.adapters.freeze_base()
 
     def enable_model_gradients(self) -> None:
-        """Let the base model be trained as well."""
+        """Make the base model trainable as well."""
         self.model.requires_grad_(True)
 
     # ---- counting -------------------------------------------------------------------------
@@ -159,12 +159,12 @@ class ReftModel(EditedModel):
     ) -> None:
         """Save the adapter, see `save_pretrained`, and with `save_to_hf_hub` push it as well.
 
-        Other files that the directory holds stay, upstream's own too; of both, ours are loaded.
+        Other files in the directory stay, also upstream's; if both formats exist, ours is loaded.
 
         Args:
             save_directory: Where to save it.
             save_to_hf_hub: Whether to push it, see `push_to_hub`.
-            hf_repo_name: The repository, "owner/name", or "name" for one of one's own.
+            hf_repo_name: The repository, "owner/name", or "name" for one of your own.
             include_model: For `save_intervention`.
 
         Raises:
@@ -178,7 +178,7 @@ class ReftModel(EditedModel):
     def save_intervention(
         self, save_directory: str | os.PathLike[str], include_model: bool = True
     ) -> None:
-        """Save the adapter, and whatever of the base model is trained with it in any case.
+        """Save the adapter; trained parts of the base model are always saved with it.
 
         Raises:
             ValueError: As for `save_pretrained`.
@@ -191,7 +191,7 @@ class ReftModel(EditedModel):
         """Load the weights of a saved adapter into this one, which must have the same config.
 
         Raises:
-            AdapterError: If the directory is no adapter, or another config's; nothing is changed.
+            AdapterError: If it is not an adapter, or its config differs; nothing is changed.
         """
         self.load_weights(_checkpoint(load_directory))
 
@@ -209,12 +209,12 @@ class ReftModel(EditedModel):
         Args:
             load_directory: As for `from_pretrained`, a directory or a repository of the Hub.
             model: The base model.
-            local_directory: Where to copy what was downloaded.
-            from_huggingface_hub: Whether it is a repository even where such a directory is there.
-            include_model: What of the base model was trained is loaded in any case.
+            local_directory: Where to copy the downloaded files.
+            from_huggingface_hub: Whether it is a repository, even if such a directory exists.
+            include_model: Ignored; trained parts of the base model are always loaded.
 
         Raises:
-            AdapterError: If there is no adapter, or one for another model.
+            AdapterError: If there is no adapter, or it is for another model.
             ValueError: If `local_directory` is given without `from_huggingface_hub`.
         """
         if from_huggingface_hub:
@@ -229,7 +229,7 @@ class ReftModel(EditedModel):
 
 
 def _is_upstream_call(args: Sequence[Any], kwargs: Arguments) -> bool:
-    """Whether a call follows upstream's convention, the batch being a dict."""
+    """Whether a call follows upstream's convention, in which the batch is a dict."""
     return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
 
 
@@ -244,6 +244,6 @@ def _refuse_upstream_arguments(arguments: Arguments) -> None:
 
 
 def _checkpoint(directory: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """A trainer's checkpoint, in whose folder "intervenable_model" upstream's has the adapter."""
+    """The adapter's directory; upstream's checkpoints have it in "intervenable_model"."""
     path = Path(directory)
     return path.parent if path.name == "intervenable_model" and not path.exists() else directory

@@ -1,4 +1,4 @@
-"""pyvene's config of interventions as ours."""
+"""Convert pyvene's config of interventions to ours."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def is_config(config: Any) -> bool:
 
 
 def read_config(config: Any) -> ReftConfig:
-    """pyvene's config as ours.
+    """Convert pyvene's config to ours.
 
     Raises:
-        ValueError: If it asks for what ReFT does not have.
+        ValueError: If it needs a feature that ReFT does not have.
     """
     if config.mode != "parallel":
         raise ValueError(f"ReFT has no sources to run before the base, so no mode={config.mode!r}.")

@@ -1,4 +1,4 @@
-"""The table of what other libraries renamed or removed since pyreft 0.1.0.
+"""The table of names that other libraries renamed or removed since pyreft 0.1.0.
 
 Each row is compared with the installed releases in tests/test_migrate.py.
 """
@@ -29,7 +29,7 @@ def rows_of(name: str) -> dict[str, Argument]:
 
 
 def find_name(name: str) -> Name | None:
-    """The row of a dotted name that is gone, if it is."""
+    """The row of a dotted name that was removed, None if it was not."""
     for row in ROWS:
         if isinstance(row, Name):
             prefix = row.old.removesuffix("*")
@@ -42,7 +42,7 @@ def find_name(name: str) -> Name | None:
 
 
 def table() -> str:
-    """The rows as a table in Markdown. Arguments of which the same is said are one line."""
+    """The rows as a table in Markdown. Arguments with the same advice share one line."""
     lines: dict[tuple[str, str], list[str]] = {}
     for row in ROWS:
         if cells := _cells(row):

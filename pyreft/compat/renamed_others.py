@@ -1,4 +1,4 @@
-"""What TRL, datasets, PEFT and others renamed or removed since pyreft 0.1.0, as rows."""
+"""Rows for names that TRL, datasets, PEFT and others renamed or removed since pyreft 0.1.0."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pyreft.compat.rows import Argument, Method, Name, Override, Row
 
 
 def _to_config(trainer: str, config: str, names: dict[str, str]) -> tuple[Argument, ...]:
-    """Arguments of a trainer of TRL's that its config has now."""
+    """Arguments that moved from a TRL trainer to its config."""
     advice = "remove it, and write {new}={{value}} in the {config}(...) that is passed as args"
     return tuple(
         Argument("trl", (trainer,), old, keep=True, advice=advice.format(new=new, config=config))

@@ -1,4 +1,4 @@
-"""What transformers renamed or removed since pyreft 0.1.0, as rows."""
+"""Rows for names that transformers renamed or removed since pyreft 0.1.0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TASKS = ("summarization", "translation", "text2text-generation")
 
 
 def _training(old: str, new: str = "", **rest: str) -> tuple[Argument, ...]:
-    """The row of transformers' training arguments, and that of TRL's, which extend them."""
+    """A row for transformers' training arguments, and one for TRL's configs, which extend them."""
     then, otherwise = rest.get("then", ""), rest.get("otherwise", "None")
     advice, since = rest.get("advice", ""), rest.get("since", "")
     return (

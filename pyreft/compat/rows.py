@@ -1,4 +1,4 @@
-"""The kinds of rows in the table of what other libraries renamed or removed."""
+"""The kinds of rows in the table of names that other libraries renamed or removed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Argument:
 
     library: str
     callables: tuple[str, ...]
-    """The last part of their names: `from_pretrained` is that of every class of the library."""
+    """The last part of their names: `from_pretrained` matches that of any class of the library."""
     old: str
     new: str = ""
     then: str = ""
-    """The new value if the old one, which is a bool, is True. Empty: the value stays."""
+    """The new value if the old one, a bool, is True. Empty: the value stays."""
     otherwise: str = "None"
     """The new value if the old one is False, and not a literal. A literal False is removed."""
     keep: bool = False
@@ -32,9 +32,9 @@ class Argument:
 
 @dataclass(frozen=True)
 class Name:
-    """A module, class or function that is gone.
+    """A module, class or function that was removed.
 
-    A name that ends in `*` is every name that begins so and continues with a capital letter.
+    A name that ends in `*` matches names with this prefix that continue with a capital letter.
     """
 
     old: str
@@ -48,7 +48,7 @@ class Method:
     """A method or attribute that objects of transformers or pyreft no longer have.
 
     Without advice, the call of the method becomes a call of the object itself. An owner with a
-    dot, as "reft_model.config", is meant only where its last part is read before.
+    dot, such as "reft_model.config", matches only if its last part is read first.
     """
 
     owner: str
@@ -92,7 +92,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Override:
-    """A method that subclasses replaced, and that nothing calls any more."""
+    """A method that subclasses overrode, and that is no longer called."""
 
     library: str
     base: str

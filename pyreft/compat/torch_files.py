@@ -1,4 +1,4 @@
-"""What torch.save wrote <-> tensors by name. Of what is read, nothing is run."""
+"""Files of torch.save <-> tensors by name. No code in a file is run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a state dict.
 
     Raises:
-        AdapterError: If the file holds anything but tensors by name, each of them whole.
+        AdapterError: If the file contains anything but complete tensors by name.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch.save packs nothing, so what is packed was made to grow.
+            # torch.save compresses nothing, so a compressed file may be a decompression bomb.
             if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
                 raise ValueError("its content is compressed")
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, Mapping):
             raise TypeError(f"it holds a {type(found).__name__}, not tensors by name")
         return {name: _whole(name, tensor) for name, tensor in found.items()}
-    # A pickle made to do harm can fail in any way.
+    # A malicious pickle can raise any exception.
     except Exception as error:
         raise AdapterError(f"cannot read {os.fspath(path)}: {error}") from error
 
@@ -40,13 +40,13 @@ def write_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _whole(name: object, tensor: object) -> Tensor:
     if not isinstance(name, str) or type(tensor) not in (Tensor, torch.nn.Parameter):
-        raise TypeError(f"{name!r} is no tensor by name")
+        raise TypeError(f"{name!r} is not a tensor by name")
     assert isinstance(tensor, Tensor)
-    # Strides of zero make a tensor of any size out of one number.
+    # With strides of zero, one number makes a tensor of any size.
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise TypeError(f"{name} is no plain tensor")
+        raise TypeError(f"{name} is not a plain tensor")
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise ValueError(f"{name} is larger than what is stored of it")
+        raise ValueError(f"{name} is larger than its stored data")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} is not finite (NaN or infinite)")
     return tensor.detach()

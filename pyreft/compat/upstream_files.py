@@ -1,7 +1,7 @@
 """Upstream's directories <-> adapters: `config.json` and an `intkey_*.bin` for each intervention.
 
-What stanfordnlp/pyreft 0.1.0 on pyvene 0.1.8 writes and reads. Class names in these files are
-looked up in a table here, and never imported.
+The format of stanfordnlp/pyreft 0.1.0 with pyvene 0.1.8. Class names in these files are looked up
+in a table here, and never imported.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pyreft.sharing.whole import new_directory
 
 CONFIG_NAME = "config.json"
 MODEL_NAME = "pytorch_model.bin"
-# What to download of a repository.
+# The files to download from a repository.
 FILE_PATTERNS = (CONFIG_NAME, "intkey_*.bin", MODEL_NAME)
 
 logger = logging.getLogger(__name__)
 
 _CLASS = "<class 'pyreft.interventions.{}Intervention'>"
 _KINDS = {_CLASS.format(kind.capitalize()): kind for kind in KINDS}
-# The fields of a representation in their order, as pyvene writes it.
+# The fields of a representation, in pyvene's order.
 _FIELDS = (
     *("layer", "component", "unit", "max_number_of_units", "low_rank_dimension"),
     *("intervention_type", "intervention", "subspace_partition", "group_key"),
@@ -50,11 +50,11 @@ _COMPONENTS = (
     *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output"),
     *("attention_input", "attention_value_output", "attention_output"),
 )
-_UNSAID = ("act_fn", "dropout")
+_NOT_SAVED = ("act_fn", "dropout")
 
 
 def is_upstream(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory is one that upstream wrote."""
+    """Whether upstream wrote a directory."""
     path = Path(directory)
     return (path / CONFIG_NAME).is_file() and any(path.glob("intkey_*.bin"))
 
@@ -64,51 +64,50 @@ def read_upstream(
     positions: Any = None,
     arguments: Json | None = None,
 ) -> Adapter:
-    """Read an adapter that upstream saved. Nothing in it is run.
+    """Read an adapter that upstream saved. No code in it is run.
 
     Args:
         directory: Where upstream's `save` wrote.
-        positions: Where the interventions act, which upstream does not save: a position spec for
-            all, or a list of one for each. Without it, every batch must say so.
-        arguments: `act_fn` and `dropout`, which upstream does not save either, of all
-            interventions. Without them there is no activation and no dropout, and a warning in
-            the log says so.
+        positions: The positions of the interventions, which upstream does not save: one position
+            spec for all, or a list with one for each. Without it, every batch must give them.
+        arguments: `act_fn` and `dropout` of all interventions, which upstream does not save
+            either. Without them there is no activation and no dropout, and a warning is logged.
 
     Raises:
-        AdapterError: If the directory is not upstream's, or holds what ReFT has no use for.
+        AdapterError: If the directory is not upstream's, or contains anything that ReFT lacks.
         ValueError: If `positions` or `arguments` do not fit.
     """
     path = Path(directory)
     given = dict(arguments or {})
-    if unknown := sorted(set(given) - set(_UNSAID)):
-        raise ValueError(f"upstream's files say {unknown[0]}: arguments are act_fn and dropout.")
+    if unknown := sorted(set(given) - set(_NOT_SAVED)):
+        raise ValueError(f"upstream's files record {unknown[0]}: arguments are act_fn and dropout.")
     try:
-        places = _read_places(parse_json(inside(path, CONFIG_NAME).read_bytes()))
+        entries = _read_entries(parse_json(inside(path, CONFIG_NAME).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AdapterError(f"cannot read {path / CONFIG_NAME}: {error}") from error
-    specs = _one_for_each(positions, len(places))
+    specs = _one_for_each(positions, len(entries))
     configs: list[InterventionConfig] = []
     tensors: dict[str, Tensor] = {}
-    for place, spec, key in zip(places, specs, intervention_keys(places), strict=True):
-        found, own = _read_intervention(inside(path, f"intkey_{key}.bin"), place, given)
+    for entry, spec, key in zip(entries, specs, intervention_keys(entries), strict=True):
+        found, own = _read_intervention(inside(path, f"intkey_{key}.bin"), entry, given)
         configs.append(replace(found, positions=spec))
         tensors |= {f"{key}.{name}": tensor for name, tensor in own.items()}
     has_trained = (path / MODEL_NAME).exists()
     trained = read_torch_file(inside(path, MODEL_NAME)) if has_trained else {}
     tensors |= {f"{OF_BASE}{name}": tensor for name, tensor in trained.items()}
-    _say_what_is_unknown(path, configs, given)
+    _warn_of_missing_fields(path, configs, given)
     config = ReftConfig(representations=configs, modules_to_save=list(trained) or None)
     return Adapter(config, tensors, {}, os.fspath(directory))
 
 
-def _read_places(entry: Json) -> list[InterventionConfig]:
-    """Kind and place of each intervention."""
+def _read_entries(entry: Json) -> list[InterventionConfig]:
+    """Kind, layer and component of each intervention."""
     rows, types = (entry.get(name) for name in ("representations", "intervention_types"))
     if not isinstance(rows, list) or not isinstance(types, list) or not rows:
         raise ValueError("it has no lists of representations and intervention_types")
     if len(rows) != len(types):
         raise ValueError(f"it has {len(rows)} representations and {len(types)} intervention_types")
-    places = []
+    entries = []
     for row, name in zip(rows, types, strict=True):
         if not isinstance(name, str) or name not in _KINDS:
             raise ValueError(
@@ -117,37 +116,37 @@ def _read_places(entry: Json) -> list[InterventionConfig]:
             )
         if not isinstance(row, list) or len(row) > len(_FIELDS):
             raise ValueError(f"its representation {row!r} is not a list of {', '.join(_FIELDS)}")
-        place = InterventionConfig.from_representation(
+        found = InterventionConfig.from_representation(
             dict(zip(_FIELDS, row, strict=False)), _KINDS[name]
         )
-        _require_plain(place)
-        places.append(place)
-    return places
+        _require_plain(found)
+        entries.append(found)
+    return entries
 
 
 def _read_intervention(
-    file: Path, place: InterventionConfig, given: Json
+    file: Path, entry: InterventionConfig, given: Json
 ) -> tuple[InterventionConfig, dict[str, Tensor]]:
     saved = read_torch_file(file)
     try:
-        kind, arguments, tensors = read_intervention(str(place.kind), saved)
-        if place.low_rank_dimension not in (None, rank := arguments["low_rank_dimension"]):
-            raise ValueError(f"its rank is {rank}, {CONFIG_NAME} says {place.low_rank_dimension}")
+        kind, arguments, tensors = read_intervention(str(entry.kind), saved)
+        if entry.low_rank_dimension not in (None, rank := arguments["low_rank_dimension"]):
+            raise ValueError(f"its rank is {rank}, {CONFIG_NAME} says {entry.low_rank_dimension}")
     except ValueError as error:
         raise AdapterError(f"cannot read {file}: {error}") from error
-    if kind != place.kind:
+    if kind != entry.kind:
         logger.warning(f"the directions in {file} are not orthonormal: it is read as {kind}.")
     arguments["dropout"] = given.get("dropout", 0.0)
     arguments["act_fn"] = None if kind in CONSTANT else given.get("act_fn")
-    return replace(place, kind=kind, arguments=arguments), tensors
+    return replace(entry, kind=kind, arguments=arguments), tensors
 
 
-def _require_plain(place: InterventionConfig) -> None:
-    """Refuse what could not have been saved, since names of files are made of it."""
-    if not re.fullmatch(r"[\w.\[\]]+", place.component):
-        raise ValueError(f"its component {place.component!r} names no part of a model")
-    if place.layer is not None and (type(place.layer) is not int or place.layer < 0):
-        raise ValueError(f"its layer {place.layer!r} is no index")
+def _require_plain(config: InterventionConfig) -> None:
+    """Refuse values that upstream cannot have saved, because file names are built from them."""
+    if not re.fullmatch(r"[\w.\[\]]+", config.component):
+        raise ValueError(f"its component {config.component!r} names no part of a model")
+    if config.layer is not None and (type(config.layer) is not int or config.layer < 0):
+        raise ValueError(f"its layer {config.layer!r} is no index")
 
 
 def _one_for_each(positions: Any, count: int) -> list[PositionSpec | None]:
@@ -160,32 +159,32 @@ def _one_for_each(positions: Any, count: int) -> list[PositionSpec | None]:
     return list(specs)
 
 
-def _say_what_is_unknown(path: Path, configs: Sequence[InterventionConfig], given: Json) -> None:
+def _warn_of_missing_fields(path: Path, configs: Sequence[InterventionConfig], given: Json) -> None:
     if "act_fn" not in given and any(config.kind not in CONSTANT for config in configs):
         logger.warning(
-            f"upstream's files do not say act_fn and dropout: the adapter in {path} is read as one "
-            "without. If it was trained with an activation, its numbers are others until you say "
-            'so, as in read_upstream(directory, arguments={"act_fn": "relu"}).'
+            f"upstream's files do not record act_fn and dropout: the adapter in {path} is read "
+            "without them. If it was trained with an activation, its outputs are wrong until you "
+            'pass it: read_upstream(directory, arguments={"act_fn": "relu"}).'
         )
     if any(config.positions is None for config in configs):
         logger.warning(
-            f"upstream's files do not say positions: for the adapter in {path}, every batch must "
-            "(unit_locations), or record_positions."
+            f"upstream's files do not record positions: for the adapter in {path}, give them with "
+            "every batch (unit_locations), or with record_positions."
         )
 
 
 def write_upstream(adapter: Adapter, directory: str | os.PathLike[str]) -> None:
-    """Write an adapter as upstream saves it; the directory appears whole or not at all.
+    """Write an adapter as upstream saves it; the directory is written completely or not at all.
 
-    What upstream's files do not say is told in the log: positions, activation, dropout. What its
-    `load` makes of them is in docs/interoperability.md.
+    Fields that upstream's files do not have are logged: positions, activation, dropout. See
+    docs/interoperability.md for how upstream's `load` treats them.
 
     Args:
-        adapter: What `read_adapter` returns.
+        adapter: The result of `read_adapter`.
         directory: A new or empty directory.
 
     Raises:
-        AdapterError: If upstream has no such intervention, or the directory is there already.
+        AdapterError: If upstream has no such intervention, or the directory already exists.
     """
     if adapter.lora is not None:
         raise AdapterError(f"{adapter.origin} has PEFT's LoRA: upstream has no file for it.")
@@ -193,8 +192,8 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike[str]) -> None:
     given = [config.arguments or {} for config in configs]
     if not configs or any("embed_dim" not in arguments for arguments in given):
         raise AdapterError(
-            f"the config of {adapter.origin} does not spell out its interventions: load it on its "
-            "base model and save it from there."
+            f"the config of {adapter.origin} does not list the arguments of its interventions: "
+            "load it on its base model and save it from there."
         )
     for config in configs:
         _require_upstream(config)
@@ -209,10 +208,10 @@ def write_upstream(adapter: Adapter, directory: str | os.PathLike[str]) -> None:
         text = json.dumps(_entry(configs), indent=2, sort_keys=True) + "\n"
         (path / CONFIG_NAME).write_text(text, encoding="utf-8")
     positions = ", ".join(repr(config.positions) for config in configs)
-    unsaid = {name: [arguments.get(name) for arguments in given] for name in _UNSAID}
+    missing = {name: [arguments.get(name) for arguments in given] for name in _NOT_SAVED}
     logger.warning(
-        f"upstream's files do not say what its scripts must: the unit_locations of {positions}; "
-        f"{', '.join(f'{name} {values}' for name, values in unsaid.items())}."
+        f"upstream's files do not record these, so its scripts must: unit_locations {positions}; "
+        f"{', '.join(f'{name} {values}' for name, values in missing.items())}."
     )
 
 
@@ -220,7 +219,7 @@ def _require_upstream(config: InterventionConfig) -> None:
     if config.kind not in _KINDS.values():
         raise AdapterError(f"upstream has no intervention of the kind {config.kind!r}.")
     if config.tied_to is not None:
-        raise AdapterError(f"the intervention at {config.place} is tied: upstream cannot say so.")
+        raise AdapterError(f"the intervention at {config.place} is tied: upstream does not tie.")
     if not is_path(config.component) and config.component not in _COMPONENTS:
         raise AdapterError(
             f"upstream has no component {config.component!r}, only {', '.join(_COMPONENTS)}, and "
@@ -252,5 +251,5 @@ def _entry(configs: Sequence[InterventionConfig]) -> Json:
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
+    """The tensors whose names have this prefix, by the rest of their names."""
     return {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""A base model is wrapped with a fresh adapter."""
+"""Wrap a base model with a new adapter."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def get_reft_model(
     disable_model_grads: bool = True,
     adapter_name: str = "default",
 ) -> ReftModel:
-    """Wrap a base model with a fresh adapter.
+    """Wrap a base model with a new adapter.
 
     Args:
         model: Any transformers model.
-        reft_config: What to learn and where.
-        set_device: Put every intervention where the part of the model is that it edits.
+        reft_config: The interventions to train and where they edit.
+        set_device: Move every intervention to the device of the module that it edits.
         disable_model_grads: Freeze the base model.
-        adapter_name: What to call the adapter.
+        adapter_name: The name of the adapter.
 
     Returns:
-        The model, in the mode of the base model, training or evaluation.
+        The model, in the mode (training or evaluation) of the base model.
 
     Raises:
-        ValueError: If a layer or component is not there, or an intervention does not fit it.
-        TypeError: If `reft_config` is no `ReftConfig`, or `model` is no transformers model or has
-            an adapter already.
+        ValueError: If a layer or component does not exist, or an intervention does not fit it.
+        TypeError: If `reft_config` is not a `ReftConfig`, or `model` is not a transformers model
+            or already has an adapter.
     """
     reft_model = ReftModel(reft_config, model, adapter_name)
     if set_device:

@@ -1,4 +1,4 @@
-"""The one place where hidden states are changed.
+"""All changes of hidden states are made here.
 
 hidden (B, T, D) --gather--> (G, P, D) --interventions--> (G, P, D) --scatter--> (B, T, D)
 """
@@ -26,13 +26,13 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteEdits:
-    """What is done to one hidden state.
+    """The edits of one hidden state.
 
     Args:
-        calls: Each is given the hidden state as it was, unless they are in order.
-        summed: Whether edits of one token are added up, as those of several adapters are. If not,
+        calls: Each is given the original hidden state, unless `in_order`.
+        summed: Whether edits of one token are summed, as those of several adapters are. If not,
             no token is edited twice.
-        in_order: Whether each is given what those before it made.
+        in_order: Whether each call is given the result of the calls before it.
     """
 
     calls: Sequence[Call]
@@ -43,14 +43,14 @@ class SiteEdits:
 def edit_input(
     edits: SiteEdits, args: tuple[object, ...], kwargs: Arguments
 ) -> tuple[tuple[object, ...], Inputs]:
-    """Edit what goes into a module: its first tensor.
+    """Edit the input of a module: its first tensor.
 
     Args:
-        edits: What to do to it.
-        args, kwargs: What the module is called with.
+        edits: The edits.
+        args, kwargs: The arguments of the module.
 
     Returns:
-        The same, edited.
+        The arguments, edited.
     """
     if args:
         assert isinstance(args[0], Tensor)
@@ -62,25 +62,25 @@ def edit_input(
 def edit_output(
     edits: SiteEdits, module: nn.Module, inputs: Sequence[object], output: object
 ) -> object:
-    """Edit what comes out of a module: its output, or the first of several.
+    """Edit the output of a module, or the first of several.
 
     Args:
-        edits: What to do to it.
+        edits: The edits.
         module: The module.
-        inputs: What it was called with.
-        output: What it returned.
+        inputs: Its inputs.
+        output: Its output.
 
     Returns:
-        The same, edited.
+        The output, edited.
 
     Raises:
-        ValueError: If there is no hidden state in it, or one of another shape.
+        ValueError: If the output has no hidden state, or one of another shape.
     """
     several = output if isinstance(output, (tuple, list)) else None
     hidden = several[0] if several else output
     if not isinstance(hidden, Tensor):
         raise ValueError(
-            f"{type(module).__name__} returns {type(output).__name__}, and no hidden state to "
+            f"{type(module).__name__} returns {type(output).__name__}, not a hidden state to "
             "edit: name a module inside it."
         )
     hidden = _edit_hidden(edits, hidden, _may_overwrite(module, hidden, inputs))
@@ -102,7 +102,7 @@ def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
         flat.index_select(0, slots.gather.flatten()).view(*slots.gather.shape, -1)
         for _, slots in edits.calls
     )
-    # All are gathered before any is changed.
+    # All tokens are gathered before any is changed.
     chosen = gathered if edits.in_order else list(gathered)
     for (function, slots), before in zip(edits.calls, chosen, strict=True):
         after = function(before)
@@ -119,7 +119,7 @@ def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
 def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[object]) -> bool:
     """Whether an output can be edited in place, which spares a copy of the whole hidden state.
 
-    It can if it is nobody's input, of no use to autograd, and seen by no hook of others.
+    It can if no input shares its storage, autograd does not need it, and no other hook sees it.
     """
     if torch.compiler.is_compiling() or isinstance(hidden, nn.Parameter):
         return False

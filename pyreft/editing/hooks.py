@@ -1,7 +1,7 @@
-"""Hooks on the base model: which of its forward passes are edited, and by what.
+"""Hooks on the base model, which apply the edits in its forward passes.
 
-Hooks are put on once and do nothing until `editing` or `generating` says what to edit. Nothing
-but their own handles is ever removed.
+Hooks are registered once and do nothing until `editing` or `generating` specifies the edits. Only
+their own handles are ever removed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class EditHooks:
     def __init__(self, base: nn.Module) -> None:
         # Thread -> site -> its edits in the forward pass that is running there, if any.
         self._edits: dict[int, Edits | None] = {}
-        # Compiled code cannot ask for its thread, and reads the pass that began last.
+        # Compiled code cannot get its thread id, and reads the pass that began last.
         self._latest: Edits | None = None
-        # The edits of the pass whose parts are being computed again in backward.
+        # The edits of the pass whose parts are being recomputed in backward.
         self._recomputed: Edits | None = None
-        # Probed here, since it cannot be inside of a backward pass.
+        # Probed here, because it cannot be probed inside a backward pass.
         self._can_recompute = backward_has_an_id.holds
         # Thread -> the prompt that it is generating from.
         self._prompts: dict[int, _Prompt | None] = {}
@@ -51,23 +51,23 @@ class EditHooks:
         self._made = 0
 
     def add_sites(self, components: Sequence[Component]) -> list[int]:
-        """The number of the site of each component, hooked if it was not yet."""
+        """Return the site number of each component; hook those that have no hook yet."""
         sites = []
         for component in components:
-            place = (component.module, component.side)
-            if place not in self._numbers:
-                self._numbers[place] = number = self._made
+            key = (component.module, component.side)
+            if key not in self._numbers:
+                self._numbers[key] = number = self._made
                 self._handles[number] = self._hook(component, number)
                 self._made += 1
-            sites.append(self._numbers[place])
+            sites.append(self._numbers[key])
         return sites
 
     def keep_sites(self, sites: Iterable[int]) -> None:
-        """Take off the hooks of all other sites."""
+        """Remove the hooks of all other sites."""
         kept = set(sites)
-        for place, number in list(self._numbers.items()):
+        for key, number in list(self._numbers.items()):
             if number not in kept:
-                del self._numbers[place]
+                del self._numbers[key]
                 self._handles.pop(number).remove()
 
     def _hook(self, component: Component, number: int) -> RemovableHandle:
@@ -78,26 +78,26 @@ class EditHooks:
         return component.module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
 
     def at(self, site: int) -> SiteEdits | None:
-        """What is done at a site in the forward pass that is running, if anything."""
+        """The edits of a site in the running forward pass, None if there are none."""
         compiling = torch.compiler.is_compiling()
         edits = self._latest if compiling else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
             if not self._can_recompute:
                 backward_has_an_id.require("gradient checkpointing of an edited model")
-            # Read in backward alone, so that one that failed leaves nothing behind.
+            # Read only in backward, so that a failed pass leaves no edits behind.
             edits = self._recomputed if current_backward() != -1 else None
         return None if edits is None else edits.get(site)
 
     @property
     def placed(self) -> bool:
-        """Whether a forward pass is running in which it is settled what to edit, if anything."""
+        """Whether a forward pass is running whose edits are decided, even if it has none."""
         return threading.get_ident() in self._edits
 
     def _set(self, edits: Edits | None) -> None:
         self._latest = self._edits[threading.get_ident()] = edits
 
     def remove(self) -> None:
-        """Take the hooks off the base model."""
+        """Remove the hooks from the base model."""
         if self._before_model is not None:
             self._before_model.remove()
             self._before_model = None
@@ -118,7 +118,7 @@ class EditHooks:
 
     @contextmanager
     def editing(self, placed: Sequence[Placed]) -> Iterator[Edits | None]:
-        """Edit so in the forward passes inside the block, which is given the edits.
+        """Apply these edits in the forward passes inside the block; yields the edits.
 
         Raises:
             RuntimeError: If the hooks were removed.
@@ -142,8 +142,8 @@ class EditHooks:
 
         Args:
             prompt: Where to edit in the steps.
-            before: Where to edit until the first of them, in an encoder.
-            cached: How many tokens of the prompt a cache holds before the first step.
+            before: Where to edit before the first step, in an encoder.
+            cached: The number of tokens of the prompt in a cache before the first step.
 
         Raises:
             UnsupportedReleaseError: If the steps do not follow each other.
@@ -159,10 +159,10 @@ class EditHooks:
             placed.steps.require_all()
 
     def keep_for_recomputation(self, outputs: Iterable[Tensor]) -> None:
-        """Edit again when gradient checkpointing runs parts of this forward pass in backward.
+        """Edit again when gradient checkpointing recomputes parts of this forward pass in backward.
 
-        By then other passes may have run, so the pass's outputs carry its edits: their gradient
-        is computed before that of anything inside.
+        Other passes may have run by then, so hooks on the outputs of the pass restore its edits:
+        the gradients of the outputs are computed before all others of the pass.
         """
         edits = self._edits.get(threading.get_ident())
 
@@ -185,7 +185,7 @@ class EditHooks:
 
 
 class _Prompt:
-    """What a text is generated from; the weights of its interventions do not change meanwhile."""
+    """The prompt of a generation, during which the weights of interventions do not change."""
 
     def __init__(self, placed: Sequence[Placed], cached: int) -> None:
         self._placed = placed
@@ -202,7 +202,7 @@ class _Prompt:
 
 
 class _SiteHook:
-    """The hook at one site. An object with methods, so that a copied model has its own."""
+    """The hook at one site. It is an object, so that a copied model has its own hooks."""
 
     def __init__(self, hooks: EditHooks, site: int) -> None:
         self.hooks, self.site = hooks, site

@@ -1,7 +1,7 @@
 """Placed adapters -> the calls that edit each site in one forward pass.
 
-What can be stacked is edited by one call: the interventions of prefix and suffix on one layer, or
-of many adapters in one batch. The G groups are rows of the batch, once for each intervention.
+Interventions that can be stacked are computed in one call: those of prefix and suffix on one layer,
+or of many adapters in one batch. The G groups are rows of the batch, once for each intervention.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
 from pyreft.placement.placement import Directions, Placement, Target
 
-# Number of a site -> what is done there.
+# Number of a site -> its edits.
 Edits = Mapping[int, SiteEdits]
 
 
@@ -30,9 +30,9 @@ class Placed:
     Args:
         interventions: The modules.
         targets: Where each edits.
-        placement: The tokens; of the rows that are another adapter's, none.
-        weight: How much of its edits is made.
-        shared: Whether other adapters may edit the same tokens, which adds up their edits.
+        placement: The tokens; none in rows that another adapter edits.
+        weight: The factor of its edits.
+        shared: Whether other adapters may edit the same tokens, so that edits are summed.
     """
 
     interventions: Sequence[nn.Module]
@@ -42,21 +42,21 @@ class Placed:
     shared: bool = False
 
     def keep_logits(self, kept: int | slice | Tensor | None) -> Placed:
-        """The same in a forward pass with these `logits_to_keep`."""
+        """The same for a forward pass with these `logits_to_keep`."""
         return replace(self, placement=self.placement.keep_logits(self.targets, kept))
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One intervention at work in one forward pass.
+    """The edit of one intervention in one forward pass.
 
     Args:
         intervention: The module.
         slots: The tokens it edits.
-        heads: The heads it edits, of a per-head component; all if None.
+        heads: The heads it edits in a per-head component; all if None.
         num_heads: Number of heads of a per-head component.
         subspaces: The directions it edits, for each row of the batch.
-        weight: How much of the edit is made.
+        weight: The factor of the edit.
     """
 
     intervention: nn.Module
@@ -70,18 +70,18 @@ class Edit:
 def plan_pass(
     placed: Sequence[Placed], stacks: dict[tuple[object, ...], StackedInterventions] | None = None
 ) -> Edits | None:
-    """What is done at each site in one forward pass.
+    """Compute the edits of each site in one forward pass.
 
     Args:
-        placed: The adapters that act in it.
-        stacks: Where stacked interventions are kept from one pass to the next, while a text is
-            generated. By default they are stacked anew, and only where there are several.
+        placed: The adapters that edit in it.
+        stacks: Stores stacked interventions from one pass to the next, while a text is
+            generated. By default they are stacked in each pass, and only if there are several.
     """
     edits: dict[int, list[Edit]] = {}
     for one in placed:
         placement = one.placement
-        # In training an intervention that finds no token has the gradient zero, and not none: the
-        # other processes, which may have a token for it, wait for its gradient.
+        # In training an intervention without a token has the gradient zero, and not None: other
+        # processes, which may have a token for it, wait for its gradient.
         for index, slots in slots_of(placement.masks, torch.is_grad_enabled()).items():
             target = one.targets[index]
             edit = Edit(
@@ -105,7 +105,7 @@ def edits_something(edits: Edits | None) -> bool:
 
 
 class _Planner:
-    """Turns the edits of each site into few calls; what sites have in common is made once.
+    """Turns the edits of each site into few calls; sites share what they have in common.
 
     Args:
         summed: See `SiteEdits`.
@@ -156,7 +156,7 @@ class _Planner:
 
 
 class _Together:
-    """Calls stacked interventions: (G, P, D) -> (G, P, D), the groups of each edit in turn."""
+    """Calls stacked interventions: (G, P, D) -> (G, P, D), groups ordered by edit."""
 
     def __init__(self, edits: Sequence[Edit], stack: StackedInterventions) -> None:
         self._stack, self._one = stack, edits[0].intervention
@@ -198,11 +198,11 @@ class _Alone:
 
     def _call(self, chosen: Tensor) -> Tensor:
         edit, kept = self._edit, self._edit.slots.kept
-        by_itself = has_form(edit.intervention) or isinstance(edit.subspaces, Mapping)
-        if kept is None or by_itself or not kept.numel():
+        whole = has_form(edit.intervention) or isinstance(edit.subspaces, Mapping)
+        if kept is None or whole or not kept.numel():
             return _edit_alone(edit, chosen, edit.slots.rows)
-        # A module of the user's own may mix the tokens of a row, so it sees no others: rows with
-        # equally many are edited together.
+        # A user-defined module may mix the tokens of a row, so it gets the edited ones only: rows
+        # with the same number of tokens are edited together.
         counts = torch.bincount(kept // chosen.shape[1], minlength=len(chosen))
         edited = chosen.clone()
         for count in counts.unique().tolist():
@@ -213,7 +213,7 @@ class _Alone:
 
 
 def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
-    """Edit groups of tokens (G, P, D), of these rows (G,) of the batch."""
+    """Edit groups of tokens (G, P, D) from these rows (G,) of the batch."""
     extra: dict[str, object] = {}
     if isinstance(edit.subspaces, Mapping):
         extra["subspaces"] = edit.subspaces
@@ -231,8 +231,8 @@ def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
 
 def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, object]) -> Tensor:
     _require_width(intervention, chosen)
-    # Any module may assume that hidden states are as wide a type as its parameters, or of the type
-    # of some of them: upstream's kinds have R in float32 beside a bfloat16 source.
+    # A module may assume that hidden states have the widest type of its parameters, or the type of
+    # some of them: upstream's kinds have R in float32 and a bfloat16 source.
     own = {p.dtype for p in intervention.parameters()}
     alike = chosen.dtype in own
     wide = chosen.dtype if alike else reduce(torch.promote_types, own, chosen.dtype)
@@ -254,5 +254,5 @@ def _require_width(intervention: nn.Module, chosen: Tensor) -> None:
     if isinstance(width, int) and width != chosen.shape[-1]:
         raise ValueError(
             f"{type(intervention).__name__} edits hidden states of width {width}, this component "
-            f"has width {chosen.shape[-1]}: say so with embed_dim among its arguments."
+            f"has width {chosen.shape[-1]}: pass that width as embed_dim in its arguments."
         )

@@ -1,7 +1,7 @@
-"""Which tokens an edit reaches, as indices.
+"""The tokens of an edit, as indices.
 
-mask (B, T)   . x . x      gather   the tokens of each row that has any, rows with fewer filled up
-              . . . .      scatter  the tokens that are really edited
+mask (B, T)   . x . x      gather   the tokens of each row that has any, shorter rows filled up
+              . . . .      scatter  the tokens that are actually edited
               . x . .
 """
 
@@ -22,8 +22,8 @@ class Slots:
         shape: (B, T).
         rows: (G,), the row of each group of tokens: the rows that have a token to edit.
         gather: (G, P), the tokens of each group, filled up with its first.
-        scatter: (N,), the N <= G * P tokens that are really edited.
-        kept: (N,), where those lie in the flattened `gather`, or None if it is full.
+        scatter: (N,), the N <= G * P tokens that are actually edited.
+        kept: (N,), their indices in the flattened `gather`, or None if nothing was filled up.
     """
 
     shape: tuple[int, int]
@@ -38,8 +38,8 @@ class Slots:
 
         Args:
             mask: (B, T), the tokens to edit.
-            even_if_none: For a mask that chooses nothing, slots that gather the first token of
-                each row and edit none, in place of None.
+            even_if_none: Whether a mask that selects nothing gives slots, which gather the first
+                token of each row and edit none, instead of None.
         """
         batch, length = mask.shape
         rows, columns = mask.nonzero(as_tuple=True)
@@ -62,7 +62,7 @@ class Slots:
 
 
 def slots_of(masks: Mapping[int, Tensor], even_if_none: bool = False) -> dict[int, Slots]:
-    """The slots of every mask that chooses a token, or of all; equal masks share them.
+    """The slots of every mask that selects a token, or of all; one mask object has one `Slots`.
 
     Args:
         masks: (B, T) masks by the index of the intervention.
@@ -77,7 +77,7 @@ def slots_of(masks: Mapping[int, Tensor], even_if_none: bool = False) -> dict[in
 
 
 def join_slots(several: Sequence[Slots]) -> Slots:
-    """The groups of all one after the other, filled up to the most positions."""
+    """Concatenate the groups of all, filled up to the largest number of positions."""
     if len(several) == 1:
         return several[0]
     longest = max(slots.gather.shape[1] for slots in several)
@@ -92,6 +92,6 @@ def join_slots(several: Sequence[Slots]) -> Slots:
         kept.append((before + inside // count) * longest + inside % count)
         before += groups
     rows, scatter = torch.cat([s.rows for s in several]), torch.cat([s.scatter for s in several])
-    gather, places = torch.cat(gathers), torch.cat(kept)
-    full = places.numel() == gather.numel()
-    return Slots(several[0].shape, rows, gather, scatter, None if full else places)
+    gather, indices = torch.cat(gathers), torch.cat(kept)
+    full = indices.numel() == gather.numel()
+    return Slots(several[0].shape, rows, gather, scatter, None if full else indices)

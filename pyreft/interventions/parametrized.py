@@ -1,4 +1,4 @@
-"""torch's orthogonal parametrization, as which others save directions <-> the directions."""
+"""torch's orthogonal parametrization, in which other libraries save directions <-> directions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 _ORIGINAL, _BASE = "parametrizations.weight.original", "parametrizations.weight.0.base"
-# How far from orthonormal float32 leaves directions that are.
+# The error of orthonormality that float32 rounding causes.
 TOLERANCE = 1e-4
 
 
@@ -20,14 +20,14 @@ class _Weight(nn.Module):
 
 
 def read_parametrized(saved: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """The weight whose parametrization was saved, (m, n) with orthonormal rows or columns.
+    """Read a weight from its saved parametrization, (m, n) with orthonormal rows or columns.
 
     Args:
         saved: A state dict, with `prefix` before the names of the parametrization.
-        prefix: The name of the module, and a dot.
+        prefix: The name of the module, followed by a dot.
 
     Raises:
-        ValueError: If a tensor is missing or does not fit the other.
+        ValueError: If a tensor is missing or the two do not fit together.
     """
     names = [f"{prefix}{name}" for name in (_ORIGINAL, _BASE)]
     if missing := [name for name in names if name not in saved]:
@@ -44,7 +44,7 @@ def read_parametrized(saved: Mapping[str, Tensor], prefix: str) -> Tensor:
 
 
 def write_parametrized(weight: Tensor, prefix: str) -> dict[str, Tensor]:
-    """What a state dict holds of a weight with orthonormal rows or columns, (m, n)."""
+    """The parametrization, as a state dict, of a weight (m, n) with orthonormal rows or columns."""
     module = _parametrized(weight.detach().float())
     return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
 
@@ -57,7 +57,7 @@ def is_orthonormal(columns: Tensor) -> bool:
 
 
 def _parametrized(weight: Tensor) -> _Weight:
-    # It completes the weight to a square matrix with random numbers.
+    # The parametrization completes the weight to a square matrix with random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = _Weight(weight)

@@ -1,6 +1,6 @@
-"""pyvene's classes of interventions: its own where it is installed, and the same without it.
+"""pyvene's classes of interventions: its own if it is installed, else equivalents.
 
-Scripts derive interventions of their own from these, imported from `pyreft.interventions`.
+Scripts derive their own interventions from these, imported from `pyreft.interventions`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyreft.interventions.upstream import UpstreamInterventionMixin
 
 
 def find_class(name: str) -> type[nn.Module]:
-    """pyvene's class of a name, or ours in its place; upstream's LowRankRotateLayer is ours."""
+    """pyvene's class of a name, or our equivalent; upstream's LowRankRotateLayer is always ours."""
     if name in NAMES and importlib.util.find_spec("pyvene") is not None:
         found: type[nn.Module] = getattr(importlib.import_module("pyvene"), name)
         return found
@@ -24,7 +24,7 @@ def find_class(name: str) -> type[nn.Module]:
 
 
 class LowRankRotateLayer(nn.Module):
-    """R^T as a free matrix, x -> x R^T, which starts orthonormal; upstream's module.
+    """R^T as an unconstrained matrix, x -> x R^T, which starts orthonormal; upstream's module.
 
     `torch.nn.utils.parametrizations.orthogonal` keeps it so. The built-in kinds use
     `pyreft.interventions.OrthonormalProjection`.
@@ -32,7 +32,7 @@ class LowRankRotateLayer(nn.Module):
     Args:
         n: D, the width of the input.
         m: R, the number of directions.
-        init_orth: Whether it starts orthonormal; else it is left uninitialized.
+        init_orth: Whether it starts orthonormal; if not, it is uninitialized.
 
     Shape:
         x: (..., D) -> (..., R), in the type of the weight.
@@ -52,10 +52,10 @@ class Intervention(UpstreamInterventionMixin):
     """The base class of pyvene's interventions.
 
     Args:
-        **kwargs: `embed_dim`, the width that is edited; others are for subclasses.
+        **kwargs: `embed_dim`, the edited width; others are for subclasses.
 
     Attributes:
-        embed_dim, interchange_dim: The width, as tensors, which are saved as pyvene's are.
+        embed_dim, interchange_dim: The width, as buffers, which are saved like pyvene's.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ class Intervention(UpstreamInterventionMixin):
             self.register_buffer(name, None if width is None else torch.tensor(int(width)))
 
     def set_interchange_dim(self, interchange_dim: Tensor | int) -> None:
-        """Set the width that is edited."""
+        """Set the edited width."""
         self.interchange_dim = torch.as_tensor(interchange_dim)
 
 
@@ -76,7 +76,7 @@ class TrainableIntervention(Intervention):
     """An intervention with parameters."""
 
     def tie_weight(self, linked_intervention: nn.Module) -> None:
-        """Nothing: ReFT shares weights by sharing modules."""
+        """Do nothing: ReFT shares weights by sharing modules."""
 
 
 class ConstantSourceIntervention(Intervention):

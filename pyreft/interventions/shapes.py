@@ -1,4 +1,4 @@
-"""The tensors that each of the six kinds has, by our names."""
+"""The tensors of each of the six kinds, by our names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def require_tensors(kind: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]
     """The width and the rank of an intervention that has these tensors.
 
     Raises:
-        ValueError: If they are not those of its kind, or their shapes do not fit each other.
+        ValueError: If they are not those of its kind, or their shapes do not fit together.
     """
     name = "rotate_layer.original" if kind in ORTHONORMAL else "proj_layer.weight"
     if name not in tensors or tensors[name].dim() != 2:

@@ -1,4 +1,4 @@
-"""What scripts written for upstream, and pyvene beneath it, ask of an intervention."""
+"""The interface of interventions for scripts written for upstream and pyvene."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "source_representation": (None,),
     "hidden_source_representation": (None,),
 }
-# pyvene's classes that every kind of ours is one of.
+# pyvene's classes that are base classes of all our kinds.
 _OF_PYVENE = (
     "SourcelessIntervention",
     "TrainableIntervention",
@@ -38,15 +38,15 @@ class UpstreamInterventionMixin(nn.Module):
     """Upstream's calling conventions of an intervention.
 
     Attributes:
-        given: What the constructor was called with, by name. Constructors in upstream's style
-            take `**kwargs`, from which nothing else could tell.
-        given_more: Whether there were more by place, for `*args`.
+        given: The arguments of the constructor, by name. They are recorded because constructors
+            in upstream's style take `**kwargs`.
+        given_more: Whether there were more positional arguments, for `*args`.
     """
 
     given: Inputs
     given_more: bool
 
-    # What pyvene reads of an intervention.
+    # Attributes of an intervention that pyvene reads.
     trainable = True
     is_source_constant = True
     is_repr_distributed = True
@@ -58,34 +58,34 @@ class UpstreamInterventionMixin(nn.Module):
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         join_pyvene()
         made = super().__new__(cls)
-        # nn.Module has no dictionaries to register it in yet.
+        # Set in `__dict__`, because nn.Module has not been initialized yet.
         given, more = _read_call(cls, args, kwargs)
         made.__dict__.update(given=given, given_more=more)
         return made
 
     def __getitem__(self, index: int) -> Self:
-        """The module itself at 0: before 0.1.8, pyvene kept pairs of a module and its hook."""
+        """The module itself at 0: before 0.1.8, pyvene stored pairs of a module and its hook."""
         if index != 0:
-            raise IndexError(f"there is the module alone, at [0]; got [{index}].")
+            raise IndexError(f"only the module itself exists, at [0]; got [{index}].")
         return self
 
     def edit_nothing(self) -> None:
-        """Set the parameters so that the edit is zero; a kind that can do so says how.
+        """Set the parameters so that the edit is zero; kinds that can do so override this.
 
         Raises:
-            ValueError: If this one does not.
+            ValueError: If this kind does not.
         """
         raise ValueError(
             f"{type(self).__name__} does not say how it edits nothing: define edit_nothing() in it."
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """torch's state dict; called on the module alone, its keys are upstream's as well."""
+        """torch's state dict; without arguments, it also accepts upstream's keys."""
         found: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         return found if args or kwargs else _StateDict(found, _nearest_kind(self))
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """As torch's; the keys may be upstream's, such as "rotate_layer", which holds R^T.
+        """Like torch's; the keys may be upstream's, such as "rotate_layer", which is R^T.
 
         Raises:
             ValueError: If upstream's tensors do not fit, or its R is not orthonormal.
@@ -96,10 +96,10 @@ class UpstreamInterventionMixin(nn.Module):
 def _read_call(
     cls: type[nn.Module], args: tuple[object, ...], kwargs: Arguments
 ) -> tuple[Inputs, bool]:
-    """The arguments of a constructor's call by name, and whether there were more by place.
+    """The arguments of a constructor's call by name, and whether there were more by position.
 
-    None if they do not fit, as the constructor will say. Those without effect are left out, and
-    what the constructor may change is copied.
+    Empty if they do not fit; the constructor then raises. Arguments without effect are left out,
+    and values that the constructor may change are copied.
     """
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
@@ -120,9 +120,9 @@ def _read_call(
 
 
 def join_pyvene() -> None:
-    """Make our interventions pyvene's as well, for `isinstance`, once a script has imported that.
+    """Make our interventions subclasses of pyvene's, for `isinstance`, if pyvene is imported.
 
-    Of its code nothing runs: our constructors do not call its own.
+    None of its code runs, because our constructors do not call its constructors.
     """
     theirs: Any = tuple(getattr(sys.modules.get("pyvene"), name, None) for name in _OF_PYVENE)
     if None not in theirs and UpstreamInterventionMixin.__bases__ != theirs:
@@ -130,17 +130,17 @@ def join_pyvene() -> None:
 
 
 def refuse_unknown(cls: type, extra: Arguments, known: list[str], strict: bool) -> None:
-    """Check arguments of a constructor that a kind has no use for.
+    """Check arguments of a constructor that a kind does not use.
 
     Args:
         cls: The class of the intervention.
         extra: The arguments.
-        known: Those that it has use for.
-        strict: Whether any other is an error. Not so where a subclass hands on all that it is
-            given, as upstream's do.
+        known: The arguments that it uses.
+        strict: Whether any other is an error. False if a subclass passes on all its arguments,
+            as upstream's do.
 
     Raises:
-        TypeError: If an argument is unknown, or is known with another effect than none.
+        TypeError: If an argument is unknown, or has a value that would have an effect.
     """
     for name, value in extra.items():
         if name in _WITHOUT_EFFECT:
@@ -156,7 +156,7 @@ def refuse_unknown(cls: type, extra: Arguments, known: list[str], strict: bool) 
 
 
 class _StateDict(OrderedDict[str, Tensor]):
-    """A state dict that answers to upstream's keys too, without having them."""
+    """A state dict that also accepts upstream's keys, without storing them."""
 
     def __init__(self, found: Mapping[str, Tensor] | None = None, kind: str | None = None) -> None:
         super().__init__(found or {})
@@ -176,12 +176,12 @@ class _StateDict(OrderedDict[str, Tensor]):
         return copied
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Whoever saves it has a plain state dict.
+        # Pickled as a plain state dict.
         return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
 
 def _our_tensors(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A state dict in our names, whosever they are."""
+    """Convert a state dict with upstream's or our names to our names."""
     kind = _nearest_kind(module)
     names = [str(name) for name in state_dict] if isinstance(state_dict, Mapping) else []
     theirs = "rotate_layer" in names or any(".parametrizations." in name for name in names)
@@ -193,13 +193,13 @@ def _our_tensors(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping
     if found != kind:
         raise ValueError(
             f"the rows of its R are not orthonormal, so it is no {type(module).__name__}: upstream "
-            f"leaves them so after loading and training on. Load it into the kind {found!r}."
+            f"changes them when it trains after loading. Load it into the kind {found!r}."
         )
     return tensors
 
 
 def _nearest_kind(module: nn.Module) -> str | None:
-    """The built-in kind that a module is, or derives from."""
+    """The built-in kind of a module, or that its class derives from."""
     from pyreft.interventions.registry import intervention_class
     from pyreft.interventions.shapes import KINDS
 

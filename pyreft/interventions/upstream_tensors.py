@@ -1,7 +1,7 @@
-"""The tensors of one intervention as upstream saves them <-> arguments and tensors of ours.
+"""The tensors of one intervention as upstream saves them <-> our arguments and tensors.
 
-Upstream's LoReFT is saved as R and what maps the hidden state; its other kinds as the state dict
-of their modules, R as torch's parametrization of it, a D x D matrix among that.
+Upstream saves its LoReFT as R and the linear map of the hidden state. It saves its other kinds as
+the state dict of their modules, with R as torch's parametrization, which has a D x D matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyreft.interventions.shapes import CONSTANT, ORTHONORMAL, require_tensors
 
 _ROTATION = "rotate_layer."
 _DIRECTIONS, _TURN = "rotate_layer.original", "rotate_layer.turn"
-# Of LoReFT: upstream's name, ours.
+# LoReFT: upstream's name -> our name.
 _OF_LOREFT = {
     "weight": "learned_source.weight",
     "bias": "learned_source.bias",
@@ -31,12 +31,12 @@ _WITHOUT_R = {"loreft": "noreft", "direft": "nodireft"}
 def read_intervention(
     kind: str, saved: Mapping[str, Tensor]
 ) -> tuple[str, Json, dict[str, Tensor]]:
-    """Read what upstream saved of an intervention.
+    """Read the tensors that upstream saved for an intervention.
 
     Returns:
-        Its kind, its constructor arguments but for those that upstream does not save, and its
-        tensors. A LoReFT that upstream trained on after loading it has directions that are no
-        longer orthonormal: it is a NoReFT, and read as that.
+        Its kind, its constructor arguments except those that upstream does not save, and its
+        tensors. If upstream loads a LoReFT and trains it further, its directions are no longer
+        orthonormal: it is then read as a NoReFT.
 
     Raises:
         ValueError: If a tensor is missing or unknown, or its shape or type does not fit.
@@ -67,7 +67,7 @@ def read_intervention(
 def write_intervention(
     kind: str, arguments: Json, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What upstream saves of an intervention that has our tensors."""
+    """The tensors that upstream would save for an intervention with our tensors."""
     saved = dict(tensors)
     if kind in ORTHONORMAL:
         start = saved.pop(_DIRECTIONS)

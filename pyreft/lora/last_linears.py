@@ -1,4 +1,4 @@
-"""The linear map whose output a component is, if it is one, and its weights can be changed."""
+"""Find the linear map whose output a component is, and check that its weights can be changed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @torch.no_grad()
 def last_linears(base: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
-    """The linear maps whose outputs are those of modules, by the module.
+    """The linear map whose output each module returns, if there is one.
 
-    The base model is run on a few tokens, to see whether what a module returns is what a linear
-    map inside it returns. What comes after it in a layer cannot be read off its structure.
+    The base model is run on a few tokens, to check whether a module returns the output of a linear
+    map inside it. The structure of a layer does not show what comes after a linear map.
     """
     found = {module: module for module in modules if _is_linear(module)}
     larger = [module for module in modules if module not in found]
@@ -37,7 +37,7 @@ def last_linears(base: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn
     watched = {one for module in larger for one in (module, *inside[module])}
     handles = [one.register_forward_hook(record) for one in watched]
     try:
-        # Without dropout, which hands its input on.
+        # In evaluation mode, in which dropout returns its input.
         with evaluating(base):
             inputs = {name: tensor.to(base.device) for name, tensor in base.dummy_inputs.items()}
             base(**{"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs)
@@ -55,7 +55,7 @@ def last_linears(base: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn
 def find_linear(
     base: nn.Module, component: Component, linears: Mapping[nn.Module, nn.Module]
 ) -> tuple[str, nn.Module]:
-    """The name in the base model and the linear map whose output a component is.
+    """The linear map whose output a component is, and its name in the base model.
 
     Args:
         base: The base model.
@@ -63,10 +63,10 @@ def find_linear(
         linears: What `last_linears` found.
 
     Raises:
-        ValueError: If there is no such linear map, or its weights are not plain numbers of its own.
+        ValueError: If there is no such linear map, or its weights are not plain and unshared.
     """
     if component.side != "output":
-        raise ValueError("it edits an input, and an input comes out of no single linear map.")
+        raise ValueError("it edits an input, which is not the output of one linear map.")
     module = component.module
     if module not in linears:
         raise ValueError(
@@ -85,7 +85,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _require_plain(base: nn.Module, name: str, linear: Any) -> None:
-    """Refuse a linear map whose weights are packed, elsewhere, or used by others as well."""
+    """Refuse a linear map whose weights are packed, offloaded, or shared with other modules."""
     weight = linear.weight
     plain = type(linear) in (nn.Linear, Conv1D) and type(weight) is nn.Parameter
     if not plain or weight.dtype not in _FLOATS or weight.is_meta:

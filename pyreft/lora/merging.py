@@ -1,11 +1,11 @@
-"""Interventions that a linear map can take up -> its weights, or PEFT's LoRA.
+"""Interventions that can be merged into a linear map -> its weights, or PEFT's LoRA.
 
-An intervention without an activation, on every token, at the output of y = A x + a, makes of it
+An intervention without an activation, on every token, edits the output of y = A x + a to
 
     y' = y + B^T ((W - s B) y + b - s c)          see `pyreft.interventions.forms`
        = (I + L M) A x + (I + L M) a + L k        L = B^T (D, R),  M = W - s B (R, D),  k = b - s c
 
-which is linear in x: A' = A + L (M A) is a LoRA of rank R, and L (M a + k) goes into the bias.
+which is affine in x: A' = A + L (M A) is a LoRA of rank R, and L (M a + k) is added to the bias.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WEIGHTS_NAME = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Change:
-    """What interventions make of a linear map: A + up @ down, a + bias; in float64.
+    """The change of a linear map by interventions: A + up @ down, a + bias; in float64.
 
     Args:
         name: Name of the linear map in the base model.
@@ -55,23 +55,23 @@ class Change:
     bias: Tensor
 
     def plus(self, other: Change) -> Change:
-        """Both, of one linear map; their ranks add up."""
+        """The sum of two changes of one linear map; their ranks add up."""
         up, down = torch.cat([self.up, other.up], 1), torch.cat([self.down, other.down])
         return Change(self.name, self.linear, up, down, self.bias + other.bias)
 
 
 def find_changes(base: PreTrainedModel, edits: Sequence[tuple[str, float, Target]]) -> list[Change]:
-    """What interventions make of linear maps, one change for each map.
+    """Compute the changes of linear maps by interventions, one for each map.
 
-    Only what a linear map can take up is found: positions "all", at the output of a linear map,
-    one of the six kinds without an activation.
+    An intervention can be merged if it has the positions "all", is at the output of a linear map,
+    and is one of the six kinds without an activation.
 
     Args:
         base: The base model.
-        edits: Of each intervention what it is called in errors, its weight, and where it edits.
+        edits: For each intervention its name in errors, its weight, and its target.
 
     Raises:
-        ValueError: If one cannot be merged; the message names it and says why.
+        ValueError: If one cannot be merged; the message names it and gives the reason.
     """
     if is_peft_model(base):
         raise ValueError(
@@ -88,14 +88,14 @@ def find_changes(base: PreTrainedModel, edits: Sequence[tuple[str, float, Target
         with _naming(what):
             name, linear = find_linear(inner, target.component, linears)
         change = _change(name, linear, form, weight)
-        # Each edit sees what the linear map returns without the others, so they add up.
+        # Each edit is computed from the unedited output of the linear map, so they add up.
         changes[name] = changes[name].plus(change) if name in changes else change
     return list(changes.values())
 
 
 @torch.no_grad()
 def add_changes(changes: Sequence[Change]) -> None:
-    """Change the weights of linear maps, computed in float64 and rounded once."""
+    """Add changes to the weights of linear maps, computed in float64 and rounded once."""
     for change in changes:
         _add(change)
 
@@ -108,7 +108,7 @@ def write_lora(
     Args:
         changes: What to write.
         base_name: The name of the base model.
-        directory: A new or empty directory, which appears whole or not at all.
+        directory: A new or empty directory, written completely or not at all.
 
     Raises:
         ImportError: If PEFT is not installed.
@@ -144,7 +144,7 @@ def write_lora(
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Say of an error which intervention it is about."""
+    """Prepend the name of the intervention to an error."""
     try:
         yield
     except ValueError as error:
@@ -152,17 +152,17 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def _linear_form(config: InterventionConfig) -> Form:
-    """What an intervention computes.
+    """The linear form of an intervention.
 
     Raises:
-        ValueError: If that is not linear, or not of every token.
+        ValueError: If it is not linear, or does not edit every token.
     """
     if config.positions is None or not config.positions.edits_all:
         raise ValueError(
-            f'it edits {config.positions!r}; weights act on every token, as the positions "all" do.'
+            f'it edits {config.positions!r}; weights apply to every token, as positions "all".'
         )
     if config.heads is not None:
-        raise ValueError(f"it edits the heads {list(config.heads)} alone.")
+        raise ValueError(f"it edits only the heads {list(config.heads)}.")
     assert config.intervention is not None
     form = read_form(config.intervention)
     if form.act_fn is not None:

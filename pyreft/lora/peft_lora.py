@@ -1,8 +1,8 @@
-"""A base model that PEFT put a LoRA on: what PEFT trains is saved and loaded with the adapter.
+"""A base model with PEFT's LoRA: what PEFT trains is saved and loaded with the adapter.
 
-PEFT's config can name code to import, and patterns that take for ever to match. What is saved is
-a description of the LoRA alone: which modules it is on, and its numbers. PEFT's own files lie
-beside the adapter's, so that PEFT can load them by itself; they are never read here.
+PEFT's config can name code to import, and patterns that take forever to match. So only a
+description of the LoRA (its modules and settings) and its tensors are saved. PEFT's own files are
+written as well, so that PEFT can load them by itself; they are never read here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyreft.installed.tuners import is_peft_model
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import LORA_FILES, OF_LORA
 
-# What describes a LoRA, and the types of its JSON.
+# The fields that describe a LoRA, and their JSON types.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "r": (int,),
     "lora_alpha": (int, float),
@@ -38,17 +38,17 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "alpha_pattern": (dict,),
     "modules_to_save": (list, type(None)),
 }
-# What is said by the modules that it is on.
+# Already expressed by the resolved target modules.
 _RESOLVED = {"exclude_modules", "layers_to_transform", "layers_pattern"}
-# What PEFT writes of a run, rather than of what is trained.
+# Fields of PEFT's config that describe the run, and not what is trained.
 _OF_THE_RUN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights"}
 _OF_THE_RUN |= {"peft_version", "revision", "runtime_config", "ensure_weight_tying"}
-# Ways to begin that leave the base model as it is.
-_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
+# Initializations that leave the base model unchanged.
+_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def peft_tensors(model: Any) -> dict[str, Tensor]:
-    """What PEFT saves of the model, by PEFT's names; nothing if it wraps none or is frozen."""
+    """The tensors that PEFT saves, by PEFT's names; none without PEFT, or if they are frozen."""
     if not is_peft_model(model):
         return {}
     from peft import get_peft_model_state_dict
@@ -60,12 +60,12 @@ def peft_tensors(model: Any) -> dict[str, Tensor]:
 
 
 def let_lora_train(model: Any) -> None:
-    """Let PEFT's active LoRA be trained, whatever is frozen."""
+    """Make PEFT's active LoRA trainable, whatever is frozen."""
     model.set_adapter(model.active_adapter)
 
 
 def frozen_lora(model: Any) -> bool:
-    """Whether PEFT put something on the model to be trained, and nothing of it learns."""
+    """Whether PEFT put something on the model to be trained, and all of it is frozen."""
     if not is_peft_model(model):
         return False
     return not model.active_peft_config.inference_mode and not peft_tensors(model)
@@ -73,47 +73,47 @@ def frozen_lora(model: Any) -> bool:
 
 @contextmanager
 def without_lora(model: Any) -> Iterator[None]:
-    """Turn off, inside the block, what PEFT trains of the model; a frozen LoRA stays on."""
+    """Turn off PEFT's trainable layers inside the block; a frozen LoRA stays on."""
     if not peft_tensors(model):
         yield
         return
-    # PEFT freezes what it turns off, and lets all of it learn afterwards.
-    restore_learning = remember_learning(model)
+    # PEFT freezes what it turns off, and makes all of it trainable afterwards.
+    restore_requires_grad = remember_learning(model)
     with model.disable_adapter():
-        restore_learning()
+        restore_requires_grad()
         yield
-    restore_learning()
+    restore_requires_grad()
 
 
 def describe_lora(model: Any) -> Json:
     """The LoRA of a model, as JSON.
 
     Raises:
-        ValueError: If it is more than a LoRA, or began by changing the base model.
+        ValueError: If it is more than a LoRA, or its initialization changed the base model.
     """
     from peft import LoraConfig
 
     config = model.active_peft_config
     if not isinstance(config, LoraConfig):
         raise ValueError(
-            f"what PEFT trains of the base model is {type(config).__name__}: only a LoRA is saved "
+            f"PEFT trains the base model with {type(config).__name__}: only a LoRA is saved "
             "with the interventions. Save it by itself with PEFT, and freeze it."
         )
-    said, default = config.to_dict(), LoraConfig().to_dict()
+    fields, default = config.to_dict(), LoraConfig().to_dict()
     known = {*_FIELDS, *_RESOLVED, *_OF_THE_RUN}
-    more = sorted(n for n in said if n not in known and said[n] != default.get(n))
-    if config.init_lora_weights not in _BEGINNINGS:
+    more = sorted(n for n in fields if n not in known and fields[n] != default.get(n))
+    if config.init_lora_weights not in _INITIALIZATIONS:
         more.append("init_lora_weights")
     if more:
         raise ValueError(
-            f"the LoRA on the base model has {more[0]}={said[more[0]]!r}, which is not saved with "
-            "the interventions. Save it by itself with PEFT, and freeze it."
+            f"the LoRA on the base model has {more[0]}={fields[more[0]]!r}, which is not saved "
+            "with the interventions. Save it by itself with PEFT, and freeze it."
         )
     name, layers = model.active_adapter, dict(model.get_base_model().named_modules())
     targets: list[str] = sorted(model.base_model.targeted_module_names)
     ranks = {target: layers[target].r[name] for target in targets}
     alphas = {target: layers[target].lora_alpha[name] for target in targets}
-    found = {field: said[field] for field in _FIELDS}
+    found = {field: fields[field] for field in _FIELDS}
     return found | {
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
         "target_modules": targets,
@@ -124,10 +124,10 @@ def describe_lora(model: Any) -> Json:
 
 
 def peft_files(model: Any) -> dict[str, bytes]:
-    """What PEFT itself writes of its LoRA, by the names of the files."""
+    """The files that PEFT itself writes for its LoRA: name -> content."""
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
-        # PEFT gives adapters that are not called "default" a folder of their own.
+        # PEFT saves an adapter that is not named "default" in a folder of its own.
         folder = next(Path(temporary).rglob(LORA_FILES[0])).parent
         return {name: (folder / name).read_bytes() for name in LORA_FILES}
 
@@ -143,13 +143,13 @@ def require_same_lora(adapter: Adapter, model: Any) -> None:
 
 
 def put_lora(model: Any, adapter: Adapter) -> Any:
-    """Put the LoRA of an adapter on a model, its tensors still to be loaded.
+    """Put the LoRA of an adapter on a model; its tensors are loaded later.
 
     Returns:
-        The model that PEFT wraps, the one given if it was wrapped already.
+        The model wrapped by PEFT; the given one if it was wrapped already.
 
     Raises:
-        AdapterError: If there is no such LoRA, or the model's own is another.
+        AdapterError: If the description is invalid, or the model has a different LoRA.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -171,10 +171,10 @@ def _require_equal(adapter: Adapter, ours: Json) -> None:
 
 
 def _check_lora(adapter: Adapter, model: nn.Module) -> None:
-    """Raise AdapterError unless a LoRA is described that the model can have.
+    """Raise AdapterError unless the described LoRA fits the model.
 
-    Names are those of modules, since PEFT takes others for patterns; ranks are those of the
-    tensors, since a LoRA of any rank would be made first.
+    Names must be those of modules, because PEFT treats others as patterns. Ranks must be those of
+    the tensors, because PEFT would first allocate a LoRA of any rank.
     """
     from peft import TaskType
 
@@ -214,7 +214,7 @@ def _check_lora(adapter: Adapter, model: nn.Module) -> None:
 
 
 def _ends(names: Json) -> set[str]:
-    """All ends of dotted names: "model.layers" is "model.layers" and "layers"."""
+    """All suffixes of dotted names: of "model.layers", "model.layers" and "layers"."""
     split = [name.split(".") for name in names if name]
     return {".".join(parts[start:]) for parts in split for start in range(len(parts))}
 

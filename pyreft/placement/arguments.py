@@ -1,4 +1,4 @@
-"""The arguments of a call that say what to edit, and do not reach the base model."""
+"""The arguments of a call that specify what to edit; the base model does not get them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EditArguments:
     """See `ReftModel.forward`.
 
     Args:
-        completion_mask, intervention_locations, subspaces, adapter_names, positions: As there.
+        completion_mask, intervention_locations, subspaces, adapter_names, positions: See there.
         in_order: Whether several interventions may edit one token, one after the other, as in
             upstream's convention.
     """
@@ -31,7 +31,7 @@ class EditArguments:
 
     @classmethod
     def take(cls, inputs: Inputs) -> EditArguments:
-        """Take them out of the arguments of a call, positions as indices of tokens."""
+        """Remove them from the arguments of a call; positions become indices of tokens."""
         found = {name: inputs.pop(name) for name in NAMES if name in inputs}
         leading, taken = inputs.pop("leading_pad", None), cls(**found)
         if taken.intervention_locations is None:
@@ -44,7 +44,7 @@ class EditArguments:
 
     @property
     def choose_rows(self) -> bool:
-        """Whether the call says itself what is edited in each row; that may be nothing."""
+        """Whether the call itself specifies what is edited in each row; it may be nothing."""
         return self.intervention_locations is not None or self.adapter_names is not None
 
 

@@ -21,21 +21,21 @@ from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
 
-# What packing collators tell flash attention and state space models.
+# What packing collators pass to flash attention and state space models.
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
-# Needs no prompt to be found.
+# Does not depend on where the prompt ends.
 _ALL = PositionSpec.parse("all")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the base model reads, or the prompt that `generate` goes on from.
+    """The tokens of one call of the base model, or the prompt that `generate` continues.
 
     Args:
         rows: B, the number of rows.
-        tokens: What each stack of the model reads of a text's beginning: prompt and completion.
-        text: (B, T) bool, of tokens that follow a filled cache: true where there is no padding.
-        stack: The stack that those are of.
+        tokens: For each stack of the model, the prompts and completions that it reads.
+        text: (B, T) bool, for tokens that follow a filled cache: false on padding.
+        stack: The stack that reads the tokens of `text`.
     """
 
     rows: int
@@ -44,7 +44,7 @@ class Batch:
     stack: str | None = None
 
     def of(self, rows: Tensor) -> Batch:
-        """Some rows of it alone."""
+        """The batch with only some of its rows."""
         tokens = {stack: seen.of(rows) for stack, seen in self.tokens.items()}
         return Batch(len(rows), tokens, None if self.text is None else self.text[rows], self.stack)
 
@@ -53,7 +53,7 @@ class Batch:
 
         Args:
             targets: The interventions, and where they edit.
-            given: What the call says of edits.
+            given: The call's arguments for edits.
 
         Returns:
             The placement, or None if nothing is edited.
@@ -74,22 +74,22 @@ class Batch:
 def read_batch(
     base: PreTrainedModel, targets: Sequence[Target], inputs: Arguments, given: EditArguments
 ) -> Batch | None:
-    """Find prompts and completions in what the base model is called with.
+    """Find prompts and completions in the arguments of the base model.
 
     Args:
         base: The base model.
         targets: The interventions of all adapters that may edit.
-        inputs: What the base model is called with.
-        given: What the call says of edits.
+        inputs: The arguments of the base model.
+        given: The call's arguments for edits.
 
     Returns:
-        The batch, or None if there is no token in it.
+        The batch, or None if it has no token.
     """
-    told, two_stacks = given.intervention_locations is not None, has_two_stacks(base)
+    has_locations, two_stacks = given.intervention_locations is not None, has_two_stacks(base)
     completion_mask = given.completion_mask
-    explicit = told or all(target.positions == _ALL for target in targets)
+    explicit = has_locations or all(target.positions == _ALL for target in targets)
     cached = _cached(inputs, explicit)
-    generated = cached > 0 and not told
+    generated = cached > 0 and not has_locations
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
         tokens["encoder"] = _encoder_tokens(inputs, explicit)
@@ -108,7 +108,7 @@ def read_batch(
 
 
 def _cached(inputs: Arguments, explicit: bool) -> int:
-    """The number of tokens before those of a call; where that does not matter, 0 if unknown."""
+    """The number of cached tokens before a call; if `explicit`, 0 when it is unknown."""
     try:
         return cached_tokens(inputs)
     except UncountedStateError:
@@ -118,7 +118,7 @@ def _cached(inputs: Arguments, explicit: bool) -> int:
 
 
 class Given(NamedTuple):
-    """What a stack of layers is given to read, (B, T)."""
+    """The tokens passed to a stack of layers, (B, T)."""
 
     shape: tuple[int, int]
     device: torch.device
@@ -132,11 +132,11 @@ def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | 
     Args:
         inputs: The arguments.
         prefix: "decoder_" for those of a decoder.
-        cached: The number of tokens before them, in a cache; a mask may begin with those.
+        cached: The number of tokens before them, in a cache; a mask may include those.
 
     Raises:
-        ValueError: If they have another shape.
-        TypeError: If they are no tensors.
+        ValueError: If their shape is wrong.
+        TypeError: If they are not tensors.
     """
     ids, embeddings = inputs.get(f"{prefix}input_ids"), inputs.get(f"{prefix}inputs_embeds")
     if ids is None and embeddings is None:
@@ -164,7 +164,7 @@ def _tokens(
 ) -> Tokens | None:
     given = read_given(inputs, cached=cached)
     if not explicit and completion_mask is None and inputs.get("labels") is None:
-        _warn_if_trained_blindly(base)
+        _warn_without_labels(base)
     return given and find_tokens(
         *given,
         labels=inputs.get("labels") if _reads_left_to_right(base) else None,
@@ -176,7 +176,7 @@ def _tokens(
 
 
 def _encoder_tokens(inputs: Arguments, explicit: bool) -> Tokens | None:
-    """An encoder reads prompts; it does not run where its outputs are given."""
+    """The encoder's prompts; None if its outputs are given, because it then does not run."""
     given = read_given(inputs) if inputs.get("encoder_outputs") is None else None
     return given and find_tokens(*given, explicit=explicit)
 
@@ -210,9 +210,9 @@ def _decoder_tokens(
 
 
 def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int, Directions]:
-    """For each intervention that is not edited whole, a list of directions for each row.
+    """For each intervention that edits some directions only, a list of them for each row.
 
-    Or a dict, which its module gets as it is.
+    Or a dict, which its module gets unchanged.
     """
     if subspaces is None:
         return {}
@@ -228,13 +228,13 @@ def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int,
         raise TypeError(f"subspaces are lists of indices of directions, got {subspaces!r}.")
     if all(isinstance(index, int) for index in given):
         return dict.fromkeys(range(count), [list(given)] * batch)
-    # As scripts have it whose rows are alike.
+    # Scripts whose rows are alike give one list for all rows.
     given = [one * batch if isinstance(one, list) and len(one) == 1 else one for one in given]
     if len(given) != count:
         raise ValueError(f"subspaces are for {len(given)} interventions, the model has {count}.")
     for one in given:
         if isinstance(one, Mapping):
-            continue  # what a module of the user's own makes of it
+            continue  # interpreted by a user-defined module
         rows = one is None or (isinstance(one, (list, tuple)) and len(one) == batch)
         if not rows or not all(isinstance(row, (list, tuple)) for row in one or ()):
             raise ValueError(
@@ -245,14 +245,14 @@ def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int,
 
 
 def _reads_left_to_right(base: PreTrainedModel) -> bool:
-    """Whether labels per token are a continuation; those of a tagger or masked LM are not."""
+    """Whether labels per token mark a completion; those of a tagger or masked LM do not."""
     return bool(base.can_generate())
 
 
-def _warn_if_trained_blindly(base: PreTrainedModel) -> None:
+def _warn_without_labels(base: PreTrainedModel) -> None:
     if base.training and torch.is_grad_enabled() and _reads_left_to_right(base):
         logger.warning_once(
-            "The model is being trained, and called without labels: all of each row is taken for "
-            "its prompt, which it is not if the loss is on a part of it. Give completion_mask with "
-            "the batch, nonzero on that part."
+            "The model is being trained, and called without labels: each whole row is taken as a "
+            "prompt. This is wrong if the loss is computed on a part of the row: then give "
+            "completion_mask with the batch, nonzero on that part."
         )

@@ -1,11 +1,11 @@
-"""A batch -> where the prompt of each row ends. Found, not asked for.
+"""A batch -> where the prompt of each row ends. It is inferred; the caller does not specify it.
 
 row        padding  prompt          completion     padding
 labels     -100     -100 -100 -100  17  5  2       -100
 Tokens     .        p    p    p     c   c  c       .
 
-The decoder of an encoder-decoder model reads its labels shifted by one; its prompt ends with the
-token that the first label is predicted from:
+The decoder of an encoder-decoder model reads its labels shifted by one. Its prompt ends with the
+token that predicts the first label:
 
 labels     17       5    2          -100
 decoder    start    17   5          2
@@ -33,29 +33,29 @@ def find_tokens(
     packed: bool = False,
     explicit: bool = False,
 ) -> Tokens:
-    """Tell prompt, completion and padding apart.
+    """Split the tokens of a batch into prompt, completion and padding.
 
     The first true entry of `completion_mask`, else the first label that is not -100, ends the
-    prompt of its row; with neither, all that the attention mask admits is the prompt. Labels that
-    are not per token (classification) end nothing.
+    prompt of its row; with neither, all tokens in the attention mask are the prompt. Labels that
+    are not per token (classification) do not end a prompt.
 
     Args:
         shape: (B, T) of the batch.
-        device: Where the batch is.
-        input_ids: (B, T), if there are any; handed on to position functions.
+        device: The device of the batch.
+        input_ids: (B, T), if there are any; passed on to position functions.
         attention_mask: (B, T), zero on padding; no padding by default.
-        labels: (B, T) labels, -100 where there is none; other shapes are not read.
+        labels: (B, T) labels, -100 where there is none; other shapes are ignored.
         completion_mask: (B, T), nonzero on the completion.
-        position_ids: (B, T), if the caller gave any; they show whether a row holds several texts.
-        packed: Whether rows are known to hold several texts.
-        explicit: Whether the prompt's end does not matter, since the caller says all positions or
-            all are edited. Then a row of several texts is one prompt, and so is all of a batch
-            whose mask is not 2-D.
+        position_ids: (B, T), if the caller gave any; they show if a row contains several texts.
+        packed: Whether rows are known to contain several texts.
+        explicit: Whether the end of the prompt does not matter, because the caller gives all
+            positions or all are edited. Then a row of several texts is one prompt, and every row
+            of a batch whose mask is not 2-D is one prompt.
 
     Raises:
         ValueError: If a row has no label at all, or a 2-D mask is not (B, T); or, unless positions
             are explicit, if the mask is not 2-D or a row holds several texts or answers.
-        TypeError: If labels or a mask are no tensors.
+        TypeError: If labels or a mask are not tensors.
     """
     text = torch.ones(shape, dtype=torch.bool, device=device)
     if isinstance(attention_mask, Tensor) and attention_mask.shape == shape:
@@ -75,7 +75,7 @@ def find_tokens(
     if packed and not explicit:
         raise ValueError(
             "a row of the batch is packed (its position_ids start again, or cu_seq_lens or seq_idx "
-            "came with it), so its prompts cannot be told apart: give intervention_locations, or "
+            "came with it), so its prompts cannot be separated: give intervention_locations, or "
             "train on one text a row."
         )
     labels = None if labels is None else as_tensor("labels", labels)
@@ -107,14 +107,14 @@ def find_decoder_tokens(
     source: str = "labels",
     explicit: bool = False,
 ) -> Tokens:
-    """Tell prompt, completion and padding of a decoder apart.
+    """Split the tokens of a decoder into prompt, completion and padding.
 
     Args:
         shape: (B, T) of the decoder's input.
-        device: Where the batch is.
+        device: The device of the batch.
         input_ids, attention_mask: (B, T), of the decoder.
-        predicts: (B, T), true where there is a label; without, all is the prompt.
-        source: Where that comes from, for errors.
+        predicts: (B, T), true where there is a label; None if all tokens are the prompt.
+        source: The argument that `predicts` comes from, for errors.
         explicit: As for `find_tokens`.
 
     Raises:
@@ -137,15 +137,15 @@ def find_decoder_tokens(
 
 
 def _refuse_several(labelled: Tensor, completion: Tensor) -> None:
-    """Labels that stop and begin again are those of several turns, or of several texts."""
+    """Refuse labels that stop and begin again: they belong to several turns or texts."""
     again = ((completion & ~labelled).cumsum(1) > 0) & completion & labelled
     if bool(again.any()):
         row = int(again.any(1).int().argmax())
         raise ValueError(
             f"the labels of row {row} stop and begin again, as in a chat with several answers or "
-            "in packed texts, and only the first would have its prompt edited. Make one example of "
-            "each answer with pyreft.make_examples, or say with completion_mask where the prompt "
-            "ends."
+            "in packed texts, and only the prompt of the first one would be edited. Make one "
+            "example of each answer with pyreft.make_examples, or mark the end of the prompt with "
+            "completion_mask."
         )
 
 
@@ -157,7 +157,7 @@ def as_tensor(name: str, value: object) -> Tensor:
 
 
 def require_mask(name: str, mask: object, shape: tuple[int, int], cached: int) -> Tensor:
-    """The mask, which must be of a prompt (B, T), and may be of a cache's tokens before it too."""
+    """The mask of a prompt (B, T), checked; it may include the tokens of a cache before it."""
     rows, count = shape
     found = tuple(as_tensor(name, mask).shape)
     if found not in (shape, (rows, cached + count)):
@@ -174,12 +174,12 @@ def _refuse_endless(ends: Tensor, source: str) -> None:
     if not bool(found.all()):
         raise ValueError(
             f"nothing ends the prompt of row {int(found.int().argmin())}: its {source} mark no "
-            "token as completion. Drop the row, or check what was cut from it."
+            "token as completion. Drop the row, or check whether its completion was truncated."
         )
 
 
 def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:
-    """Position ids that start again inside a row mean that it holds several texts."""
+    """Whether position ids start again inside a row: then it contains several texts."""
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] != text.shape[1]:
         return False
     back = position_ids[:, 1:] <= position_ids[:, :-1]
@@ -187,5 +187,5 @@ def _is_packed(text: Tensor, position_ids: Tensor | None) -> bool:
 
 
 def shift_labels(labels: Tensor) -> Tensor:
-    """(B, T), what each token of a decoder-only model is to predict: the label of the next one."""
+    """(B, T), the label that each token of a decoder-only model predicts: the next token's."""
     return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-100)

@@ -1,7 +1,7 @@
 """Tokens + position specs -> which tokens every intervention edits.
 
 Target       an intervention, and the hidden state that it edits
-Placement    (B, T) masks, one for each intervention     once a batch, or once a prompt
+Placement    (B, T) masks, one for each intervention     once per batch, or once per prompt
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pyreft.config import InterventionConfig, require_disjoint, share_no_head
 from pyreft.placement.boundary import as_tensor
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
 
-# Of one intervention, the directions that are edited in each row; or whatever a module of the
-# user's own reads, as it is.
+# For one intervention, the directions to edit in each row; or a dict that is passed unchanged to
+# a user-defined module.
 Directions = Sequence[Sequence[int]] | Mapping[str, object]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where an intervention edits.
+    """An intervention and the hidden state that it edits.
 
     Args:
         config: The intervention.
-        component: Where its hidden state is in the base model.
-        site: Equal for all that edit the same hidden state.
+        component: The module and side of its hidden state in the base model.
+        site: Equal for all targets that edit the same hidden state.
     """
 
     config: InterventionConfig
@@ -40,11 +40,11 @@ class Target:
 
     @cached_property
     def positions(self) -> PositionSpec | None:
-        """The tokens it edits, None if they come with the batch."""
+        """The tokens it edits, None if the batch specifies them."""
         return self.config.positions
 
     def at(self, positions: PositionSpec) -> Target:
-        """The same intervention on these tokens."""
+        """The same target at these positions."""
         return replace(self, config=replace(self.config, positions=positions))
 
 
@@ -56,10 +56,9 @@ class Placement:
         masks: (B, T) bool for each intervention, by index. Interventions of one spec share one.
         generated: Indices of the interventions that edit generated tokens as well.
         subspaces: For an intervention, the directions to edit for each row.
-        rows: (B,) bool, the rows that are edited at all, or None for all; others are another
-            adapter's.
-        in_order: Whether a token may have several interventions, each of which sees what those
-            before it made, as in upstream's convention.
+        rows: (B,) bool, the rows that this adapter edits, or None for all.
+        in_order: Whether several interventions may edit one token, each given the result of the
+            one before it, as in upstream's convention.
     """
 
     masks: dict[int, Tensor]
@@ -74,10 +73,10 @@ class Placement:
         return next(iter(self.masks.values())).shape[1]
 
     def in_rows(self, rows: Tensor, batch: int) -> Placement:
-        """The placement of some rows as one of the whole batch, whose other rows it leaves alone.
+        """Expand the placement of some rows to the whole batch; the other rows are not edited.
 
         Args:
-            rows: (b,), the rows of the batch that these masks (b, T) are of.
+            rows: (b,), the rows of the batch that these masks (b, T) belong to.
             batch: B, the number of rows of the batch.
         """
         rows = rows.to(next(iter(self.masks.values())).device)
@@ -93,12 +92,12 @@ class Placement:
     def keep_logits(
         self, targets: Sequence[Target], kept: int | slice | Tensor | None
     ) -> Placement:
-        """The placement in a forward pass whose head runs on some columns alone.
+        """The placement in a forward pass whose head runs on some columns only.
 
         Args:
-            targets: Where each intervention edits.
-            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or what
-                indexes them; None if it is not given.
+            targets: The targets of the interventions.
+            kept: `logits_to_keep` of the pass: the number of last columns, 0 for all, or an index
+                of columns; None if it is not given.
         """
         if kept is None:
             return self
@@ -109,11 +108,11 @@ class Placement:
 
 
 def require_positions(targets: Sequence[Target]) -> None:
-    """Refuse positions that meet, or that no batch has.
+    """Refuse positions that overlap, or that no batch has.
 
     Raises:
-        ValueError: If two specs at one site have a token in common in every long prompt, or one
-            asks an encoder for a completion.
+        ValueError: If two specs at one site share a token in every long prompt, or a spec for an
+            encoder selects a completion.
     """
     require_disjoint([target.config for target in targets], [target.site for target in targets])
     for target in targets:
@@ -126,7 +125,7 @@ def require_positions(targets: Sequence[Target]) -> None:
         ):
             raise ValueError(
                 f"{target.config.place} is in the encoder, which reads the prompt and no "
-                f"completion, so {spec!r} has no place there: the completion is in the decoder, as "
+                f"completion, so {spec!r} selects no token: the completion is in the decoder, as "
                 'in "decoder_block_output".'
             )
 
@@ -138,25 +137,25 @@ def place(
     subspaces: Mapping[int, Directions] | None = None,
     in_order: bool = False,
 ) -> Placement | None:
-    """Choose the tokens of every intervention.
+    """Select the tokens that every intervention edits.
 
     Args:
-        targets: The I interventions, and where they edit.
-        tokens: The batch, as each stack of the model sees it; interventions in a stack that is
-            not among them are not placed.
-        explicit: (B, I, P) or (B, 1, P) positions that win over those of the interventions.
+        targets: The targets of the I interventions.
+        tokens: The batch, as each stack of the model sees it; interventions in other stacks are
+            not placed.
+        explicit: (B, I, P) or (B, 1, P) positions that override those of the interventions.
             A position is the index of a token in its sequence, padding not counted; negative
             ones count from the end of the prompt, and -100 is none. A row that is all completion
             counts as one prompt.
         subspaces: For an intervention, the directions to edit for each row.
-        in_order: Whether several may edit one token, one after the other.
+        in_order: Whether several interventions may edit one token, one after the other.
 
     Returns:
-        The placement, or None if no intervention has positions there.
+        The placement, or None if no intervention has positions in these stacks.
 
     Raises:
         ValueError: If a position is outside the prompt, the shape of `explicit` does not fit, or
-            two interventions of one layer meet on a token.
+            two interventions of one layer edit the same token.
     """
     if explicit is not None:
         masks = _explicit_masks(targets, tokens, explicit)
@@ -186,7 +185,7 @@ def place_generated(
     text: Tensor,
     subspaces: Mapping[int, Directions],
 ) -> Placement | None:
-    """Choose among generated tokens: only `all` and `completion` edit them.
+    """Select generated tokens: only `all` and `completion` edit them.
 
     Args:
         targets, subspaces: As for `place`.
@@ -253,7 +252,7 @@ def _explicit_masks(
 def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Tensor:
     """(B, I, P) positions -> (B, I, T) bool."""
     explicit = explicit.to(device=tokens.prompt.device, dtype=torch.long)
-    # Where labels begin with a row's first token, all of it is what positions count.
+    # If the labels begin with a row's first token, positions count all tokens of the row.
     prompt = torch.where(tokens.prompt_length > 0, tokens.prompt, tokens.text)
     n, length = prompt.sum(1)[:, None, None], prompt.shape[1]  # (B, 1, 1), T
     none = explicit == NO_POSITION
@@ -264,8 +263,8 @@ def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Ten
         where = "the prompt" if stack is None else f"the prompt of the {stack}"
         raise ValueError(
             f"position {given} (row {row}, slot {slot}) is outside {where}, which has "
-            f"{int(n[row])} tokens. Positions count the tokens of the prompt, padding not "
-            f"counted, also under left padding; {NO_POSITION} stands for no position."
+            f"{int(n[row])} tokens. Positions count the tokens of the prompt without padding, also "
+            f"with left padding; {NO_POSITION} stands for no position."
         )
     wanted = torch.where(explicit < 0, explicit + n, explicit).masked_fill(none, length)
     hit = torch.zeros(*wanted.shape[:2], length + 1, dtype=torch.bool, device=wanted.device)

@@ -19,16 +19,16 @@ logger = logging.get_logger(__name__)
 def read_prompt(
     arguments: Inputs, generation_config: GenerationConfig, two_stacks: bool
 ) -> tuple[Batch, Batch]:
-    """The prompt as each stack of the model sees it: all that `generate` is given.
+    """Read the prompt that is passed to `generate`, as each stack of the model sees it.
 
     Args:
-        arguments: Of `generate`. What it would make by itself where it is not given, and
-            positions depend on, is put in: an attention mask, and the start of a decoder's prompt.
+        arguments: Of `generate`. Missing arguments that positions depend on are added, as
+            `generate` would: an attention mask, and the start of a decoder's prompt.
         generation_config: The base model's.
         two_stacks: Whether the model has an encoder and a decoder.
 
     Returns:
-        What an encoder reads before the first step, and what the steps go on from.
+        The prompt that an encoder reads before the first step, and the one that steps continue.
     """
     cached = cached_tokens(arguments)
     if cached:
@@ -57,7 +57,7 @@ def read_prompt(
 
 
 def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:
-    """All that a mask admits, the ids if they are of its length (they may go on from a cache)."""
+    """The tokens in a mask, with their ids if the shapes agree (ids may continue a cache)."""
     same = ids is not None and ids.shape == mask.shape
     shape = (mask.shape[0], mask.shape[1])
     return find_tokens(shape, mask.device, ids if same else None, mask)
@@ -68,8 +68,8 @@ def _prompt_mask(
 ) -> Tensor:
     """The attention mask of a prompt, (B, T): the one given, else what `generate` would infer.
 
-    `generate` takes a pad token for padding only if it is not an end token as well: with
-    pad == eos, real tokens would be hidden.
+    `generate` treats a pad token as padding only if it is not also an end token: with
+    pad == eos, real tokens would be masked.
     """
     given = read_given(arguments)
     if given is None:
@@ -94,8 +94,8 @@ def _decoder_prompt(
 ) -> Tokens:
     """What a decoder starts from: the start token, and the tokens that the caller gives.
 
-    `generate` puts the start token before the caller's unless they begin with it. So does this,
-    for it then has nothing left to change.
+    `generate` puts the start token before the caller's tokens unless they begin with it. This
+    function does it first, so that `generate` changes nothing.
     """
     given = read_given(arguments, "decoder_")
     start, rows = _start_token(arguments, generation_config), beside.shape[0]
@@ -103,7 +103,7 @@ def _decoder_prompt(
     if start is not None:
         first = torch.as_tensor(start, device=beside.device).reshape(-1, 1).expand(rows, 1)
     if given is None or given.ids is None:
-        # Without a start token generate itself says what is wrong.
+        # Without a start token, generate itself raises the error.
         return _tokens(first, torch.ones(rows, 1, dtype=torch.long, device=beside.device))
     ids, mask = given.ids, given.mask
     if mask is not None:
@@ -120,6 +120,6 @@ def _start_token(
     arguments: Arguments, generation_config: GenerationConfig
 ) -> int | list[int] | None:
     settings = [s for s in (arguments.get("generation_config"), generation_config) if s is not None]
-    said = [arguments.get("decoder_start_token_id"), *(s.decoder_start_token_id for s in settings)]
-    said += [arguments.get("bos_token_id"), *(s.bos_token_id for s in settings)]
-    return next((token for token in said if token is not None), None)
+    found = [arguments.get("decoder_start_token_id"), *(s.decoder_start_token_id for s in settings)]
+    found += [arguments.get("bos_token_id"), *(s.bos_token_id for s in settings)]
+    return next((token for token in found if token is not None), None)

@@ -1,4 +1,4 @@
-"""The forward passes of one generation -> what each sees of the prompt.
+"""The forward passes of one generation -> the part of the prompt that each one sees.
 
 prompt, placed once  ->  its window in each step: prefill, a chunk, one token, or all again
 """
@@ -22,9 +22,9 @@ class Step(NamedTuple):
     """The tokens that one forward pass of a generation sees.
 
     Args:
-        start: How many tokens come before them.
-        length: How many there are in a row.
-        rows: How many rows there are: those of the prompt, once for each beam.
+        start: The number of tokens before them.
+        length: The number of tokens in a row.
+        rows: The number of rows: those of the prompt, once for each beam.
     """
 
     start: int
@@ -35,43 +35,43 @@ class Step(NamedTuple):
 class Steps:
     """Reads the steps of one generation, and makes sure that they follow each other.
 
-    A step goes on from the tokens that were seen, or sees all of them again and more, as without a
-    cache. One that does neither means that its cache was not found, and would be edited as if it
-    were a prompt.
+    A step continues after the tokens that were seen, or sees all of them again and more, as
+    without a cache. If it does neither, its cache was not found, and the step would be edited as
+    if it were a prompt.
 
     Args:
         prompt: T, the number of columns of the prompt.
-        cached: How many of them a cache held before the first step.
+        cached: The number of them that a cache held before the first step.
     """
 
     def __init__(self, prompt: int, cached: int = 0) -> None:
         self._prompt, self._seen, self._any = prompt, cached, False
 
     def read(self, args: tuple[object, ...], kwargs: Arguments) -> Step:
-        """What a step sees.
+        """The tokens that a step sees.
 
         Args:
-            args, kwargs: What the step calls the base model with.
+            args, kwargs: The arguments of the base model in the step.
 
         Raises:
-            ValueError: If the arguments do not tell which tokens the step sees.
-            UnsupportedReleaseError: If they say what does not follow from the steps before.
+            ValueError: If the arguments do not show which tokens the step sees.
+            UnsupportedReleaseError: If the step does not follow the steps before it.
         """
         names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
         given = (kwargs.get(name) for name in names)
         tokens = next((value for value in given if value is not None), None)
         if args or tokens is None:
             raise ValueError(
-                "this way of generating calls the model on texts of its own, whose prompts are not "
+                "this generation method calls the model on its own texts, whose prompts are not "
                 "known: a ReftModel cannot be used with it."
             )
         step = Step(cached_tokens(kwargs), tokens.shape[1], tokens.shape[0])
         end = step.start + step.length
         # The last token of the prompt may come twice: candidates of early layers begin with it.
         earliest = max(1, min(self._seen, self._prompt) - 1) if self._seen else 0
-        goes_on = earliest <= step.start <= self._seen
+        continues = earliest <= step.start <= self._seen
         again = step.start == 0 and end > self._seen and end >= self._prompt
-        if not (goes_on or again):
+        if not (continues or again):
             generate_calls_model.refuse(
                 "generation with an adapter",
                 f"a step that sees the tokens {step.start} to {end - 1} after one that ended with "
@@ -85,13 +85,13 @@ class Steps:
         """Make sure that the whole prompt was in the steps of a generation that ended.
 
         Raises:
-            ValueError: If there was no step: another module than the base model ran.
-            UnsupportedReleaseError: If some of the prompt was in none of them.
+            ValueError: If there was no step, because another module than the base model ran.
+            UnsupportedReleaseError: If a part of the prompt was in no step.
         """
         if not self._any:
             raise ValueError(
                 "this model generates without a forward pass of its own, by a module inside it, so "
-                "that its prompt was not edited: wrap that module (its language model)."
+                "its prompt was not edited: wrap that module (its language model)."
             )
         if self._seen < self._prompt:
             generate_calls_model.refuse(
@@ -128,7 +128,7 @@ def step_window(prompt: Placement, step: Step) -> Placement | None:
 
 
 def _after(prompt: Placement, mask: Tensor, start: int, length: int, generated: bool) -> Tensor:
-    """The part of a window after the prompt, (B, n): edited or not, in the rows that are at all."""
+    """The mask of a window's tokens after the prompt, (B, n), restricted to the edited rows."""
     after = min(length, max(0, start + length - mask.shape[1]))
     rest = mask.new_full((mask.shape[0], after), generated)
     return rest if prompt.rows is None else rest & prompt.rows[:, None]

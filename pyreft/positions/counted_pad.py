@@ -17,11 +17,11 @@ OF_LABELS = ("completion_mask", "labels")
 
 
 def count_from_text(locations: Tensor | None, leading: Tensor | None) -> Tensor | None:
-    """Positions that count so many pad tokens before each text, as indices of its tokens.
+    """Convert positions that count pad tokens before each text to indices of its tokens.
 
     Args:
-        locations: (B, I, P). Those on the pad tokens are no positions.
-        leading: (B,), from the collator; None if texts begin with none.
+        locations: (B, I, P). Positions on the pad tokens become no position.
+        leading: (B,), number of counted pad tokens, from the collator; None if there are none.
     """
     if locations is None or leading is None:
         return locations
@@ -31,10 +31,10 @@ def count_from_text(locations: Tensor | None, leading: Tensor | None) -> Tensor 
 
 
 def without_leading_pad(batch: Arguments) -> Inputs:
-    """A batch whose texts begin with pad tokens that its positions count, without those.
+    """Remove the leading pad tokens from a batch whose positions count them.
 
     Args:
-        batch: Token columns (B, T); `leading_pad` (B,) from the collator, if they do.
+        batch: Token columns (B, T); `leading_pad` (B,) from the collator, if there are any.
     """
     inputs = dict(batch)
     leading = inputs.pop("leading_pad", None)
@@ -48,27 +48,27 @@ def without_leading_pad(batch: Arguments) -> Inputs:
         value = inputs.get(name)
         if not isinstance(value, Tensor) or value.shape != shape:
             continue
-        # Labels of another kind may be as many by chance.
+        # Labels that are not per token may have this shape by chance.
         if name != "labels" or bool((value[:, :cut] == -100).all()):
             inputs[name] = value[:, cut:]
     return inputs
 
 
 def warn_of_pad_first(inputs: Arguments) -> None:
-    """Say how positions are counted where every row begins with one masked token."""
+    """Warn how positions are counted if every row begins with one masked token."""
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].any()):
         return
     if bool(mask[:, 1:2].any()):
         logger.warning_once(
             "Every row of the batch begins with a masked token, and intervention_locations count "
-            "the tokens behind it. If they count that token too, as examples of upstream's data "
+            "the tokens after it. If they count that token too, as examples of upstream's data "
             "sets do, collate with pyreft.ReftDataCollator, or give the batch leading_pad, a "
             "(batch,) tensor of ones."
         )
 
 
 def shift_locations(locations: Tensor, by: Tensor) -> Tensor:
-    """Positions less a number for each row; those before the first token are none."""
+    """Subtract a number per row from positions; those before the first token become -100."""
     moved = torch.where(locations < 0, locations, locations - by)
     return moved.masked_fill((moved < 0) & (locations >= 0), NO_POSITION)

@@ -1,4 +1,4 @@
-"""Reuse of what no training step changes: computed once for an example, and not again."""
+"""Reuse of results that no training step changes: they are computed once per example."""
 
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
 from pyreft.reuse.reuse import FrozenReuse, Report

@@ -1,10 +1,10 @@
-"""Attention of the few tokens of a window to many earlier ones.
+"""Attention from the few tokens of a window to many earlier tokens.
 
     softmax(Q K^T s + mask) V      Q (B, H, W, width), K and V (B, G, P + W, width)
 
-H / G heads share keys and values. Fused kernels on a CPU want these once for each head, and write
-gradients of all of them; where W is small, the scores themselves take less memory and time, and
-those of the P first ones, which are frozen, are not needed.
+H / G heads share keys and values. Fused kernels on a CPU need a copy of these for each head, and
+write gradients of all of them. If W is small, computing the scores takes less memory and time, and
+the gradients of the first P keys and values, which are frozen, are not computed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = "pyreft_window"
 
 
 class _Here(threading.local):
-    """Whether this thread is inside of `attending`: others may want gradients of a prefix."""
+    """Whether this thread is inside `attending`: other threads may need gradients of a prefix."""
 
     inside = False
 
@@ -50,22 +50,22 @@ def window_attention(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """What transformers' "sdpa" computes, in its terms.
+    """Compute the same as transformers' "sdpa", with its arguments.
 
     Args:
         module: The attention module.
         query: (B, H, W, width).
         key, value: (B, G, P + W, width).
-        attention_mask: (B or 1, H or 1, W, P + W); false, or added to the scores.
-        dropout, scaling, **kwargs: As of "sdpa".
+        attention_mask: (B or 1, H or 1, W, P + W); bool (false is masked), or added to the scores.
+        dropout, scaling, **kwargs: As for "sdpa".
 
     Returns:
-        (B, W, H, width), and no weights.
+        (B, W, H, width), and None for the attention weights.
     """
     window, width, length = query.shape[2], query.shape[3], key.shape[2]
-    # Scores that take no more than keys and values of each head would.
+    # Scores that take no more memory than a copy of keys and values for each head.
     small = window <= 2 * width and window < length
-    # Those of half precision would be rounded before they are summed.
+    # In half precision, scores would be rounded before they are summed.
     exact = query.dtype == key.dtype == value.dtype in (torch.float32, torch.float64)
     exact = exact and not torch.is_autocast_enabled(query.device.type)
     plain = not dropout and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
@@ -83,7 +83,7 @@ def window_attention(
 
 
 class _Context(Protocol):
-    """What `_Attend` keeps for its backward."""
+    """What `_Attend` stores for its backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
     scale: float
@@ -94,7 +94,7 @@ class _Context(Protocol):
 class _Attend(torch.autograd.Function):
     """(B, H, W, width), (B, G, P + W, width) twice, mask, s -> (B, H, W, width).
 
-    The prefix is frozen: its keys and values get the gradient zero, which is not computed.
+    The prefix is frozen: its keys and values get a zero gradient, which is not computed.
     """
 
     @staticmethod
@@ -134,9 +134,9 @@ if attention_can_be_registered.holds:
 
 @contextmanager
 def attending(base: PreTrainedModel) -> Iterator[None]:
-    """Attend so inside the block, if the model attends by "sdpa", where it would on a CPU."""
+    """Use `window_attention` inside the block, if the model uses "sdpa" and is on a CPU."""
     here = base.device.type == "cpu" and attention_can_be_registered.holds
-    # Other models ask for the name, and compute something else.
+    # Some models check the name of the attention, and compute something else.
     if not here or attention_of(base.config) != "sdpa" or not takes_registered(base):
         yield
         return
@@ -146,7 +146,7 @@ def attending(base: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def attending_here() -> Iterator[None]:
-    """Let `window_attention` do its own in this thread inside the block."""
+    """Let `window_attention` use its own kernel in this thread inside the block."""
     _HERE.inside = True
     try:
         yield

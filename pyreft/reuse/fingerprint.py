@@ -1,4 +1,4 @@
-"""What the states of examples are a function of, beside their tokens."""
+"""Fingerprints of everything that states of examples depend on, except their tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from pyreft.installed.attention_functions import attention_of
 from pyreft.installed.modules import versions_of
 
-# Of a tensor, how many values are read where all would take too long.
+# The number of values read per tensor; reading all would take too long.
 _SAMPLES = 64
 
 
 def versions(base: nn.Module) -> Hashable:
-    """Changes when a frozen tensor of the model is replaced, or written to in place.
+    """A value that changes when a frozen tensor of the model is replaced or written in place.
 
-    Fast enough to ask for in every step.
+    Fast enough to compute in every step.
     """
     frozen = list(_frozen(base))
     return tuple(zip((tensor.data_ptr() for tensor in frozen), versions_of(frozen), strict=True))
@@ -26,9 +26,9 @@ def versions(base: nn.Module) -> Hashable:
 
 @torch.no_grad()
 def contents(base: PreTrainedModel) -> Hashable:
-    """Changes with the config of the model, and with some values of each frozen tensor.
+    """A value that changes with the model's config and with some values of each frozen tensor.
 
-    `tensor.data` can be written to without a trace; this is for the beginning of a run.
+    Writes to `tensor.data` leave no trace in `versions`; use this at the beginning of a run.
     """
     read = []
     for tensor in _frozen(base):

@@ -1,6 +1,6 @@
-"""Layers that do not run: what they would return is known, or not needed.
+"""Skip layers whose output is known or not needed.
 
-layer S - 2      returns what it gets
+layer S - 2      returns its input
 layer S - 1      returns the known hidden state        hooks on it run, and edit it
 layer S          runs
 """
@@ -14,18 +14,18 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-# What runs as `forward` of a module.
+# A replacement of `forward` of a module.
 Forward: TypeAlias = Callable[..., object]
-# What a layer returns: the hidden state, or a tuple that begins with it.
+# The output of a layer: the hidden state, or a tuple that begins with it.
 Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
 
-# `forward` of a module belongs to one thread at a time.
+# Only one thread at a time replaces `forward` of modules.
 _REPLACING = threading.RLock()
 
 
 @contextmanager
 def replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Run these in place of `forward` of modules, in this thread, inside the block."""
+    """Replace `forward` of modules by these, in this thread, inside the block."""
     with _REPLACING:
         saved = {module: vars(module).get("forward") for module in forwards}
         for module, forward in forwards.items():
@@ -49,9 +49,9 @@ def _in_thread(thread: int, forward: Forward, original: Forward) -> Forward:
 
 
 class LayerOutput:
-    """What layers return: the hidden state, or a tuple that begins with it.
+    """The form of layers' outputs: the hidden state, or a tuple that begins with it.
 
-    Found by watching one; all layers of a model are alike.
+    It is read from one output; all layers of a model return the same form.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class LayerOutput:
         return hidden if self._size is None else (hidden, *[None] * (self._size - 1))
 
     def passing_through(self) -> Forward:
-        """A `forward` that returns what it gets."""
+        """A `forward` that returns its input."""
 
         def forward(*args: object, **kwargs: object) -> Output:
             given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -80,5 +80,5 @@ class LayerOutput:
         return forward
 
     def returning(self, hidden: Tensor) -> Forward:
-        """A `forward` that returns this hidden state, whatever it gets."""
+        """A `forward` that returns this hidden state for any input."""
         return lambda *args, **kwargs: self.of(hidden)

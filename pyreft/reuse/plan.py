@@ -1,8 +1,8 @@
-"""What of a model is the same in every step: its layers and tokens, or the reason why nothing is.
+"""Find the layers and tokens that are the same in every step, or the reason why there are none.
 
                  tokens before the first edited one       later tokens
 layers >= S      keys and values are known                computed in each step
-layers <  S      nothing is needed                        nothing: what leaves them is known
+layers <  S      nothing is needed                        nothing: their output is known
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pyreft.installed.modules import (
 )
 from pyreft.installed.offloading import is_placed, placed_modules_have_a_hook
 
-# What must hold to know that nothing else than the layers changes their output.
+# Conditions under which only the layers themselves can change their output.
 _NEEDED = (
     *(modules_list_hooks, modules_say_if_compiled, tensors_count_writes),
     *(dropouts_have_a_base, placed_modules_have_a_hook),
@@ -45,11 +45,11 @@ _NEEDED = (
 
 
 class NotReusableError(Exception):
-    """Nothing can be reused; the message says why, in words that follow "because".
+    """Nothing can be reused; the message is a reason that continues "because ...".
 
     Args:
         reason: The message.
-        lost: Whether it could be, in a model of this kind that is trained and run otherwise.
+        lost: Whether reuse would be possible if the model were trained or run differently.
     """
 
     def __init__(self, reason: str, lost: bool = True) -> None:
@@ -59,14 +59,14 @@ class NotReusableError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is reused of a model.
+    """The layers and tokens of a model that are reused.
 
     Args:
-        base: The transformers model, inside what others put around it.
+        base: The transformers model, without wrappers.
         layers: All of its layers.
         skipped: S, the number of first layers that do not run again.
-        no_tokens: Why all tokens are computed, or None if only those from the first edited one on.
-        lost: Whether that is a loss, and not in the nature of the model.
+        no_tokens: Why all tokens are computed; None if only those from the first edited one on are.
+        lost: Whether `no_tokens` has a reason that can be avoided for this model.
     """
 
     base: PreTrainedModel
@@ -77,15 +77,15 @@ class Plan:
 
 
 def transformers_model(model: EditedModel) -> PreTrainedModel:
-    """The transformers model, inside what others put around it."""
+    """The transformers model, without wrappers."""
     return running_model(model.model)
 
 
 def plan_reuse(model: EditedModel) -> Plan:
-    """Find what does not depend on what is trained, in the mode that the model is in.
+    """Find what does not depend on trained parameters, in the present mode of the model.
 
     Raises:
-        NotReusableError: If nothing is known not to.
+        NotReusableError: If nothing is known to be independent of them.
     """
     base = transformers_model(model)
     _require_plain(model.model, base)
@@ -112,9 +112,9 @@ def plan_reuse(model: EditedModel) -> Plan:
 
 
 def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict[int, int]) -> int:
-    """The number of first layers whose output an edit of a component leaves as it is.
+    """The number of first layers whose output does not change with the edit of a component.
 
-    Of a layer whose output it edits, the hook on the layer does that, after it ran.
+    If the output of a layer is edited, that layer counts: the hook on it edits after it ran.
     """
     index = inside.get(id(component.module))
     if index is None:
@@ -123,7 +123,7 @@ def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict
 
 
 def _first_trained(base: PreTrainedModel, layers: tuple[nn.Module, ...]) -> int | None:
-    """The first layer with a parameter that is trained; heads behind the layers do not count."""
+    """The first layer with a trained parameter; heads after the layers do not count."""
     of_backbone = {id(p) for p in base.base_model.parameters()}
     of_layers = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
     found = []
@@ -136,11 +136,11 @@ def _first_trained(base: PreTrainedModel, layers: tuple[nn.Module, ...]) -> int 
     return min(found, default=None)
 
 
-# ---- what must not be ---------------------------------------------------------------------------
+# ---- what prevents reuse -----------------------------------------------------------------------
 
 
 def _require_plain(outer: nn.Module, base: PreTrainedModel) -> None:
-    """Raise NotReusableError for a model whose forward pass is not what its layers say."""
+    """Raise NotReusableError if more than its layers determines a model's forward pass."""
     never = next(_why_never(base), None)
     reason = next(_why_not(outer, base), None) if never is None else never
     if reason is not None:
@@ -148,7 +148,7 @@ def _require_plain(outer: nn.Module, base: PreTrainedModel) -> None:
 
 
 def _why_never(base: PreTrainedModel) -> Iterator[str]:
-    """What is in the nature of a model."""
+    """Reasons that hold for every model of this architecture."""
     config = text_config(base)
     if getattr(base.config, "is_encoder_decoder", False):
         yield "the model has an encoder and a decoder"
@@ -171,24 +171,24 @@ def _why_not(outer: nn.Module, base: PreTrainedModel) -> Iterator[str]:
     if base.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
         yield "gradient checkpointing is on, which reuse makes unnecessary"
     if (dropout := _active_dropout(base, config)) is not None:
-        yield f"{dropout} drops at random while the base model is trained"
+        yield f"{dropout} is random while the base model is in training mode"
     if (hooked := _hooked(base)) is not None:
         yield f"there is a hook on {hooked}, which would not see every token"
     for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
         if getattr(config, name, False):
             yield f"the model's config asks for {name}"
     if positions_depend_on_length(config):
-        yield "its positions depend on how long the batch is"
+        yield "its positions depend on the length of the batch"
 
 
 def _active_dropout(base: PreTrainedModel, config: PreTrainedConfig) -> str | None:
-    """The name of what draws random numbers in a forward pass, if anything does."""
+    """The module or setting that draws random numbers in a forward pass, None if none does."""
     if not base.training:
         return None
     for name, module in base.named_modules():
         if module.training and dropout_rate(module) > 0:
             return str(name)
-    # Models that drop without a module read its rate from here. Those of heads have modules.
+    # Models with dropout but no dropout module read its rate here. Heads have dropout modules.
     for name, rate in config.to_dict().items():
         random = "drop" in name or "jitter" in name
         if random and not name.startswith(("summary", "classifier")) and _is_rate(rate):
@@ -201,29 +201,29 @@ def _is_rate(value: object) -> bool:
 
 
 def _hooked(base: nn.Module) -> str | None:
-    """The name of a module with a hook that is not ours, if there is one."""
+    """The name of a module with a foreign hook, None if there is none."""
     for name, module in base.named_modules():
         for hook in hooks_of(module):
-            # Ours edit the tokens that they are given.
+            # pyreft's hooks edit only the tokens that they are given.
             if not (is_own(hook) or captures_outputs(hook)):
                 return name or "the model"
     return None
 
 
 def counts_tokens(base: PreTrainedModel) -> bool:
-    """Whether a model continues from a cache, at positions that it is given."""
+    """Whether a model continues from a cache, at given positions."""
     return cache_argument(base) is not None and _continues(base)
 
 
 def _continues(base: PreTrainedModel) -> bool:
-    """Whether a model is one of those that continue from a cache, by whatever argument."""
+    """Whether a model can continue from a cache, whatever the name of its argument."""
     takes = inspect.signature(base.forward).parameters.keys()
     scores = type(base).__name__.endswith("ForSequenceClassification")
     return "position_ids" in takes and (base.can_generate() or scores)
 
 
 def _why_never_tokens(base: PreTrainedModel) -> Iterator[str]:
-    """Why, in the nature of a model, later tokens depend on more than earlier keys and values."""
+    """Why an architecture's later tokens depend on more than earlier keys and values."""
     config = text_config(base)
     bidirectional = getattr(config, "use_bidirectional_attention", False)
     modules = base.base_model.modules()
@@ -233,16 +233,16 @@ def _why_never_tokens(base: PreTrainedModel) -> Iterator[str]:
         yield "its tokens see later ones"
     kinds = set(getattr(config, "layer_types", None) or ())
     if keeps_state(base) or not kinds <= {"full_attention", "sliding_attention"}:
-        yield "it keeps a state that is no keys and values of tokens"
+        yield "it has a state other than keys and values of tokens"
     if not _continues(base):
-        yield f"{type(base).__name__} does not continue from a cache at positions that it is given"
+        yield f"{type(base).__name__} does not continue from a cache at given positions"
 
 
 def _why_not_tokens(base: PreTrainedModel) -> Iterator[str]:
-    """Why a model that continues from a cache cannot be given one."""
+    """Why a model that continues from a cache cannot be passed one."""
     if cache_argument(base) is None or cache_argument(base.base_model) is None:
         yield (
-            f"forward of {type(base).__name__} takes no cache by a name that is known, or takes "
+            f"forward of {type(base).__name__} takes no cache by a known name, or takes "
             f"several: it should take one of {' and '.join(CACHE_NAMES)}"
         )
     for needed in (cache_has_layers, cache_counts_tokens):

@@ -1,6 +1,6 @@
-"""The keys and values of tokens before the first that is computed, as a transformers cache.
+"""The keys and values of tokens before the first computed one, as a transformers cache.
 
-Nothing is written into it: a step's own keys and values are put behind those that are there.
+Nothing is written to it: a step's own keys and values are appended to a copy.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class FrozenPrefix(Cache):
-    """What each layer knows of earlier tokens.
+    """The keys and values of earlier tokens in each layer.
 
     Args:
         layers: For each layer of the model its keys and values, (B, heads, P, width) each; None
             for a layer that does not run.
-        length: P, the same for all rows: the attention mask hides what shorter ones do not have.
+        length: P, the same for all rows: the attention mask hides the padding of shorter ones.
     """
 
     def __init__(self, layers: Sequence[KeysValues | None], length: int) -> None:
@@ -29,8 +29,8 @@ class FrozenPrefix(Cache):
 
 
 class _FrozenLayer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore]
-    # All of the prefix is there in each layer: masks are those of full attention, and a sliding
-    # window is cut out of them by the distance of tokens.
+    # Every layer has the whole prefix: masks are those of full attention, and a sliding window is
+    # applied to them by the distance between tokens.
     is_sliding = False
 
     def __init__(self, known: KeysValues | None, length: int) -> None:
@@ -41,7 +41,7 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> KeysValues:
-        assert self._known is not None, "a layer runs that was to be skipped"
+        assert self._known is not None, "a skipped layer runs"
         keys, values = self._known
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
@@ -49,17 +49,17 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore
         return self._length
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        # Older transformers pass the indices of the queries, and not their number.
+        # Older transformers pass the indices of the queries, not their number.
         queries = len(query_length) if isinstance(query_length, Tensor) else query_length
         return self._length + queries, 0
 
 
 class RecordingCache(Cache):
-    """Keeps the keys and values of layers that run, and none of them is seen a second time.
+    """Records the keys and values of layers that run; layers never read them from it.
 
     Args:
         layers: The number of layers of the model.
-        last: The layer after whose keys and values nothing is needed: there it raises `Recorded`.
+        last: The last layer whose keys and values are needed: after them it raises `Recorded`.
 
     Attributes:
         known: The keys and values of each layer that ran.
@@ -85,4 +85,4 @@ class RecordingCache(Cache):
 
 
 class Recorded(Exception):  # noqa: N818 - nothing went wrong
-    """All that was to be recorded is."""
+    """Everything that was needed is recorded."""

@@ -1,4 +1,4 @@
-"""The reuse of frozen computation in the steps of a run, and what it saved."""
+"""Reuse of frozen computation in the steps of a run, and a report of the savings."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from pyreft.reuse.window import Window, cut
 
 logger = logging.get_logger(__name__)
 
-# Less than this share of a step is not worth memory, and may not be worth the time.
+# A smaller share of a step is not worth the memory, and may not save time.
 _WORTHWHILE = 0.05
 
 
 @dataclass
 class Report:
-    """What was computed. Work is counted in tokens times layers, padding included.
+    """The work that was done, in tokens times layers, including padding.
 
     Attributes:
         batches: The number of batches that were cut down.
-        hits, misses: Examples whose states were known, and others.
+        hits, misses: The number of examples with and without known states.
         without: The work of these batches without reuse.
-        windows: The work that was done in them.
-        states: The work that was done for states, without gradient.
+        windows: The work done for their windows.
+        states: The work done for states, without gradient.
         held, on_disk: The number of states in memory and on disk.
-        bytes: What those in memory take.
+        bytes: The size of those in memory.
     """
 
     batches: int = 0
@@ -54,16 +54,16 @@ class Report:
 
 
 class Cut(NamedTuple):
-    """A batch that is cut down, and what is known of the rest of it."""
+    """A batch that is cut down, and the known states of the rest."""
 
     window: Window
     states: list[State]
 
 
 class FrozenReuse:
-    """What one trainer reuses of its model.
+    """The reuse of one trainer and its model.
 
-    A batch is cut down to its window, whose forward pass then starts from what is known:
+    A batch is cut down to its window, whose forward pass then starts from known states:
 
         cut = reuse.cut(inputs, shifted=False)
         if cut is not None:
@@ -72,13 +72,13 @@ class FrozenReuse:
 
     Args:
         model: The model.
-        memory: Bytes of memory that states may take; by default a share of what is free.
-        disk: A directory for those that find no room there, or None.
+        memory: Bytes of memory that states may take; by default a share of free memory.
+        disk: A directory for states that do not fit in memory, or None.
         autocast: Returns the context that the model runs in.
 
     Attributes:
         reason: Why nothing is reused, or None.
-        report: What was computed.
+        report: The work that was done.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class FrozenReuse:
         self._store: Store | None = None
         self._contents: Hashable = None
         self._distrusted: str | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def begin(self, reason: str | None = None) -> None:
-        """Look at the model anew: what it is, how it is trained, whether it changed.
+        """Plan again: read the model, how it is trained, and whether it changed.
 
         Args:
-            reason: Why nothing is to be reused, if that is known.
+            reason: Why nothing may be reused, if that is known.
         """
         base = transformers_model(self.model)
         self.reason, self._plan = None, None
@@ -125,13 +125,13 @@ class FrozenReuse:
 
         Args:
             reason: Why.
-            lost: Whether the model would have it otherwise: then the log warns.
+            lost: Whether the model could otherwise reuse: then a warning is logged.
         """
         self._plan, self.reason = None, reason
-        self._say(f"No frozen computation is reused, because {reason}.", lost)
+        self._log_once(f"No frozen computation is reused, because {reason}.", lost)
 
     def distrust(self, reason: str) -> None:
-        """Reuse nothing any more: it was wrong."""
+        """Reuse nothing any more, because a reused result was wrong."""
         self._distrusted = reason
         self.decline(reason)
 
@@ -139,23 +139,23 @@ class FrozenReuse:
         """Cut a batch down to what must be computed, or return None if it is left whole.
 
         Args:
-            inputs: What `ReftModel` is called with.
-            shifted: Whether the label of a token in the window is to be what it predicts.
+            inputs: The arguments of `ReftModel`.
+            shifted: Whether to shift labels in the window to the tokens that predict them.
         """
         plan, given = self._plan, dict(inputs)
         if plan is None:
             return None
         if given.get("adapter_names") is not None:
-            self._say("A batch is computed whole, because it names the adapters of its rows.")
+            self._log_once("A batch is computed whole, because it names the adapters of its rows.")
             return None
         placed = self.model.edited_calls.place(given)
         try:
             window = cut(given, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:
-            self._say(f"A batch is computed whole, because {error}.", lost=True)
+            self._log_once(f"A batch is computed whole, because {error}.", lost=True)
             return None
         if _saved(plan, window) < _WORTHWHILE:
-            self._say("A batch is computed whole, because hardly anything of it is frozen.")
+            self._log_once("A batch is computed whole, because hardly anything of it is frozen.")
             return None
         try:
             found = Cut(window, self._states(plan, window))
@@ -167,7 +167,7 @@ class FrozenReuse:
 
     @contextmanager
     def running(self, cut: Cut) -> Iterator[Inputs]:
-        """Run the model on a window inside the block; yields what to call it with."""
+        """Run the model on a window inside the block; yields the arguments for the call."""
         plan, store, (window, states) = self._plan, self._store, cut
         assert plan is not None and store is not None
         inputs: Inputs = dict(window.inputs)
@@ -183,10 +183,10 @@ class FrozenReuse:
                 stack.enter_context(attending(plan.base))
             yield inputs
 
-    # ---- what is known ------------------------------------------------------------------
+    # ---- known states -------------------------------------------------------------------
 
     def _states(self, plan: Plan, window: Window) -> list[State]:
-        """The states of the rows of a window, computed where they are not known."""
+        """The states of the rows of a window; those that are not known are computed."""
         store = self._store
         assert store is not None
         with self._autocast():
@@ -219,7 +219,7 @@ class FrozenReuse:
         pad: int | None = self.model.config.get_text_config().pad_token_id
         return pad
 
-    # ---- what it saves ------------------------------------------------------------------
+    # ---- reports -----------------------------------------------------------------------
 
     def _count(self, plan: Plan, window: Window) -> None:
         report, store, layers = self.report, self._store, len(plan.layers)
@@ -229,26 +229,26 @@ class FrozenReuse:
         report.windows += (layers - plan.skipped) * window.inputs["input_ids"].numel()
         report.held, report.on_disk = len(store) - store.on_disk, store.on_disk
         report.bytes = store.size
-        self._say_plan(plan, window)
+        self._log_plan(plan, window)
 
-    def _say_plan(self, plan: Plan, window: Window) -> None:
+    def _log_plan(self, plan: Plan, window: Window) -> None:
         whole, width = window.size[1], window.inputs["input_ids"].shape[1]
         tokens = (
             f"all tokens are computed, because {plan.no_tokens}"
             if plan.no_tokens
             else f"of {whole} tokens in a row of the first batch, {width} are computed"
         )
-        self._say(
+        self._log_once(
             f"Frozen computation is reused: {plan.skipped} of {len(plan.layers)} layers run once "
             f"for an example, and not in every step; {tokens}.",
             plan.lost,
         )
 
-    def _say(self, text: str, lost: bool = False) -> None:
-        """Once, up to the numbers of a first batch; what is lost as a warning."""
+    def _log_once(self, text: str, lost: bool = False) -> None:
+        """Log a text once, compared up to its first colon; as a warning if reuse is lost."""
         kind = text.partition(":")[0]
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._logged:
+            self._logged.add(kind)
             (logger.warning if lost else logger.info)(text)
 
 
@@ -257,7 +257,7 @@ def _size(shape: tuple[int, int]) -> int:
 
 
 def _saved(plan: Plan, window: Window) -> float:
-    """The share of the work of forward and backward that a window with known states spares."""
+    """The share of forward and backward work that a window with known states saves."""
     layers = len(plan.layers)
     running = layers - plan.skipped
     whole = (layers + running) * _size(window.size)

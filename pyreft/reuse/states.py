@@ -1,11 +1,11 @@
-"""Examples -> what is known of them, computed without gradient.
+"""Examples -> their known states, computed without gradient.
 
-all tokens (M, T)       --layers below S-->    hidden (M, T, D), what leaves them
+all tokens (M, T)       --layers below S-->    hidden (M, T, D), their output
 the first P of them     --layers from S on-->  keys and values (M, heads, P, width) of each
 
-Only examples of one length are computed together. Others would need padding, and the last bits of
-their numbers would depend on it: a run that is resumed, and meets an example among others, would
-not be the run that was not stopped.
+Only examples of one length are computed together. Others would need padding, which would change
+the last bits of their values: a resumed run, which computes an example with different others,
+would then differ from an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pyreft.reuse.store import State
 
 @torch.no_grad()
 def compute_states(plan: Plan, output: LayerOutput, ids: Tensor, start: int) -> list[State]:
-    """Compute what is known of examples.
+    """Compute the known states of examples.
 
     Args:
-        plan: What is reused of the model.
-        output: What layers return.
+        plan: The layers and tokens that are reused.
+        output: The form of layers' outputs.
         ids: (M, T) token ids, from the first to the last that is computed.
         start: P, the index of the first token that is computed in every step.
 
     Raises:
-        NotReusableError: If the layers do not work as layers do.
+        NotReusableError: If the layers do not return hidden states, or keys and values.
     """
     hidden = _hidden(plan, output, ids) if plan.skipped else None
     known: list[Tensor] = []
@@ -43,7 +43,7 @@ def compute_states(plan: Plan, output: LayerOutput, ids: Tensor, start: int) -> 
         known = _known(plan, output, ids[:, :start], first)
     states = []
     for row in range(len(ids)):
-        # No views, which would keep what they are parts of.
+        # No views, which would keep the whole tensors in memory.
         own = None if hidden is None else hidden[row, start:].clone()
         copies = [tensor[row].clone(memory_format=torch.contiguous_format) for tensor in known]
         states.append(State(own, tuple(copies)))
@@ -51,7 +51,7 @@ def compute_states(plan: Plan, output: LayerOutput, ids: Tensor, start: int) -> 
 
 
 def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
-    """(M, T, D), what leaves the layers that are skipped later."""
+    """(M, T, D), the output of the layers that are skipped later."""
     last, found = plan.layers[plan.skipped - 1], []
     original = last.forward
 
@@ -64,12 +64,12 @@ def _hidden(plan: Plan, output: LayerOutput, ids: Tensor) -> Tensor:
     with replaced({last: watch, **above}):
         _run(plan, ids)
     if not found or found[0].dim() != 3 or found[0].shape[:2] != ids.shape:
-        raise NotReusableError("what leaves its layers is no hidden state (batch, tokens, width)")
+        raise NotReusableError("its layers do not return a hidden state (batch, tokens, width)")
     return found[0]
 
 
 def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) -> list[Tensor]:
-    """(M, heads, P, width) keys and values of the tokens, of all layers that run."""
+    """(M, heads, P, width) keys and values of the tokens, for all layers that run."""
     count = len(plan.layers)
     cache = RecordingCache(count, last=count - 1)
     with skipping(plan, output, hidden), suppress(Recorded):
@@ -78,7 +78,7 @@ def _known(plan: Plan, output: LayerOutput, ids: Tensor, hidden: Tensor | None) 
     known = [tensor for layer in running for tensor in cache.known.get(layer, ())]
     shapes = {(t.shape[0], t.shape[2]) for t in known}
     if len(known) != 2 * len(running) or shapes != {tuple(ids.shape)}:
-        raise NotReusableError("its layers keep no keys and values (batch, heads, tokens, width)")
+        raise NotReusableError("its layers store no keys and values (batch, heads, tokens, width)")
     return known
 
 
@@ -89,7 +89,7 @@ def _run(plan: Plan, ids: Tensor, **kwargs: object) -> None:
 def skipping(
     plan: Plan, output: LayerOutput, hidden: Tensor | None
 ) -> AbstractContextManager[None]:
-    """Skip layers inside the block: what leaves the last of them is this hidden state."""
+    """Skip layers inside the block: the last of them returns this hidden state."""
     forwards: dict[nn.Module, Forward] = {}
     if hidden is not None:
         below = plan.layers[: plan.skipped]
@@ -99,7 +99,7 @@ def skipping(
 
 
 def collate_hidden(states: Sequence[State], width: int, device: torch.device) -> Tensor | None:
-    """(B, W, D), the hidden states of examples, at the left."""
+    """(B, W, D), the hidden states of examples, padded on the right."""
     rows = [state.hidden for state in states]
     if rows[0] is None:
         return None
@@ -113,24 +113,24 @@ def collate_hidden(states: Sequence[State], width: int, device: torch.device) ->
 def collate_prefix(
     plan: Plan, states: Sequence[State], length: int, device: torch.device
 ) -> FrozenPrefix | None:
-    """The keys and values of examples, at the right of P columns; None if P is 0."""
+    """The keys and values of examples, padded on the left to P columns; None if P is 0."""
     if not length:
         return None
     of_all = zip(*_of_all(states), strict=True)
-    made = [_at_the_right(tensors, length, device) for tensors in of_all]
+    made = [_pad_left(tensors, length, device) for tensors in of_all]
     layers: list[KeysValues | None] = [None] * plan.skipped
     layers += zip(made[::2], made[1::2], strict=True)
     return FrozenPrefix(layers, length)
 
 
 def _of_all(states: Sequence[State]) -> list[tuple[Tensor, ...]]:
-    """The tensors of each example. One that has no earlier token has those of others, empty."""
+    """The tensors of each example; empty ones for an example without earlier tokens."""
     some = next((state.known for state in states if state.known), ())
     none = tuple(tensor[:, :0] for tensor in some)
     return [state.known or none for state in states]
 
 
-def _at_the_right(tensors: Sequence[Tensor], length: int, device: torch.device) -> Tensor:
+def _pad_left(tensors: Sequence[Tensor], length: int, device: torch.device) -> Tensor:
     """(heads, P of each, width) -> (B, heads, P, width)."""
     if all(tensor.shape[1] == length for tensor in tensors) and tensors[0].device == device:
         return torch.stack(list(tensors))

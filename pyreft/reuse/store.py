@@ -1,7 +1,7 @@
-"""What is known of examples, as much of it as memory holds.
+"""Stores the known states of examples, as many as fit in memory.
 
-An epoch sees every example once, in an order of its own: what fits is kept, and nothing of it is
-given up for another, which would be needed no sooner.
+Each epoch sees every example once, in its own order. So states that fit are kept, and none is
+evicted for another, which would not be needed any sooner.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from pyreft.reuse.layers import LayerOutput
 
-# Of the memory that is free, how much is taken by default.
+# The share of free memory that is used by default.
 SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known of one example.
+    """The known states of one example.
 
     Args:
-        hidden: (W, D), what leaves the skipped layers at the tokens that are computed; None if no
-            layer is skipped.
+        hidden: (W, D), the output of the skipped layers at the tokens that are computed; None if
+            no layer is skipped.
         known: For each layer that runs, keys and values of earlier tokens, (heads, P, width).
     """
 
@@ -39,19 +39,19 @@ class State:
     known: tuple[Tensor, ...]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
+        """All tensors by name."""
         named = {f"known.{i:05}": tensor for i, tensor in enumerate(self.known)}
         return named if self.hidden is None else {"hidden": self.hidden, **named}
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> State:
-        """What `tensors` gave."""
+        """The inverse of `tensors`."""
         known = tuple(tensors[name] for name in sorted(tensors) if name != "hidden")
         return cls(tensors.get("hidden"), known)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
 
@@ -59,8 +59,8 @@ class Store:
     """The states of examples by key, for one base model.
 
     Attributes:
-        size: What is held in memory, in bytes.
-        output: What the layers of the model return.
+        size: The size of the states in memory, in bytes.
+        output: The form of the outputs of the model's layers.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Store:
         self._held: dict[Hashable, State] = {}
         self._files: dict[Hashable, Path] = {}
         self._directory: Path | None = None
-        # Deletes the directory, when this store goes as well.
+        # Deletes the directory when this store is garbage-collected.
         self._delete: Callable[[], object] | None = None
         self._made_with: Hashable = None
 
@@ -83,7 +83,7 @@ class Store:
         return len(self._files)
 
     def limit(self, memory: int, disk: str | None) -> None:
-        """Hold no more than this in memory, in bytes, and the rest in this directory, if any."""
+        """Limit the bytes in memory, and store the rest in a directory, if one is given."""
         self._memory = memory
         while self._held and self.size > memory:
             self.size -= self._held.popitem()[1].size
@@ -99,7 +99,7 @@ class Store:
             self._delete = weakref.finalize(self, shutil.rmtree, self._directory, True)
 
     def require(self, made_with: Hashable) -> None:
-        """Drop everything unless it was computed with this."""
+        """Drop everything unless it was computed with this fingerprint."""
         if made_with != self._made_with:
             self.clear()
             self._made_with = made_with
@@ -113,13 +113,13 @@ class Store:
         self.size = 0
 
     def get(self, key: Hashable) -> State | None:
-        """What is known of an example, on the CPU."""
+        """The known states of an example, on the CPU."""
         if key in self._files:
             return State.of(load_file(self._files[key]))
         return self._held.get(key)
 
     def put(self, key: Hashable, state: State) -> bool:
-        """Keep it if it fits."""
+        """Store a state if it fits; return whether it is stored."""
         if key in self._held or key in self._files:
             return True
         if self.size + state.size <= self._memory:
@@ -135,7 +135,7 @@ class Store:
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
-    """From where it goes back to a GPU without waiting."""
+    """Copy to the CPU, to pinned memory, so that a copy back to the GPU does not block."""
     return tensor.cpu().pin_memory() if tensor.is_cuda else tensor
 
 
@@ -148,10 +148,10 @@ def store_of(base: nn.Module) -> Store:
 
 
 def in_bytes(memory: int | str) -> int:
-    """A size such as "2GB" in bytes.
+    """Convert a size such as "2GB" to bytes.
 
     Raises:
-        ValueError: If it is no size.
+        ValueError: If it is not a size.
     """
     try:
         size = int(convert_file_size_to_int(memory))
@@ -165,12 +165,12 @@ def in_bytes(memory: int | str) -> int:
 
 
 def share_of_memory(held: int) -> int:
-    """What one process may take, in bytes, of memory that is free or held by it already."""
+    """The bytes that one process may use: its share of free memory, and what it already holds."""
     return int((_free_memory() * SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))) + held
 
 
 def _free_memory() -> int:
-    """Bytes that are free on this machine, or in the container if it is allowed less."""
+    """Free bytes on this machine, or in the container if its limit is lower."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:

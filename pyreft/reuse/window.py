@@ -1,13 +1,13 @@
-"""A batch -> the tokens of it that must be computed, and what they need to know of the others.
+"""A batch -> the tokens that must be computed, and what they need from the others.
 
 row        padding  p  p  p  p  c  c  padding        p: prompt, c: completion, e: first edited
                           e
 prefix                 p  p                          keys and values are known
-window                       p  p  c                 computed, at the positions that they had
+window                       p  p  c                 computed, at their original positions
 targets                      -  c  c                 what they predict; the last predicts nothing
 
-Prefixes lie at the right of their columns, windows at the left, so that a row has no gap:
-distances between tokens are those of the batch.
+Prefixes are padded on the left, windows on the right, so that a row has no gap: distances between
+tokens are those of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyreft.editing.plan import Placed
 from pyreft.placement.boundary import shift_labels
 from pyreft.reuse.plan import NotReusableError
 
-# Columns of a batch that are understood. Those of `ReftModel` are in the placement.
+# Supported columns of a batch. Those of `ReftModel` are already in the placement.
 _KNOWN = frozenset({"input_ids", "attention_mask", "labels", "position_ids"})
 
 
@@ -32,7 +32,7 @@ class Window:
     """The part of a batch that is computed.
 
     Args:
-        inputs: What the base model is called with: columns (B, W); an attention_mask (B, P + W).
+        inputs: The arguments of the base model: columns (B, W); an attention_mask (B, P + W).
         placed: The edits in the window.
         rows: The token ids of each row, without padding, from its first to the last of the window.
         starts: The index in its row of the first token of each window.
@@ -49,7 +49,7 @@ class Window:
 
 
 def text_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, T) bool, true on what is not padding."""
+    """(B, T) bool, false on padding."""
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:
@@ -64,18 +64,18 @@ def cut(
     pad: int | None,
     shifted: bool,
 ) -> Window:
-    """Cut a batch down to what is computed.
+    """Cut a batch down to the tokens that are computed.
 
     Args:
-        inputs: The batch, without what is for edits alone.
+        inputs: The batch, without arguments that are only for edits.
         placed: The edits.
         tokens: Whether tokens before the first edited one are left out.
-        pad: The token that a classifier takes for padding.
-        shifted: Whether the label of a token in the window is to be what it predicts. The last
+        pad: The token that a classifier treats as padding.
+        shifted: Whether to shift labels in the window to the tokens that predict them. The last
             labelled token, which predicts nothing, is then left out.
 
     Raises:
-        NotReusableError: If the batch has what is not understood.
+        NotReusableError: If the batch has unsupported columns, masks, positions or labels.
     """
     if unknown := sorted(inputs.keys() - _KNOWN):
         raise NotReusableError(f"the batch has {', '.join(unknown)}")
@@ -111,15 +111,15 @@ def cut(
 
 
 def _labelled(labels: Tensor, text: Tensor, left: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) index of the first label of each row, and of what is behind its last one."""
+    """(B,) index of the first label of each row, and the index after its last one."""
     labelled = labels != -100
     if bool((labelled & ~text).any()):
         raise NotReusableError("the batch has labels on padding")
     some, width = labelled.any(1), labels.shape[1]
     first = labelled.int().argmax(1) - left
     if bool((some & (first == 0) & (left > 0)).any()):
-        # The base model predicts it from the padding before it.
-        raise NotReusableError("the first token of a row padded at the left has a label")
+        # The base model predicts this label from the padding before the token.
+        raise NotReusableError("the first token of a row padded on the left has a label")
     end = width - labelled.flip(1).int().argmax(1) - left
     return torch.where(some, first, n), torch.where(some, end, n)
 
@@ -152,7 +152,7 @@ def _window(
     made = {
         "input_ids": ids.gather(1, columns).masked_fill(~inside, pad),
         "attention_mask": torch.cat([before, inside], dim=1).long(),
-        # Behind the end too, where a table of positions may have ended.
+        # Clamped after the end, because a table of positions may end there.
         "position_ids": torch.minimum(start[:, None] + step, end[:, None] - 1),
     }
     if by_token is not None:
@@ -167,7 +167,7 @@ def _window(
 def _moved(one: Placed, columns: Tensor, inside: Tensor) -> Placed:
     """The edits of an adapter in a window (B, W); `columns` are its columns in the batch."""
     masks = one.placement.masks
-    # Interventions that share a mask go on sharing it.
+    # Interventions that share a mask still share one.
     cut = {id(m): m.to(columns.device).gather(1, columns) & inside for m in masks.values()}
     moved = {index: cut[id(mask)] for index, mask in masks.items()}
     return replace(one, placement=replace(one.placement, masks=moved))

@@ -47,7 +47,7 @@ def test_a_direft_is_not_told_from_a_noreft_and_the_log_says_so(caplog):
     read_adapter_hub(FOLDER / "direft", **DIREFT)
     read_adapter_hub(FOLDER / "loreft")
     assert len(caplog.messages) == 2
-    assert all("of a NoReFT or a DiReFT" in message for message in caplog.messages)
+    assert all("a NoReFT or a DiReFT" in message for message in caplog.messages)
 
 
 def test_units_become_interventions_with_positions_and_arguments():
@@ -86,7 +86,7 @@ def change_config(directory, **changes):
         ({"r": 10**9}, "its rank is 3, adapter_config.json says 1000000000"),
         ({"prefix_positions": -1}, "prefix_positions"),
         ({"prefix_positions": True}, "prefix_positions"),
-        ({"prefix_positions": 0, "suffix_positions": 0}, "no unit of ReFT that edits a token"),
+        ({"prefix_positions": 0, "suffix_positions": 0}, "no unit of ReFT edits a token"),
         ({"orthogonality": False}, "lacks tensor proj_layer.weight"),
         ({"orthogonality": "os.system"}, "orthogonality"),
         ({"non_linearity": 3}, "non_linearity"),
@@ -123,7 +123,7 @@ def test_an_activation_that_is_unknown_is_refused_and_the_model_is_as_it_was(tmp
         (lambda t, name: t.update({name: torch.zeros(3, 15)}), "not floats of shape"),
         (lambda t, name: t.update({name: torch.zeros(())}), "not floats of shape"),
         (lambda t, name: t.pop(name), "lacks tensor learned_source.weight"),
-        (lambda t, name: t.update({"lm_head.weight": torch.zeros(1)}), "of no unit of ReFT"),
+        (lambda t, name: t.update({"lm_head.weight": torch.zeros(1)}), "to no unit of ReFT"),
         (lambda t, name: t.update({f"decoder.{name}": t[name].clone()}), "several lists of layers"),
         (
             lambda t, name: t.update(

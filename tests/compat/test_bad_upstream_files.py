@@ -122,11 +122,11 @@ def test_a_layer_that_the_model_does_not_have_is_refused(saved):
         (lambda t: t.update({"learned_source.bias": torch.full((3,), torch.nan)}), "not finite"),
         (lambda t: t.update(embed_dim=torch.tensor(17)), "its embed_dim is 17"),
         (lambda t: t.update({"learned_source.bias": torch.zeros(1).expand(10**12)}), "larger than"),
-        (lambda t: t.update({"learned_source.bias": "text"}), "is no tensor"),
-        (lambda t: t.update({5: torch.zeros(1)}), "is no tensor"),
+        (lambda t: t.update({"learned_source.bias": "text"}), "is not a tensor"),
+        (lambda t: t.update({5: torch.zeros(1)}), "is not a tensor"),
         (
             lambda t: t.update({"learned_source.bias": torch.zeros(3).to_sparse()}),
-            "no plain tensor",
+            "not a plain tensor",
         ),
         (
             lambda t: t.update({"rotate_layer.parametrizations.weight.0.base": torch.eye(15)}),

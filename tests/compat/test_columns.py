@@ -57,7 +57,7 @@ def test_what_a_script_means_is_found(rows, specs, given, expected):
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
     [
-        (["abcdef", "..abcd"], [[0, 3], [2, 3]], "could count columns of the batch as well"),
+        (["abcdef", "..abcd"], [[0, 3], [2, 3]], "could count columns of the batch or tokens"),
         ([".abcd", "...ab"], [[1, 4], [1, 4]], "1 is on the padding of its row"),
     ],
 )

@@ -68,7 +68,7 @@ def test_an_intervention_is_found_as_before_pyvene_0_1_8():
     assert module[0] is module is model.interventions[key][0]
     assert model.interventions["layer.0.comp.block_output.unit.pos.nunit.1#0"] is module
     assert list(model.representations) == list(model.interventions)
-    with pytest.raises(IndexError, match="alone"):
+    with pytest.raises(IndexError, match="only the module itself"):
         module[1]
 
 
@@ -280,7 +280,7 @@ def test_a_forward_of_ones_own_in_upstreams_form_is_called_so(tokenizer, tmp_pat
                 "intervention_locations": torch.tensor([[[1]], [[2]]]),
             },
             TypeError,
-            "give positions once",
+            "give positions only once",
         ),
         ({"sources": [TEXT]}, ValueError, "no sources"),
     ],

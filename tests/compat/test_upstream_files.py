@@ -68,8 +68,8 @@ def test_the_log_says_what_upstreams_files_do_not(caplog):
     read_upstream(FOLDER / "loreft_relu_dropout")
     read_upstream(FOLDER / "loreft_relu_dropout", "f2+l2", {"act_fn": "relu", "dropout": 0.25})
     activation, positions = caplog.messages
-    assert "do not say act_fn and dropout" in activation and "read_upstream" in activation
-    assert "do not say positions" in positions
+    assert "do not record act_fn and dropout" in activation and "read_upstream" in activation
+    assert "do not record positions" in positions
 
 
 def test_directions_that_upstream_left_skewed_are_read_as_they_are(caplog):

@@ -277,7 +277,7 @@ def test_reuse_that_is_lost_is_warned_of_once_and_losses_are_the_same(cls, tmp_p
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     (record,) = said(heard)
     assert record.levelname == "WARNING"
-    assert f"forward of {cls.__name__} takes no cache by a name that is known" in record.message
+    assert f"forward of {cls.__name__} takes no cache by a known name" in record.message
 
 
 def test_reuse_that_works_is_not_warned_of(tmp_path, heard):

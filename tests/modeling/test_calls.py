@@ -156,4 +156,4 @@ def test_training_without_labels_says_what_the_prompt_then_is(positions, caplog)
     logits(model, IDS)
     assert not caplog.text
     model(IDS)
-    assert ("all of each row is taken for its prompt" in caplog.text) == (positions == "l1")
+    assert ("each whole row is taken as a prompt" in caplog.text) == (positions == "l1")

@@ -261,7 +261,7 @@ def test_a_plain_name_is_the_encoder(architecture):
         ({"component": "cross_attention_output"}, "unknown component 'cross_attention_output'"),
         ({"component": "decoder_mlp"}, "unknown component 'decoder_mlp'.*with \"decoder_\""),
         ({"positions": "completion"}, "in the encoder, which reads the prompt and no completion"),
-        ({"positions": "l1+completion"}, "has no place there"),
+        ({"positions": "l1+completion"}, "selects no token"),
         ({"component": "shared.output"}, "shared by the encoder and the decoder"),
     ],
 )

@@ -70,7 +70,7 @@ def test_keys_and_values_of_the_encoder_are_no_component_of_the_decoder(architec
     base = MAKERS[architecture]()
     attention, of_encoder, of_decoder = CROSS[architecture]
     for name in of_encoder:
-        with pytest.raises(ValueError, match=rf"{name}.{side}' makes keys or values"):
+        with pytest.raises(ValueError, match=rf"{name}.{side}' computes keys or values"):
             attach(base, f"{attention}.{name}.{side}")
     for name in of_decoder:
         attach(base, f"{attention}.{name}.{side}").unwrap()
@@ -80,7 +80,7 @@ def test_nor_are_they_with_a_lora():
     base = get_peft_model(make("t5"), LoraConfig(target_modules=["k"]))
     attention, *_ = CROSS["t5"]
     for inside in ("", ".base_layer", ".lora_A.default"):
-        with pytest.raises(ValueError, match="makes keys or values of what an encoder read"):
+        with pytest.raises(ValueError, match="computes keys or values from the encoder's output"):
             attach(base, f"{attention}.k{inside}.output")
 
 

@@ -246,7 +246,7 @@ def test_an_export_of_a_trained_head_is_refused(tmp_path):
         ({"component": "block_output"}, "what LlamaDecoderLayer returns is not what a linear map"),
         ({"component": "mlp_activation"}, "what SiLUActivation returns is not|what SiLU returns"),
         ({"component": "mlp_input"}, "it edits an input"),
-        ({"component": "head_attention_value_output", "heads": [1]}, r"it edits the heads \[1\]"),
+        ({"component": "head_attention_value_output", "heads": [1]}, "it edits only the heads"),
     ],
 )
 @pytest.mark.parametrize("convert", [merge_and_unload, lambda model: export_lora(model, "lora")])

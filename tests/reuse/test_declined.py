@@ -76,8 +76,8 @@ def scaled_rope():
 
 NOTHING = {
     "attention_dropout=0.1": lambda: make_model(base=make_base("llama", attention_dropout=0.1)),
-    "drop drops at random": lambda: make_model(base=make_base("gpt2")),
-    "dropout drops at random": lambda: make_model(base=make_base("bert"), positions="f1"),
+    "drop is random": lambda: make_model(base=make_base("gpt2")),
+    "dropout is random": lambda: make_model(base=make_base("bert"), positions="f1"),
     "a hook on model.layers.0.mlp": hooked,
     "gradient checkpointing": checkpointed,
     "compiled": compiled,
@@ -85,7 +85,7 @@ NOTHING = {
     "embed_tokens.weight of the base model is trained": with_embeddings_trained,
     "first layer is edited or trained, and layer 0": lambda: train_layer(make_model(), 0),
     "and layer 0 of the base model is trained": lambda: with_lora(0),
-    "how long the batch is": scaled_rope,
+    "the length of the batch": scaled_rope,
     "an encoder and a decoder": lambda: make_model(
         base=hf.T5ForConditionalGeneration(
             hf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=99)
@@ -106,7 +106,7 @@ LAYERS_ALONE = {
     "layer 2 of the base model is trained": lambda: train_layer(make_model(), 2),
     "layer 1 of the base model is trained": lambda: with_lora(1),
     "see later ones": lambda: make_model(base=make_gemma3(use_bidirectional_attention=True)),
-    "keeps a state": lambda: make_model(base=qwen3_next()),
+    "a state other than keys and values": lambda: make_model(base=qwen3_next()),
 }
 
 
