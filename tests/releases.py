@@ -40,7 +40,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parent.parent
 GENERATION = ("generation", "shared_prefix", "mixed")
 ALL = [
-    *(f"tests/modeling/test_{name}.py" for name in GENERATION),
+    *(f"tests/adapters/test_{name}.py" for name in GENERATION),
     *("tests/installed", "tests/reuse", "tests/training", "tests/sharing"),
 ]
 # Package -> its tests, and how many minor releases have a row (0: every supported one).
@@ -49,7 +49,7 @@ PACKAGES: dict[str, tuple[list[str], int]] = {
     "torch": (ALL, 3),
     "accelerate": (["tests/training"], 3),
     "datasets": (["tests/training", "tests/data"], 3),
-    "peft": (["tests/modeling/test_merging.py", "tests/modeling/test_trained.py"], 3),
+    "peft": (["tests/lora/test_merging.py", "tests/adapters/test_trained.py"], 3),
     "trl": (["tests/training/test_trl.py"], 3),
     "python": (ALL, 0),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parents[1] / "references"
 
 
 def read_tensors(path):
