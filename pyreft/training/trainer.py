@@ -35,16 +35,17 @@ from pyreft.training.threads import warn_if_threads_wait
 class ReftTrainer(AdapterCheckpoints, Trainer):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
-    Checkpoints hold the adapter in place of the model, and are there whole or not at all.
-    Positions that the config leaves to the batch are recorded in the adapter, where a pyreft data
-    module or data set made the batches. Training logs have, beside the loss, `intervention_norm`
+    Checkpoints hold the adapter in place of the model, and are never half written. Positions that
+    the config leaves to the batch are recorded in the adapter, if a pyreft data set has them. Training logs have, beside the loss, `intervention_norm`
     and `orthonormality_error`. With `Seq2SeqTrainingArguments(predict_with_generate=True)`
     evaluation passes to `compute_metrics` what the model generates from the prompts.
 
     Args:
         model: The `ReftModel`.
-        *args, **kwargs: As for `transformers.Trainer`; by default with a `ReftDataCollator`.
-        tokenizer: Upstream's name for `processing_class`.
+        *args: As for `transformers.Trainer`, in its order.
+        processing_class: The tokenizer; the data collator is by default a `ReftDataCollator` of it.
+        tokenizer: Upstream's name for it.
+        **kwargs: As for `transformers.Trainer`.
         learning_rate_ratios: How many times the learning rate R, P, W and b have, as
             {"R": 4, "b": 10}; see `pyreft.parameter_groups`.
         reuse_frozen: Compute only what the adapter changes and the loss needs, where that is
