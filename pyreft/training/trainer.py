@@ -36,9 +36,9 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
     """Train a `ReftModel` as the transformers Trainer trains any model.
 
     Checkpoints hold the adapter in place of the model, and are never half written. Positions that
-    the config leaves to the batch are recorded in the adapter, if a pyreft data set has them. Training logs have, beside the loss, `intervention_norm`
-    and `orthonormality_error`. With `Seq2SeqTrainingArguments(predict_with_generate=True)`
-    evaluation passes to `compute_metrics` what the model generates from the prompts.
+    the config leaves to the batch are recorded in the adapter, if a pyreft data set has them.
+    Training logs also have `intervention_norm` and `orthonormality_error`. With
+    `predict_with_generate=True` `compute_metrics` is given what the model generates from prompts.
 
     Args:
         model: The `ReftModel`.
