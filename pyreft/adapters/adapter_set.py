@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ _TAKEN = set(dir(nn.ModuleDict())) | {BASE}
 _SWITCHING = threading.Lock()
 
 
-class AdapterSet(nn.ModuleDict):
+class AdapterSet(Mapping[str, AttachedAdapter]):
     """Adapters by name.
 
     Args:
@@ -34,27 +35,28 @@ class AdapterSet(nn.ModuleDict):
         hooks: Its hooks.
 
     Attributes:
+        modules: The adapters, as a submodule of the model.
         active: The names of the active adapters, and the weight of the edits of each.
         disabled: The number of running `disable` blocks; the bare base model runs in them.
     """
 
     def __init__(self, base: PreTrainedModel, hooks: EditHooks) -> None:
-        super().__init__()
-        # In a tuple, so that the base model is not a submodule of this one.
-        self._of = (base, hooks)
+        self.base, self.hooks, self.modules = base, hooks, nn.ModuleDict()
         self.active: dict[str, float] = {}
         self.disabled, self._off = 0, ExitStack()
 
     def __getitem__(self, name: str) -> AttachedAdapter:
-        adapter = super().__getitem__(name)
-        assert isinstance(adapter, AttachedAdapter)
-        return adapter
+        return cast("AttachedAdapter", self.modules[name])
 
-    def items(self) -> ItemsView[str, AttachedAdapter]:
-        return {name: self[name] for name in self}.items()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
 
-    def values(self) -> ValuesView[AttachedAdapter]:
-        return {name: self[name] for name in self}.values()
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def add(self, name: str, adapter: AttachedAdapter) -> None:
+        """Add an adapter, which is not active, or replace the one of that name."""
+        self.modules[name] = adapter
 
     def describe(self) -> list[str]:
         """Readable lines: the interventions of each adapter, with its name if there are several."""
@@ -87,7 +89,7 @@ class AdapterSet(nn.ModuleDict):
 
         Trainable tensors that are named nowhere belong to the active adapter.
         """
-        base, trained = self._of[0], self[name].trained
+        base, trained = self.base, self[name].trained
         if name != self.active_name:
             return trained.learned(), {}
         lora = peft_tensors(base)
@@ -99,7 +101,7 @@ class AdapterSet(nn.ModuleDict):
     def making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:
         """A new adapter, to be filled inside the block; it is inactive afterwards."""
         self.require_on()
-        base, hooks = self._of
+        base, hooks = self.base, self.hooks
         restore_requires_grad = remember_learning(base)
         try:
             with ExitStack() as heads:
@@ -109,7 +111,7 @@ class AdapterSet(nn.ModuleDict):
                 adapter = AttachedAdapter(config, base, hooks.add_sites)
                 yield adapter
                 adapter.place()
-                adapter.train(self.training)
+                adapter.train(self.modules.training)
                 adapter.take_off()
         except BaseException:
             self._keep_hooks()
@@ -127,12 +129,12 @@ class AdapterSet(nn.ModuleDict):
 
     def remove(self, name: str) -> None:
         """Remove an inactive adapter from the base model."""
-        del self[name]
+        del self.modules[name]
         self._keep_hooks()
 
     def freeze_base(self) -> None:
         """Freeze the base model, except for the active adapter's `modules_to_save`."""
-        self._of[0].requires_grad_(False)
+        self.base.requires_grad_(False)
         self.first.trained.enable_gradients()
 
     @contextmanager
@@ -143,7 +145,7 @@ class AdapterSet(nn.ModuleDict):
             if self.disabled == 1:
                 for name in self.active:
                     self._off.enter_context(self[name].trained.original())
-                self._off.enter_context(without_lora(self._of[0]))
+                self._off.enter_context(without_lora(self.base))
         try:
             yield
         finally:
@@ -154,7 +156,7 @@ class AdapterSet(nn.ModuleDict):
 
     def unwrap(self) -> None:
         """Remove the hooks from the base model and restore its trained parts."""
-        hooks = self._of[1]
+        hooks = self.hooks
         if not hooks.removed:
             for name in self.active:
                 self[name].trained.restore()
@@ -162,11 +164,11 @@ class AdapterSet(nn.ModuleDict):
 
     def _keep_hooks(self) -> None:
         targets = (target for adapter in self.values() for target in adapter.targets)
-        self._of[1].keep_sites(target.site for target in targets)
+        self.hooks.keep_sites(target.site for target in targets)
 
     def require_attached(self) -> None:
         """Raise RuntimeError if they were removed from the base model."""
-        self._of[1].require()
+        self.hooks.require()
 
     def require_on(self) -> None:
         """Raise RuntimeError if adapters cannot be switched now."""

@@ -43,7 +43,7 @@ def merge_and_unload(model: EditedModel, add_bias: bool = False) -> PreTrainedMo
                 f"{type(model.model).__name__} does not load from a file; export_lora saves "
                 "it in a LoRA."
             )
-    trained = [model.adapters[name].trained for name in model.active_adapters]
+    trained = [model.adapter_set[name].trained for name in model.active_adapters]
     learned = [{n: t.detach().clone() for n, t in one.learned().items()} for one in trained]
     base = model.unwrap()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def export_lora(model: EditedModel, directory: str | os.PathLike[str]) -> None:
         ImportError: If PEFT is not installed.
     """
     changes = _changes(model)
-    trained = [model.adapters[name].trained for name in model.active_adapters]
+    trained = [model.adapter_set[name].trained for name in model.active_adapters]
     tensors = [tensor for one in trained for tensor in one.tensors().values()]
     names = [name for one in trained for name in one.names]
     if names := [*names, *trained_by_hand(model.model, tensors)]:
@@ -82,10 +82,10 @@ def export_lora(model: EditedModel, directory: str | os.PathLike[str]) -> None:
 
 def _changes(model: EditedModel) -> list[Change]:
     """The changes of linear maps by the active adapters."""
-    model.adapters.require_attached()
+    model.adapter_set.require_attached()
     edits = [
         (f"intervention {i} of adapter {name!r}, at {target.config.place}", weight, target)
-        for name, weight in model.adapters.active.items()
-        for i, target in enumerate(model.adapters[name].targets)
+        for name, weight in model.adapter_set.active.items()
+        for i, target in enumerate(model.adapter_set[name].targets)
     ]
     return find_changes(model.model, edits)

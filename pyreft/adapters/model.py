@@ -38,7 +38,7 @@ class EditedModel(StandIn):
     """The core of `ReftModel`; see its docstring."""
 
     # The formats of adapters that it reads.
-    formats = Formats(read_adapter)
+    adapter_formats = Formats(read_adapter)
 
     def __init__(
         self, config: ReftConfig, model: PreTrainedModel, adapter_name: str = "default"
@@ -55,16 +55,17 @@ class EditedModel(StandIn):
         super().__init__(model)
         self._hooks = EditHooks(model)
         adapters = AdapterSet(model, self._hooks)
-        adapters[require_name(adapter_name)] = AttachedAdapter(config, model, self._hooks.add_sites)
+        attached = AttachedAdapter(config, model, self._hooks.add_sites)
+        adapters.add(require_name(adapter_name), attached)
         adapters.active = {adapter_name: 1.0}
-        self.adapters = adapters
+        self.adapter_set, self.adapters = adapters, adapters.modules
         self.edited_calls = EditedCalls(model, self._hooks, adapters)
         self.train(model.training)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.adapters.parameters() if p.requires_grad)
         first = f"ReftModel({type(self.model).__name__}, {count:,} parameters"
-        return "\n".join([first, *self.adapters.describe(), ")"])
+        return "\n".join([first, *self.adapter_set.describe(), ")"])
 
     # Methods for adapters by name, for files and for weights.
     add_adapter = named.add_adapter
@@ -134,42 +135,42 @@ class EditedModel(StandIn):
     @property
     def active_adapters(self) -> list[str]:
         """The names of the adapters that edit and are trained."""
-        return list(self.adapters.active)
+        return list(self.adapter_set.active)
 
     @property
     def active_adapter(self) -> str:
         """The name of the active adapter, the first of several."""
-        return self.adapters.active_name
+        return self.adapter_set.active_name
 
     @property
     def interventions(self) -> nn.ModuleDict:
         """The modules of the active adapter, "layer_15_comp_block_output_unit_pos_nunit_1#0"."""
-        return self.adapters.first.interventions
+        return self.adapter_set.first.interventions
 
     @property
     def trained(self) -> TrainedModules:
         """The parts of the base model that the active adapter trains, `modules_to_save`."""
-        return self.adapters.first.trained
+        return self.adapter_set.first.trained
 
     @property
     def reft_config(self) -> ReftConfig:
         """The config of the active adapter, with one entry for every intervention."""
-        return self.adapters.first.config
+        return self.adapter_set.first.config
 
     @reft_config.setter
     def reft_config(self, value: object) -> None:
         # Scripts store upstream's config here, and then set it to the base model's.
-        if value is not self.model.config and value is not self.adapters.first.config:
+        if value is not self.model.config and value is not self.adapter_set.first.config:
             raise AttributeError("the config of an adapter cannot be replaced: add_adapter.")
 
     @property
     def training_facts(self) -> TrainingFacts | None:
         """What a trainer records of the training of the active adapter, for its card."""
-        return self.adapters.first.training_facts
+        return self.adapter_set.first.training_facts
 
     @training_facts.setter
     def training_facts(self, facts: TrainingFacts | None) -> None:
-        self.adapters.first.training_facts = facts
+        self.adapter_set.first.training_facts = facts
 
     # ---- calls --------------------------------------------------------------------------------
 
@@ -179,8 +180,6 @@ class EditedModel(StandIn):
         The edits are placed here because trainers replace `forward`: TRL's replacement takes the
         labels, runs only the backbone, and applies its own output head.
         """
-        if len(args) > 2:
-            raise TypeError(f"a ReftModel takes two arguments without a name, got {len(args)}.")
         inputs = dict(zip(_TEXT, args, strict=False)) | kwargs
         inputs = {name: value for name, value in inputs.items() if value is not None}
         # Hooks on this model also get the arguments that are only for edits.
@@ -287,14 +286,14 @@ class EditedModel(StandIn):
         The original heads are in the model, and PEFT's LoRA is off if it is trained with the
         adapter. If blocks of several threads overlap, the last to end turns the adapter on again.
         """
-        return self.adapters.disable()
+        return self.adapter_set.disable()
 
     def unwrap(self) -> PreTrainedModel:
         """Remove the adapter, and return the original base model; it stays frozen."""
-        self.adapters.unwrap()
+        self.adapter_set.unwrap()
         return self.model
 
     def place_interventions(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
-        for adapter in self.adapters.values():
+        for adapter in self.adapter_set.values():
             adapter.place()

@@ -32,12 +32,12 @@ def add_adapter(model: EditedModel, adapter_name: str, config: ReftConfig) -> No
         TypeError: If `config` is not a `ReftConfig`.
         RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
-    model.adapters.require_new(adapter_name)
+    model.adapter_set.require_new(adapter_name)
     if not isinstance(config, ReftConfig):
         raise TypeError(f"an adapter is made of a ReftConfig, got {type(config).__name__}.")
-    with model.adapters.making(config) as adapter:
+    with model.adapter_set.making(config) as adapter:
         pass
-    model.adapters[adapter_name] = adapter
+    model.adapter_set.add(adapter_name, adapter)
 
 
 def add_weighted_adapter(
@@ -62,13 +62,13 @@ def add_weighted_adapter(
         TypeError: If a weight is not a number.
     """
     names = list(adapters)
-    model.adapters.require_known(names)
+    model.adapter_set.require_known(names)
     given = read_weights(weights, len(names))
-    if trained := [name for name in names if model.adapters[name].trained.names]:
+    if trained := [name for name in names if model.adapter_set[name].trained.names]:
         raise ValueError(
             f"the adapter {trained[0]!r} has trained a head, and heads cannot be added up."
         )
-    parts = [model.adapters[name].config.representations for name in names]
+    parts = [model.adapter_set[name].config.representations for name in names]
     combined = combine(list(zip(parts, given, strict=True)))
     model.add_adapter(adapter_name, ReftConfig(representations=combined))
 
@@ -92,21 +92,21 @@ def set_adapter(
         RuntimeError: Inside `disable_adapter`, or after `unwrap`.
     """
     names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-    model.adapters.require_known(names)
+    model.adapter_set.require_known(names)
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"set_adapter takes different names, and at least one, got {names}; for none use "
             "disable_adapter()."
         )
     given = read_weights([1.0] * len(names) if weights is None else weights, len(names))
-    model.adapters.require_on()
-    trained = [name for n in names for name in model.adapters[n].trained.tensors()]
+    model.adapter_set.require_on()
+    trained = [name for n in names for name in model.adapter_set[n].trained.tensors()]
     if shared := {name for name in trained if trained.count(name) > 1}:
         raise ValueError(
             f"{' and '.join(names)} have each trained {min(shared)} of the base model, and "
             "only one of them can be active."
         )
-    model.adapters.activate(dict(zip(names, given, strict=True)))
+    model.adapter_set.activate(dict(zip(names, given, strict=True)))
 
 
 def delete_adapter(model: EditedModel, adapter_name: str) -> None:
@@ -115,13 +115,15 @@ def delete_adapter(model: EditedModel, adapter_name: str) -> None:
     Raises:
         ValueError: If there is no such adapter, or it is the only one.
     """
-    model.adapters.require_known([adapter_name])
-    others = [name for name in model.adapters if name != adapter_name]
+    model.adapter_set.require_known([adapter_name])
+    others = [name for name in model.adapter_set if name != adapter_name]
     if not others:
         raise ValueError(
             f"{adapter_name!r} is the only adapter: use unwrap() to get the base model back."
         )
-    if adapter_name in model.adapters.active:
-        remaining = {name: w for name, w in model.adapters.active.items() if name != adapter_name}
+    if adapter_name in model.adapter_set.active:
+        remaining = {
+            name: w for name, w in model.adapter_set.active.items() if name != adapter_name
+        }
         model.set_adapter(list(remaining) or others[:1], list(remaining.values()) or None)
-    model.adapters.remove(adapter_name)
+    model.adapter_set.remove(adapter_name)

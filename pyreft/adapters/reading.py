@@ -46,11 +46,11 @@ def put_adapter_on(
     if model_kwargs is not None and directory is not None:
         raise TypeError("model_kwargs are for a base model that from_pretrained loads itself.")
     if isinstance(model, (str, os.PathLike)):
-        adapter = _read(cls.formats, model, source, kinds)
+        adapter = _read(cls.adapter_formats, model, source, kinds)
         model = load_named_base(adapter, source, model_kwargs)
     else:
         assert directory is not None
-        adapter = _read(cls.formats, directory, source, kinds)
+        adapter = _read(cls.adapter_formats, directory, source, kinds)
     return _put_on(cls, adapter, model)
 
 
@@ -84,22 +84,22 @@ def load_adapter(
     """
     require_name(adapter_name)
     origin = HubSource(revision, token, subfolder, cache_dir, local_files_only)
-    saved = _read(model.formats, source, origin, kinds)
+    saved = _read(model.adapter_formats, source, origin, kinds)
     require_base(saved, model.model)
     if saved.lora is not None:
         raise AdapterError(
             f"{saved.origin} has PEFT's LoRA, which belongs to a single adapter: load it with "
             "ReftModel.from_pretrained, on a separate base model."
         )
-    if adapter_name in model.adapters:
-        existing = model.adapters[adapter_name]
+    if adapter_name in model.adapter_set:
+        existing = model.adapter_set[adapter_name]
         existing.load(saved, model.model, existing.trained.learned(), {})
         return
     require_sizes(saved)
-    with explained(saved), model.adapters.making(saved.config) as adapter:
+    with explained(saved), model.adapter_set.making(saved.config) as adapter:
         trained, modules = adapter.trained.tensors(), adapter.interventions
         load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
-    model.adapters[adapter_name] = adapter
+    model.adapter_set.add(adapter_name, adapter)
 
 
 def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
@@ -111,9 +111,9 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     Raises:
         AdapterError: If it is not an adapter, or its config differs; nothing is changed.
     """
-    adapters = model.adapters
+    adapters = model.adapter_set
     for name in adapters.active:
-        saved = model.formats.read(adapters.folder(directory, name))
+        saved = model.adapter_formats.read(adapters.folder(directory, name))
         require_base(saved, model.model)
         trained, lora = adapters.trained_with(name)
         if name == adapters.active_name:
@@ -140,7 +140,7 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         trained, lora = model.trained.tensors(), peft_tensors(base)
         load_tensors(fit_tensors(adapter, model.reft_config, model.interventions, trained, lora))
     model.place_interventions()
-    model.adapters.freeze_base()
+    model.adapter_set.freeze_base()
     if adapter.lora is not None:
         # Like heads, the LoRA belongs to the adapter: it is trainable and saved with it.
         let_lora_train(base)

@@ -32,7 +32,7 @@ def record_positions(model: EditedModel, positions: list[PositionSpec]) -> None:
     Raises:
         ValueError: If the number of positions does not fit, or the config has others.
     """
-    model.adapters.first.record_positions(positions)
+    model.adapter_set.first.record_positions(positions)
 
 
 def save_pretrained(
@@ -65,14 +65,14 @@ def save_pretrained(
         ValueError: If a kind or a position function has no name to be saved under, or this
             process has only shards of the interventions, or PEFT trains more than a LoRA.
     """
-    names = list(model.adapters) if selected_adapters is None else list(selected_adapters)
-    model.adapters.require_known(names)
+    names = list(model.adapter_set) if selected_adapters is None else list(selected_adapters)
+    model.adapter_set.require_known(names)
     for name in names if is_main_process else ():
-        require_whole(model.adapters[name])
-        adapter, folder = _take(model, name), model.adapters.folder(save_directory, name)
+        require_whole(model.adapter_set[name])
+        adapter, folder = _take(model, name), model.adapter_set.folder(save_directory, name)
         beside = peft_files(model.model) if adapter.lora is not None else {}
         save_adapter(folder, adapter, allow_other_files, beside)
-        write_card_of(folder, adapter, model.adapters[name].training_facts)
+        write_card_of(folder, adapter, model.adapter_set[name].training_facts)
 
 
 def write_card(model: EditedModel, directory: str | os.PathLike[str]) -> None:
@@ -81,8 +81,8 @@ def write_card(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     Args:
         directory: Where the model was saved.
     """
-    for name, adapter in model.adapters.items():
-        folder = model.adapters.folder(directory, name)
+    for name, adapter in model.adapter_set.items():
+        folder = model.adapter_set.folder(directory, name)
         write_card_of(folder, _take(model, name), adapter.training_facts)
 
 
@@ -132,6 +132,6 @@ def push_to_hub(
 
 
 def _take(model: EditedModel, name: str) -> Adapter:
-    adapter = model.adapters[name]
-    trained, lora = model.adapters.trained_with(name)
+    adapter = model.adapter_set[name]
+    trained, lora = model.adapter_set.trained_with(name)
     return take_adapter(model.model, adapter.config, adapter.interventions, trained, lora)

@@ -49,7 +49,7 @@ class ReftModel(EditedModel):
             already has an adapter.
     """
 
-    formats = ANY_FORMAT
+    adapter_formats = ANY_FORMAT
     # Whether a subclass defines `forward` in upstream's convention.
     follows_upstream = False
 
@@ -75,16 +75,21 @@ class ReftModel(EditedModel):
         if _is_upstream_call(args, kwargs):
             return nn.Module.__call__(self, *args, **kwargs)
         _refuse_upstream_arguments(kwargs)
+        _require_two(args[2:])
         if self.follows_upstream:
             inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
             given = {name: value for name, value in inputs.items() if value is not None}
             return call_subclass(super(EditedModel, self).__call__, given)
         return super().__call__(*args, **kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if _is_upstream_call(args, kwargs):
-            return call_upstream(self, *args, **kwargs)
-        return super().forward(*args, **kwargs)
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, *upstream: Any, **kwargs: Any
+    ) -> Any:
+        if _is_upstream_call([input_ids], kwargs):
+            base, sources = kwargs.pop("base", input_ids), kwargs.pop("sources", attention_mask)
+            return call_upstream(self, base, sources, *upstream, **kwargs)
+        _require_two(upstream)
+        return super().forward(input_ids, attention_mask, **kwargs)
 
     def generate(self, inputs: Tensor | Arguments | None = None, **kwargs: Any) -> Any:
         if isinstance(inputs, Mapping) or "base" in kwargs:
@@ -124,7 +129,7 @@ class ReftModel(EditedModel):
 
     def disable_model_gradients(self) -> None:
         """Freeze the base model, except for the adapter's `modules_to_save`."""
-        self.adapters.freeze_base()
+        self.adapter_set.freeze_base()
 
     def enable_model_gradients(self) -> None:
         """Make the base model trainable as well."""
@@ -241,6 +246,12 @@ def _refuse_upstream_arguments(arguments: Arguments) -> None:
                 f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
                 "batch as a dict; here positions are intervention_locations."
             )
+
+
+def _require_two(others: Sequence[object]) -> None:
+    """Raise TypeError for more arguments by position than a call of transformers' has here."""
+    if others:
+        raise TypeError(f"a ReftModel takes two arguments without a name, got {2 + len(others)}.")
 
 
 def _checkpoint(directory: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -96,7 +96,7 @@ def plan_reuse(model: EditedModel) -> Plan:
     if len({id(layer) for layer in layers}) < len(layers):
         raise NotReusableError("its layers share modules")
     inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
-    adapters = [model.adapters[name] for name in model.active_adapters]
+    adapters = [model.adapter_set[name] for name in model.active_adapters]
     components = [target.component for adapter in adapters for target in adapter.targets]
     skipped = min(_unchanged(component, layers, inside) for component in components)
     lost = None if next(_why_never_tokens(base), None) else next(_why_not_tokens(base), None)

@@ -79,7 +79,7 @@ def prepare_wrapping(
     """
     if accelerator.num_processes > 1 and torch.distributed.is_initialized():
         # Where R starts. Not all that wraps a model broadcasts buffers, as it does parameters.
-        for adapter in model.adapters.values():
+        for adapter in model.adapter_set.values():
             for buffer in adapter.interventions.buffers():
                 torch.distributed.broadcast(buffer, src=0)
     if fsdp:

@@ -229,7 +229,7 @@ def assert_weights_refused(call, value, error, message):
             model.set_adapter("default", value)
         else:
             model.add_weighted_adapter(["default"], value, "sum")
-    assert list(model.adapters) == ["default"] and model.adapters.active == {"default": 1.0}
+    assert list(model.adapters) == ["default"] and model.adapter_set.active == {"default": 1.0}
 
 
 def test_positions_in_the_batch_are_of_one_adapter():
@@ -337,3 +337,10 @@ def test_subspaces_that_have_something_in_common_are_not_merged():
     with pytest.raises(ValueError, match=r"orthogonal|subspace"):
         model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
     assert list(model.adapters) == ["default", "other"]
+
+
+@pytest.mark.parametrize("name", ["active", "first", "disabled", "folder", "remove"])
+def test_an_adapter_may_have_the_name_of_anything_that_is_done_with_adapters(name):
+    model = add(wrap(make_base("llama")), name)
+    model.set_adapter(name)
+    assert model.active_adapters == [name] and list(model.adapters) == ["default", name]

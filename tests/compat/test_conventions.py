@@ -361,3 +361,19 @@ def test_a_loss_in_the_form_of_older_trainers_trains(tokenizer, tmp_path, accumu
         found.append(model.interventions.state_dict())
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_a_subclass_hands_on_by_name_is_upstreams_as_well():
+    class Own(pyreft.ReftModel):
+        def forward(self, input_ids=None, attention_mask=None, **kwargs):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    _, expected = wrap(loreft())(TEXT, unit_locations=at([[1], [2]]), labels=IDS)
+    _, found = wrap(loreft(), cls=Own)(TEXT, unit_locations=at([[1], [2]]), labels=IDS)
+    assert torch.equal(found.loss, expected.loss)
+
+
+def test_a_third_argument_without_a_name_is_refused_in_transformers_convention():
+    for call in (wrap(loreft()), wrap(loreft()).forward):
+        with pytest.raises(TypeError, match="two arguments without a name, got 3"):
+            call(IDS, None, IDS)
