@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pyreft.compat.calls import call_subclass, call_upstream, generate_upstream
 from pyreft.compat.formats import ANY_FORMAT
 from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
+from pyreft.editing.plan import Placed
 from pyreft.sharing import HubFiles, download_adapter
 
 
@@ -100,6 +102,14 @@ class ReftModel(EditedModel):
     # Their signatures and docstrings are those of the core.
     update_wrapper(forward, EditedModel.forward, ("__doc__",))
     update_wrapper(generate, EditedModel.generate, ("__doc__",))
+
+    def place(self, inputs: Inputs) -> list[Placed]:
+        """Where a call edits, see `EditedCalls.place`."""
+        return self.edited_calls.place(inputs)
+
+    def placed(self, placed: list[Placed]) -> AbstractContextManager[None]:
+        """Edit there in the calls of this thread inside the block, see `EditedCalls.placed`."""
+        return self.edited_calls.placed(placed)
 
     # ---- parameters -----------------------------------------------------------------------
 
