@@ -30,9 +30,10 @@ _SWITCHING = threading.Lock()
 class AdapterSet(Mapping[str, AttachedAdapter]):
     """Adapters by name.
 
+    Which base model they are on, the `ReftModel` alone knows: scripts may replace it.
+
     Args:
-        base: The base model.
-        hooks: Its hooks.
+        hooks: The hooks on the base model.
 
     Attributes:
         modules: The adapters, as a submodule of the model.
@@ -40,8 +41,8 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         disabled: The number of running `disable` blocks; the bare base model runs in them.
     """
 
-    def __init__(self, base: PreTrainedModel, hooks: EditHooks) -> None:
-        self.base, self.hooks, self.modules = base, hooks, nn.ModuleDict()
+    def __init__(self, hooks: EditHooks) -> None:
+        self.hooks, self.modules = hooks, nn.ModuleDict()
         self.active: dict[str, float] = {}
         self.disabled, self._off = 0, ExitStack()
 
@@ -84,12 +85,14 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         alone = name == "default" or len(self) == 1
         return Path(directory) if alone else Path(directory) / name
 
-    def trained_with(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def trained_with(
+        self, name: str, base: PreTrainedModel
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tensors of the base model, and of PEFT's LoRA, that belong to an adapter.
 
         Trainable tensors that are named nowhere belong to the active adapter.
         """
-        base, trained = self.base, self[name].trained
+        trained = self[name].trained
         if name != self.active_name:
             return trained.learned(), {}
         lora = peft_tensors(base)
@@ -98,17 +101,16 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         return trained.learned() | trained_by_hand(base, beside), lora
 
     @contextmanager
-    def making(self, config: ReftConfig) -> Iterator[AttachedAdapter]:
+    def making(self, config: ReftConfig, base: PreTrainedModel) -> Iterator[AttachedAdapter]:
         """A new adapter, to be filled inside the block; it is inactive afterwards."""
         self.require_on()
-        base, hooks = self.base, self.hooks
         restore_requires_grad = remember_learning(base)
         try:
             with ExitStack() as heads:
                 # Its heads start from those of the base model, not from those of another adapter.
                 for name in self.active:
                     heads.enter_context(self[name].trained.original())
-                adapter = AttachedAdapter(config, base, hooks.add_sites)
+                adapter = AttachedAdapter(config, base, self.hooks.add_sites)
                 yield adapter
                 adapter.place()
                 adapter.train(self.modules.training)
@@ -132,20 +134,15 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         del self.modules[name]
         self._keep_hooks()
 
-    def freeze_base(self) -> None:
-        """Freeze the base model, except for the active adapter's `modules_to_save`."""
-        self.base.requires_grad_(False)
-        self.first.trained.enable_gradients()
-
     @contextmanager
-    def disable(self) -> Iterator[None]:
+    def disable(self, base: PreTrainedModel) -> Iterator[None]:
         """Run the bare base model inside the block, see `ReftModel.disable_adapter`."""
         with _SWITCHING:
             self.disabled += 1
             if self.disabled == 1:
                 for name in self.active:
                     self._off.enter_context(self[name].trained.original())
-                self._off.enter_context(without_lora(self.base))
+                self._off.enter_context(without_lora(base))
         try:
             yield
         finally:

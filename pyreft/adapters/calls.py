@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from pyreft.adapters.active import (
     find_active,
@@ -20,6 +20,7 @@ from pyreft.adapters.active import (
 from pyreft.adapters.adapter_set import AdapterSet
 from pyreft.adapters.replicas import Replicas
 from pyreft.adapters.shared_prefix import share_beginning
+from pyreft.adapters.stand_in import StandIn
 from pyreft.annotations import Inputs
 from pyreft.base_model.stacks import has_two_stacks
 from pyreft.editing.hooks import EditHooks
@@ -27,40 +28,43 @@ from pyreft.editing.plan import Placed, edits_something
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.prompt import read_prompt
+from pyreft.positions.counted_pad import warn_of_pad_first
+
+# The arguments of `generate` for edits: its prompt has no completion.
+_OF_GENERATE = ("intervention_locations", "subspaces", "adapter_names", "positions")
 
 
 class EditedCalls:
-    """Runs a base model with its active adapters.
+    """Runs the base model of a `ReftModel` with its active adapters.
 
     Args:
-        base: The base model.
-        hooks: Its hooks.
-        adapters: Its adapters.
+        hooks: The hooks on the base model.
+        adapters: The adapters.
     """
 
-    def __init__(self, base: PreTrainedModel, hooks: EditHooks, adapters: AdapterSet) -> None:
-        self._base, self._hooks, self._adapters = base, hooks, adapters
+    def __init__(self, hooks: EditHooks, adapters: AdapterSet) -> None:
+        self._hooks, self._adapters = hooks, adapters
         # Thread -> where its calls edit; overrides their arguments.
         self._placed: dict[int, list[Placed]] = {}
         self._replicas = Replicas()
 
-    def run(self, model: nn.Module, call: Callable[..., Any], inputs: Inputs) -> Any:
+    def run(self, model: StandIn, call: Callable[..., Any], inputs: Inputs) -> Any:
         """Call the base model, or a function that calls it, edited.
 
         Args:
-            model: The module that has both base model and adapters.
+            model: The model.
             call: The function to call.
             inputs: Its arguments, and the arguments of `ReftModel.forward` that are only for edits.
         """
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:
-            given = EditArguments.take(inputs)
-            placed = self._place(inputs, given)
+            given = _take(inputs)
+            placed = self._place(model, inputs, given)
             expected = not (self._adapters.disabled or given.choose_rows)
         self._replicas.before_forward(model)
         with self._hooks.editing(placed) as edits:
             if expected and not edits_something(edits):
-                say_nothing_is_edited(self._base, inputs)
+                say_nothing_is_edited(model.model, inputs)
             outputs = call(**inputs)
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
@@ -68,11 +72,18 @@ class EditedCalls:
                 self._replicas.after_forward(model, tensors)
         return outputs
 
-    def generate(self, inputs: Inputs) -> Any:
-        """Generate with the base model and an edited prompt; arguments as for `run`."""
-        given = EditArguments.take(inputs)
+    def generate(self, model: StandIn, inputs: Inputs, in_order: bool = False) -> Any:
+        """Generate with the base model and an edited prompt.
+
+        Args:
+            model: The model.
+            inputs: The arguments of `ReftModel.generate`.
+            in_order: See `EditArguments`.
+        """
+        given = EditArguments.take(inputs, _OF_GENERATE)
+        given = replace(given, in_order=in_order)
         self._hooks.require()
-        base: Any = self._base
+        base: Any = model.model
         if self._adapters.disabled:
             return base.generate(**inputs)
         encoder, prompt = read_prompt(inputs, base.generation_config, has_two_stacks(base))
@@ -85,18 +96,18 @@ class EditedCalls:
         with self._hooks.generating(steps, before, cached_tokens(inputs)):
             return base.generate(**inputs)
 
-    def place(self, inputs: Inputs) -> list[Placed]:
-        """The edits of a call; removes the arguments that are only for edits.
+    def place(self, model: StandIn, inputs: Inputs) -> list[Placed]:
+        """The edits of a call of a model; removes the arguments that are only for edits.
 
         Raises:
             ValueError: As for `ReftModel.forward`.
         """
-        return self._place(inputs, EditArguments.take(inputs))
+        return self._place(model, inputs, _take(inputs))
 
-    def _place(self, inputs: Inputs, given: EditArguments) -> list[Placed]:
+    def _place(self, model: StandIn, inputs: Inputs, given: EditArguments) -> list[Placed]:
         if self._adapters.disabled:
             return []
-        return place_in_call(find_active(self._adapters, given), self._base, inputs, given)
+        return place_in_call(find_active(self._adapters, given), model.model, inputs, given)
 
     @contextmanager
     def placed(self, placed: list[Placed]) -> Iterator[None]:
@@ -107,6 +118,13 @@ class EditedCalls:
             yield
         finally:
             del self._placed[thread]
+
+
+def _take(inputs: Inputs) -> EditArguments:
+    """The arguments of a call for edits, removed from it."""
+    if inputs.get("intervention_locations") is not None and inputs.get("leading_pad") is None:
+        warn_of_pad_first(inputs)
+    return EditArguments.take(inputs)
 
 
 def _tensors_in(outputs: Any) -> Iterator[Tensor]:

@@ -54,18 +54,13 @@ class EditedModel(StandIn):
             )
         super().__init__(model)
         self._hooks = EditHooks(model)
-        adapters = AdapterSet(model, self._hooks)
+        adapters = AdapterSet(self._hooks)
         attached = AttachedAdapter(config, model, self._hooks.add_sites)
         adapters.add(require_name(adapter_name), attached)
         adapters.active = {adapter_name: 1.0}
         self.adapter_set, self.adapters = adapters, adapters.modules
-        self.edited_calls = EditedCalls(model, self._hooks, adapters)
+        self.edited_calls = EditedCalls(self._hooks, adapters)
         self.train(model.training)
-
-    def __repr__(self) -> str:
-        count = sum(p.numel() for p in self.adapters.parameters() if p.requires_grad)
-        first = f"ReftModel({type(self.model).__name__}, {count:,} parameters"
-        return "\n".join([first, *self.adapter_set.describe(), ")"])
 
     # Methods for adapters by name, for files and for weights.
     add_adapter = named.add_adapter
@@ -278,7 +273,7 @@ class EditedModel(StandIn):
         given = kwargs if inputs is None else {"input_ids": inputs, **kwargs}
         given |= {"intervention_locations": intervention_locations, "subspaces": subspaces}
         given |= {"adapter_names": adapter_names, "positions": positions}
-        return self.edited_calls.generate(given)
+        return self.edited_calls.generate(self, given)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Run the bare base model inside the block, in every thread.
@@ -286,7 +281,7 @@ class EditedModel(StandIn):
         The original heads are in the model, and PEFT's LoRA is off if it is trained with the
         adapter. If blocks of several threads overlap, the last to end turns the adapter on again.
         """
-        return self.adapter_set.disable()
+        return self.adapter_set.disable(self.model)
 
     def unwrap(self) -> PreTrainedModel:
         """Remove the adapter, and return the original base model; it stays frozen."""
@@ -297,3 +292,8 @@ class EditedModel(StandIn):
         """Move every intervention to the device of the part of the base model that it edits."""
         for adapter in self.adapter_set.values():
             adapter.place()
+
+    def disable_model_gradients(self) -> None:
+        """Freeze the base model, except for the adapter's `modules_to_save`."""
+        self.model.requires_grad_(False)
+        self.trained.enable_gradients()

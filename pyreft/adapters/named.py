@@ -35,7 +35,7 @@ def add_adapter(model: EditedModel, adapter_name: str, config: ReftConfig) -> No
     model.adapter_set.require_new(adapter_name)
     if not isinstance(config, ReftConfig):
         raise TypeError(f"an adapter is made of a ReftConfig, got {type(config).__name__}.")
-    with model.adapter_set.making(config) as adapter:
+    with model.adapter_set.making(config, model.model) as adapter:
         pass
     model.adapter_set.add(adapter_name, adapter)
 

@@ -96,7 +96,7 @@ def load_adapter(
         existing.load(saved, model.model, existing.trained.learned(), {})
         return
     require_sizes(saved)
-    with explained(saved), model.adapter_set.making(saved.config) as adapter:
+    with explained(saved), model.adapter_set.making(saved.config, model.model) as adapter:
         trained, modules = adapter.trained.tensors(), adapter.interventions
         load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
     model.adapter_set.add(adapter_name, adapter)
@@ -115,7 +115,7 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     for name in adapters.active:
         saved = model.adapter_formats.read(adapters.folder(directory, name))
         require_base(saved, model.model)
-        trained, lora = adapters.trained_with(name)
+        trained, lora = adapters.trained_with(name, model.model)
         if name == adapters.active_name:
             require_same_lora(saved, model.model)
         adapters[name].load(saved, model.model, trained, lora)
@@ -140,7 +140,7 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         trained, lora = model.trained.tensors(), peft_tensors(base)
         load_tensors(fit_tensors(adapter, model.reft_config, model.interventions, trained, lora))
     model.place_interventions()
-    model.adapter_set.freeze_base()
+    model.disable_model_gradients()
     if adapter.lora is not None:
         # Like heads, the LoRA belongs to the adapter: it is trainable and saved with it.
         let_lora_train(base)

@@ -133,5 +133,5 @@ def push_to_hub(
 
 def _take(model: EditedModel, name: str) -> Adapter:
     adapter = model.adapter_set[name]
-    trained, lora = model.adapter_set.trained_with(name)
+    trained, lora = model.adapter_set.trained_with(name, model.model)
     return take_adapter(model.model, adapter.config, adapter.interventions, trained, lora)

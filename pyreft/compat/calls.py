@@ -22,6 +22,7 @@ from pyreft.adapters.model import EditedModel
 from pyreft.annotations import Arguments, Inputs
 from pyreft.compat.columns import read_locations
 from pyreft.compat.locations import locations_tensor
+from pyreft.placement.arguments import NAMES
 from pyreft.positions.counted_pad import without_leading_pad
 
 
@@ -73,10 +74,10 @@ def generate_upstream(
             "unit_locations are positions of the prompt: they need intervene_on_prompt=True. "
             'To edit every generated token, give the intervention the positions "completion".'
         )
-    inputs: Inputs = {
-        **base,
-        **{name: value for name, value in kwargs.items() if value is not None},
-    }
+    # None is a value of the arguments of transformers, and none of those for edits.
+    given = {n: value for n, value in kwargs.items() if value is not None or n not in NAMES}
+    inputs: Inputs = dict(base) | given
+    refuse_upstream_arguments(inputs)
     copies = inputs.get("num_beams") or 1
     explicit = inputs.get("intervention_locations")
     placed = _unit_locations(model, base, unit_locations, explicit, copies)
@@ -84,12 +85,13 @@ def generate_upstream(
         inputs |= placed
     elif positions is None:
         positions = "all" if intervene_on_prompt else "completion"
-    inputs |= {"positions": positions, "subspaces": subspaces, "in_order": True}
+    edits = {"positions": positions, "subspaces": subspaces}
+    inputs |= {name: value for name, value in edits.items() if value is not None}
     original = None
     if output_original_output:
         with model.disable_adapter():
-            original = model.edited_calls.generate(dict(inputs))
-    return original, model.edited_calls.generate(inputs)
+            original = model.edited_calls.generate(model, dict(inputs))
+    return original, model.edited_calls.generate(model, inputs, in_order=True)
 
 
 def call_subclass(call: Callable[..., Any], arguments: Arguments) -> Any:
@@ -148,6 +150,16 @@ class UpstreamOutput(ModelOutput):
     original_outputs: Any = None
     intervened_outputs: Any = None
     collected_activations: Any = None
+
+
+def refuse_upstream_arguments(arguments: Arguments) -> None:
+    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
+    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
+        if name in arguments:
+            raise TypeError(
+                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
+                "batch as a dict; here positions are intervention_locations."
+            )
 
 
 def _rows(base: Arguments) -> int:

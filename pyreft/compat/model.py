@@ -17,7 +17,12 @@ from transformers import PreTrainedModel
 
 from pyreft.adapters.model import EditedModel
 from pyreft.annotations import Arguments, Inputs
-from pyreft.compat.calls import call_subclass, call_upstream, generate_upstream
+from pyreft.compat.calls import (
+    call_subclass,
+    call_upstream,
+    generate_upstream,
+    refuse_upstream_arguments,
+)
 from pyreft.compat.formats import ANY_FORMAT
 from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
@@ -67,6 +72,10 @@ class ReftModel(EditedModel):
             config = read_config(config)
         super().__init__(config, model, adapter_name)
 
+    def __repr__(self) -> str:
+        first = f"ReftModel({type(self.model).__name__}, {self.count_parameters():,} parameters"
+        return "\n".join([first, *self.adapter_set.describe(), ")"])
+
     # ---- calls ----------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +85,7 @@ class ReftModel(EditedModel):
         """
         if _is_upstream_call(args, kwargs):
             return nn.Module.__call__(self, *args, **kwargs)
-        _refuse_upstream_arguments(kwargs)
+        refuse_upstream_arguments(kwargs)
         _require_two(args[2:])
         if self.follows_upstream:
             inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
@@ -96,7 +105,7 @@ class ReftModel(EditedModel):
     def generate(self, inputs: Tensor | Arguments | None = None, **kwargs: Any) -> Any:
         if isinstance(inputs, Mapping) or "base" in kwargs:
             return generate_upstream(self, kwargs.pop("base", inputs), **kwargs)
-        _refuse_upstream_arguments(kwargs)
+        refuse_upstream_arguments(kwargs)
         return super().generate(inputs, **kwargs)
 
     # Their signatures and docstrings are those of the core.
@@ -105,7 +114,7 @@ class ReftModel(EditedModel):
 
     def place(self, inputs: Inputs) -> list[Placed]:
         """Where a call edits, see `EditedCalls.place`."""
-        return self.edited_calls.place(inputs)
+        return self.edited_calls.place(self, inputs)
 
     def placed(self, placed: list[Placed]) -> AbstractContextManager[None]:
         """Edit there in the calls of this thread inside the block, see `EditedCalls.placed`."""
@@ -137,10 +146,6 @@ class ReftModel(EditedModel):
         """The device of the base model."""
         return self.model.device
 
-    def disable_model_gradients(self) -> None:
-        """Freeze the base model, except for the adapter's `modules_to_save`."""
-        self.adapter_set.freeze_base()
-
     def enable_model_gradients(self) -> None:
         """Make the base model trainable as well."""
         self.model.requires_grad_(True)
@@ -149,14 +154,12 @@ class ReftModel(EditedModel):
 
     def count_parameters(self, include_model: bool = False) -> int:
         """The number of trainable parameters of the adapter, or of adapter and base model."""
-        counted = (self.adapters, self.model) if include_model else (self.adapters,)
-        parameters = (p for module in counted for p in module.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad)
+        counted = _trainable(self.adapters)
+        return counted + _trainable(self.model) if include_model else counted
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, and how many the base model has."""
-        adapter = self.count_parameters()
-        base = self.count_parameters(include_model=True) - adapter
+        adapter, base = self.count_parameters(), _trainable(self.model)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         print(
             f"trainable intervention params: {adapter:,d} || trainable model params: {base:,d}\n"
@@ -248,20 +251,14 @@ def _is_upstream_call(args: Sequence[Any], kwargs: Arguments) -> bool:
     return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
 
 
-def _refuse_upstream_arguments(arguments: Arguments) -> None:
-    """Raise TypeError for arguments of upstream's convention in a call of transformers'."""
-    for name in ("unit_locations", "sources", "source_representations", "intervene_on_prompt"):
-        if name in arguments:
-            raise TypeError(
-                f"{name} belongs to upstream's convention, model({{...}}, {name}=...), with the "
-                "batch as a dict; here positions are intervention_locations."
-            )
-
-
 def _require_two(others: Sequence[object]) -> None:
     """Raise TypeError for more arguments by position than a call of transformers' has here."""
     if others:
         raise TypeError(f"a ReftModel takes two arguments without a name, got {2 + len(others)}.")
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _checkpoint(directory: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -42,15 +42,14 @@ class Fact:
         """What was found in place of the fact, or None if it holds."""
         return self._find_problem()
 
-    @cached_property
+    @property
     def holds(self) -> bool:
         """Whether the fact is true of the installed release."""
         return self.problem is None
 
     def forget(self) -> None:
         """Probe again when the fact is next asked for."""
-        for found in ("problem", "holds"):
-            vars(self).pop(found, None)
+        vars(self).pop("problem", None)
 
     def require(self, dependent: str) -> None:
         """Raise if the fact does not hold.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from pyreft.annotations import Inputs
-from pyreft.positions.counted_pad import count_from_text, warn_of_pad_first
+from pyreft.positions.counted_pad import count_from_text
 from pyreft.positions.spec import Positions
 
 
@@ -30,17 +30,17 @@ class EditArguments:
     in_order: bool = False
 
     @classmethod
-    def take(cls, inputs: Inputs) -> EditArguments:
-        """Remove them from the arguments of a call; positions become indices of tokens."""
-        found = {name: inputs.pop(name) for name in NAMES if name in inputs}
-        leading, taken = inputs.pop("leading_pad", None), cls(**found)
-        if taken.intervention_locations is None:
-            return taken
-        if leading is None:
-            warn_of_pad_first(inputs)
-        return replace(
-            taken, intervention_locations=count_from_text(taken.intervention_locations, leading)
-        )
+    def take(cls, inputs: Inputs, names: Sequence[str] = ()) -> EditArguments:
+        """Remove them from the arguments of a call; positions become indices of tokens.
+
+        Args:
+            inputs: The arguments of the call.
+            names: Those to remove; all by default.
+        """
+        found = {name: inputs.pop(name) for name in names or NAMES if name in inputs}
+        taken = cls(**found)
+        locations = count_from_text(taken.intervention_locations, inputs.pop("leading_pad", None))
+        return replace(taken, intervention_locations=locations)
 
     @property
     def choose_rows(self) -> bool:

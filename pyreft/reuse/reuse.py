@@ -148,7 +148,7 @@ class FrozenReuse:
         if given.get("adapter_names") is not None:
             self._log_once("A batch is computed whole, because it names the adapters of its rows.")
             return None
-        placed = self.model.edited_calls.place(given)
+        placed = self.model.edited_calls.place(self.model, given)
         try:
             window = cut(given, placed, plan.no_tokens is None, self._pad(), shifted)
         except NotReusableError as error:

@@ -377,3 +377,62 @@ def test_a_third_argument_without_a_name_is_refused_in_transformers_convention()
     for call in (wrap(loreft()), wrap(loreft()).forward):
         with pytest.raises(TypeError, match="two arguments without a name, got 3"):
             call(IDS, None, IDS)
+
+
+def generated(model, batch=TEXT, **arguments):
+    settings = {"max_new_tokens": 4, "do_sample": False, "intervene_on_prompt": True}
+    return model.generate(batch, **settings | arguments)[1]
+
+
+def test_none_is_an_argument_of_generate_as_well():
+    model = wrap(loreft())
+    first = int(generated(model)[0, 6])
+    model.generation_config.eos_token_id = first
+    model.generation_config.pad_token_id = 0
+    assert generated(model, {"input_ids": IDS[:1]}).shape[1] == 7
+    assert generated(model, {"input_ids": IDS[:1]}, eos_token_id=None).shape[1] == 10
+
+
+def test_a_mask_of_none_takes_the_place_of_the_batchs_own():
+    masked = {**TEXT, "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1]] * 2)}
+    base = make_base("llama").eval()
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    whole, part = base.generate(IDS, **settings), base.generate(**masked, **settings)
+    assert not torch.equal(whole, part)
+    model = wrap(loreft())
+    with model.disable_adapter():
+        assert torch.equal(generated(model, masked), part)
+        assert torch.equal(generated(model, masked, attention_mask=None), whole)
+
+
+def test_generate_follows_what_the_batch_says_of_edits():
+    model = wrap(loreft())
+    with model.disable_adapter():
+        bare = generated(model)
+    edited = generated(model)
+    assert not torch.equal(edited, bare)
+    assert torch.equal(generated(model, {**TEXT, "adapter_names": ["__base__"] * 2}), bare)
+    where = torch.tensor([[[1]], [[2]]])
+    by_batch = generated(model, {**TEXT, "intervention_locations": where})
+    assert torch.equal(by_batch, generated(model, intervention_locations=where))
+
+
+def test_generate_takes_no_argument_that_it_does_not_know():
+    model, mask = wrap(loreft()), torch.ones_like(IDS)
+    for extra in ({"completion_mask": mask}, {"in_order": True}):
+        with pytest.raises(ValueError, match=f"not used by the model.*{next(iter(extra))}"):
+            model.generate(IDS, max_new_tokens=1, positions="l1", **extra)
+    with pytest.raises(TypeError, match="unit_locations belongs to upstream's convention"):
+        generated(model, {**TEXT, "unit_locations": at([[1], [2]])})
+
+
+def test_generate_does_not_doubt_positions_that_a_call_would(caplog):
+    masked = torch.tensor([[0, 1, 1, 1, 1, 1]] * 2)
+    logging.warning_once.cache_clear()
+    wrap(loreft()).generate(
+        IDS,
+        attention_mask=masked,
+        intervention_locations=torch.tensor([[[1]], [[2]]]),
+        max_new_tokens=1,
+    )
+    assert "begins with a masked token" not in caplog.text

@@ -129,7 +129,6 @@ def test_data_parallel_is_refused_with_advice():
 
 
 def test_fsdp_is_refused_on_a_torch_that_would_shard_everything(monkeypatch):
-    monkeypatch.setattr(fsdp_can_ignore_parameters, "holds", False)
     monkeypatch.setattr(fsdp_can_ignore_parameters, "problem", "it ignores none")
     with pytest.raises(pyreft.UnsupportedReleaseError, match=r"ignored_params.*it ignores none"):
         pyreft.shard_only_frozen(None, distributed_worker.make_model(seed=0))
