@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import TrainingArguments
 
 import pyreft
 from conftest import make_base
@@ -35,7 +34,6 @@ RUNS = {
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
     "benchmarks/module_cost.py": ["--width", "32"],
-    "benchmarks/glue.py": ["--epochs", "1", "--seeds", "0"],
     "benchmarks/step_time.py": ["--methods", "pyreft", "--settings", "l1"],
     "benchmarks/memory.py": ["--methods", "bare", "--settings", "paper"],
     "benchmarks/scaling.py": ["--methods", "pyreft", "--axes", "layers"],
@@ -55,10 +53,10 @@ RUNS = {
     "benchmarks/two_releases.py": ["--methods", "pyreft", "--settings", "l1"],
 }
 # Of one round; they write what they measure as JSON, see harness.py.
-MEASURES = {name for name in RUNS if name.startswith("benchmarks/")} - {"benchmarks/glue.py"}
+MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
 # Started as users start them, in two processes.
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
-ENCODERS = ("classification.py", "benchmarks/glue.py")
+ENCODERS = ("classification.py",)
 
 
 @pytest.fixture(scope="module")
@@ -85,32 +83,13 @@ def run(name, arguments, monkeypatch, tmp_path):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def glue(directory):
-    """A few rows of MRPC and RTE, in their own layout."""
-    heads = {"MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"}
-    heads["RTE"] = "index\tsentence1\tsentence2\tlabel"
-    for task, head in heads.items():
-        (directory / task).mkdir(parents=True)
-        for part in ("train", "dev"):
-            rows = [f"{i % 2}\t1\t2\tone {i}\ttwo {i}" for i in range(8)]
-            if task == "RTE":
-                names = ("entailment", "not_entailment")
-                rows = [f"{i}\tone {i}\ttwo {i}\t{names[i % 2]}" for i in range(8)]
-            (directory / task / f"{part}.tsv").write_text("\n".join([head, *rows]) + "\n")
-    return str(directory)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
-    if "glue" in name and "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
-        pytest.skip("this transformers cannot group by length under that name")
     if name in ("sft.py", "dpo.py"):
         pytest.importorskip("trl")
     arguments = [*RUNS[name], "--model", models["bert" if name in ENCODERS else "llama"]]
     if name in MEASURES:
         arguments += ["--rounds", "1", "--threads", "1"]
-    if "glue" in name:
-        arguments += ["--data", glue(tmp_path / "glue")]
     run(name, arguments, monkeypatch, tmp_path)
     assert capsys.readouterr().out
     if name in MEASURES:
@@ -139,7 +118,9 @@ def test_every_example_is_run_here():
     scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
     shared = {"base_model.py", "benchmarks/harness.py", "benchmarks/worker.py"}
     shared |= {"benchmarks/learning_tasks.py", "benchmarks/householder.py"}
-    assert scripts - shared == RUNS.keys() | LAUNCHED.keys()
+    # Those of examples/loreft run in tests/loreft.
+    alone = {name for name in scripts if not name.startswith("loreft/")}
+    assert alone - shared == RUNS.keys() | LAUNCHED.keys()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

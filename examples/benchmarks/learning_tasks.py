@@ -32,10 +32,13 @@ from transformers import (
     TrainingArguments,
 )
 
-import glue
 import harness
 import pyreft
 from householder import parametrized
+
+sys.path.append(str(harness.HERE.parent / "loreft"))
+from sources import read_glue  # lies in another folder of the examples
+from tasks import GLUE
 
 # (question, answers by style). The first eight are trained on, the others are held out.
 ANSWERS = [
@@ -67,6 +70,8 @@ RATES = {
     "lora_plus": [5e-5, 1.5e-4, 5e-4, 1.5e-3],
 }
 LORA_PLUS_RATIO = 16
+# Modules of a classifier that are random at the start, and trained.
+HEAD = ["pooler", "classifier"]
 # Held-out rows are scored at the start, after every fourth of a run, and so at its end.
 EVALUATIONS = 4
 
@@ -127,8 +132,8 @@ def classification(arguments: Namespace) -> Setting:
     def tokenize(rows: dict) -> dict:
         return tokenizer(rows["first"], rows["second"], truncation=True, max_length=128)
 
-    folder = arguments.data / "glue" / "MRPC"
-    train, dev = (glue.read(folder / f"{part}.tsv", "MRPC") for part in ("train", "dev"))
+    where = arguments.data / "glue", "mrpc"
+    train, dev = (read_glue(GLUE["mrpc"], part, *where) for part in ("train", "validation"))
     shape = {"layers": "all", "positions": "f3", "rank": 1, "batch": 32, "steps": 32}
     rows = [
         part.map(tokenize, batched=True, remove_columns=["first", "second"])
@@ -176,7 +181,7 @@ SETTINGS: dict[str, Callable[[Namespace], Setting]] = {
 def build(setting: Setting, method: str) -> nn.Module:
     """The model that a method trains, a `ReftModel` or a `PeftModel`."""
     base = setting.load()
-    heads = glue.HEAD if setting.classifies else None
+    heads = HEAD if setting.classifies else None
     if method in ("lora", "lora_plus"):
         targets = ["query", "value"] if setting.classifies else ["q_proj", "v_proj"]
         lora = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, modules_to_save=heads)

@@ -1,0 +1,102 @@
+"""Tasks whose answers are generated: training, and the evaluation of every data set."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import methods
+import pyreft
+import sources
+import training
+from arguments import Arguments
+from evaluation import Evaluation
+from run_folder import data_folder, describe, write
+from tasks import TASKS, Task
+
+# The rows that all runs are evaluated on do not depend on their seed.
+EVALUATION_SEED = 42
+
+
+def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    task = TASKS[arguments.task]
+    tests = read_tests(task, arguments)
+    tokenizer = methods.load_tokenizer(arguments)
+    method = methods.build(arguments, methods.load_base(arguments, labels=None))
+    evaluation = Evaluation(task, tokenizer, arguments)
+    found: dict[str, Any] = {"n_params": method.parameters, "head": method.head}
+    if method.trains:
+        found |= train_generated(method, task, tokenizer, arguments, folder, evaluation)
+    for name, rows in tests.items():
+        file = folder / f"{name}_{arguments.test_split}_outputs.jsonl"
+        report, lines = evaluation.run(method.model, rows, file, name)
+        if task.answer is None:
+            lines = [{**line, "generator": folder.name, "dataset": name} for line in lines]
+        for line in lines:
+            del line["row"]
+        write(file.with_suffix(".json"), lines)
+        found[f"eval/{name}"] = report.as_json()
+    return found
+
+
+def train_generated(
+    method: methods.Method,
+    task: Task,
+    tokenizer: Any,
+    arguments: Arguments,
+    folder: Path,
+    evaluation: Evaluation,
+) -> dict[str, Any]:
+    """Train on the task's rows; how long that took, and the last loss."""
+    examples = training.make_examples(read_training(task, arguments), task, tokenizer, arguments)
+    clock = training.Clock()
+    callbacks = [clock]
+    if arguments.dev_steps:
+        own = {"test_split": "validation", "eval_dataset": None}
+        own |= {"max_n_eval_example": arguments.max_n_dev_example}
+        held_out = read_tests(task, replace(arguments, **own)).values()
+        rows = [row for rows in held_out for row in rows]
+
+        def score(model: Any) -> float:
+            return evaluation.run(model, rows, None, "development")[0].score or 0.0
+
+        callbacks.append(training.Development(score, arguments.dev_steps, clock))
+    collator = pyreft.ReftDataCollator(tokenizer=tokenizer)
+    trainer = training.train(
+        method, tokenizer, examples, arguments, folder / "trainer", collator, callbacks
+    )
+    return describe(trainer, method, arguments, folder)
+
+
+def read_training(task: Task, arguments: Arguments) -> list[dict[str, str]]:
+    """The rows to train on: those of all data sets, or as many of them as is asked."""
+    names = (arguments.train_dataset or ";".join(task.train)).split(";")
+    validates = "validation" in arguments.test_split or arguments.dev_steps > 0
+    where = (data_folder(arguments), validates)
+    rows = [row for name in names for row in sources.read_rows(name, "train", *where)]
+    return some(rows, arguments.max_n_train_example, arguments.seed)
+
+
+def read_tests(task: Task, arguments: Arguments) -> dict[str, list[dict[str, str]]]:
+    """Data set -> the rows to evaluate on."""
+    split = arguments.test_split
+    if split not in ("validation", "test"):
+        raise ValueError(f"test_split is validation or test, got {split!r}.")
+    default = ";".join(task.tests)
+    if split == "validation":
+        # Held out of what is trained on.
+        default = arguments.train_dataset or default
+    names = (arguments.eval_dataset or default).split(";")
+    found = {}
+    for name in names:
+        part = "test" if task.answer is None else split
+        rows = sources.read_rows(name, part, data_folder(arguments), split == "validation")
+        found[name] = some(rows, arguments.max_n_eval_example, EVALUATION_SEED)
+    return found
+
+
+def some(rows: list[dict[str, str]], count: int | None, seed: int) -> list[dict[str, str]]:
+    """So many random rows; all of them without a count."""
+    if count is None or count >= len(rows):
+        return rows
+    return random.Random(seed).sample(rows, count)
