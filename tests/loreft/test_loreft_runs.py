@@ -23,7 +23,12 @@ from run_folder import run_name
 from tasks import TASKS
 from test_docs import bytes_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    # PEFT uses an old name of transformers.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    # transformers 5.0 on checkpoints that were written within the same second.
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
