@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Of the random cases in tests/oracle: others in each run, the same in all of its processes.
@@ -33,6 +34,26 @@ LOW_RANK = {k: c for k, c in built_in_kinds().items() if issubclass(c, LowRankIn
 KINDS = list(LOW_RANK)
 ORTHONORMAL = [kind for kind, cls in LOW_RANK.items() if issubclass(cls, OrthonormalBasis)]
 CONSTANT = [kind for kind, cls in LOW_RANK.items() if cls.constant_source]
+
+
+# What the tests of these test does not depend on the installed transformers, datasets, PEFT or TRL.
+ONCE = (
+    *("interventions/", "test_positions.py", "test_config.py", "test_combination.py"),
+    *("sharing/test_picture.py", "sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),
+    *("sharing/test_hostile.py", "sharing/test_format.py", "sharing/test_links.py"),
+    *("test_migrate.py", "test_releases.py", "test_api_reference.py", "test_words.py"),
+    *("loreft/test_loreft_answers.py", "loreft/test_loreft_sources.py"),
+    "loreft/test_loreft_arguments.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(here).as_posix()
+        benchmark = name == "test_examples.py" and "benchmarks/" in item.name
+        if benchmark or name.startswith(ONCE):
+            item.add_marker("once")
 
 
 def pytest_report_header():

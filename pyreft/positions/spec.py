@@ -54,15 +54,18 @@ class PositionSpec:
         Raises:
             ValueError: If a word is given twice that a spec may have only once.
         """
-        found: list[Word] = []
+        groups: list[list[Word]] = []
         for word in words:
-            there = [one for one in found if type(one) is type(word) and not _differ(one, word)]
-            if not there:
-                found.append(word)
-                continue
-            if (both := there[0].merged(word)) is None:
-                raise ValueError(f"{str(word)!r} is given twice")
-            found[found.index(there[0])] = both
+            same = (g for g in groups if type(g[0]) is type(word) and not _differ(g[0], word))
+            if (group := next(same, None)) is None:
+                groups.append([word])
+            else:
+                group.append(word)
+        found: list[Word] = []
+        for first, *others in groups:
+            if (merged := first.merged(others) if others else first) is None:
+                raise ValueError(f"{str(others[0])!r} is given twice")
+            found.append(merged)
         return cls(tuple(sorted(found, key=_order)))
 
     @classmethod

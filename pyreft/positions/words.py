@@ -14,7 +14,7 @@ order of the parts of a spec, and so of untied interventions in files: new ones 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, NamedTuple
@@ -103,9 +103,9 @@ class Word:
         """The words that have their own weights if weights are not tied."""
         return [self]
 
-    def merged(self, other: Word) -> Word | None:
-        """One word for this and another of its class; None if a spec may have it only once."""
-        return self if self == other else None
+    def merged(self, others: Sequence[Word]) -> Word | None:
+        """One word for this and others of its class; None if a spec may have it only once."""
+        return self if all(self == other for other in others) else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Counted(Word):
     def __str__(self) -> str:
         return f"{self.letter}{self.count}"
 
-    def merged(self, other: Word) -> Word | None:
+    def merged(self, others: Sequence[Word]) -> Word | None:
         return None
 
 
@@ -225,9 +225,9 @@ class At(Word):
     def alone(self) -> list[Word]:
         return [At((index,)) for index in self.indices]
 
-    def merged(self, other: Word) -> Word | None:
-        assert isinstance(other, At)
-        return At.of((*self.indices, *other.indices))
+    def merged(self, others: Sequence[Word]) -> Word | None:
+        more = [index for word in others if isinstance(word, At) for index in word.indices]
+        return At.of((*self.indices, *more))
 
 
 def parse_word(text: str) -> Word | None:
