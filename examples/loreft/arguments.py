@@ -79,7 +79,7 @@ class Arguments:
     logging_steps: int = 1
     seed: int = 42
     metric_for_best_model: str | None = HfArg(default=None, help="of glue: picks the epoch")
-    dev_steps: int = HfArg(default=0, help="score validation rows after every so many steps")
+    dev_steps: int = HfArg(default=0, help="score held-out rows after every so many steps")
     max_n_dev_example: int | None = HfArg(default=None, help="so many of them of each set")
 
     eval_batch_size: int = 4

@@ -150,6 +150,26 @@ def table(runs: Runs) -> str:
     return harness.table(head, rows)
 
 
+def time_to_quality(runs: Runs, reference: str = "LoRA") -> str:
+    """Every method's training time until the best held-out score of one of them, as Markdown.
+
+    Times are those of the first seed, in processor seconds of training steps.
+    """
+    found = {method: runs.results(method, start=False) for method in runs.methods}
+    curves = {m: r[0]["development"] for m, r in found.items() if r and r[0].get("development")}
+    if reference not in curves:
+        return ""
+    target = max(entry["dev_score"] for entry in curves[reference])
+    rows = []
+    for method, curve in curves.items():
+        reached = [entry["cpu_seconds"] for entry in curve if entry["dev_score"] >= target]
+        best = max(entry["dev_score"] for entry in curve)
+        first = f"{reached[0]:,.0f}" if reached else "not reached"
+        rows.append([method, f"{100 * best:.1f}", first])
+    head = ["method", "best held out", f"CPU s to {reference}'s best, {100 * target:.1f}"]
+    return "\n\n" + harness.table(head, rows)
+
+
 def _spread(scores: list[float]) -> str:
     mean = f"{100 * statistics.mean(scores):.1f}"
     return f"{mean} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else mean
@@ -177,7 +197,7 @@ def main() -> None:
     about = {"device": "cuda" if torch.cuda.is_available() else "cpu", "suffix": ""}
     about |= {"rounds": len(runs.experiment["seeds"]), "out": options.output_dir}
     shown = Namespace(**vars(options), **about)
-    harness.publish(options.experiment, shown, runs.recorded, table(runs))
+    harness.publish(options.experiment, shown, runs.recorded, table(runs) + time_to_quality(runs))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tasks whose answers are generated: training, and the evaluation of every data set."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,29 +71,40 @@ def train_generated(
 
 def read_training(task: Task, arguments: Arguments) -> list[dict[str, str]]:
     """The rows to train on: those of all data sets, or as many of them as is asked."""
-    names = (arguments.train_dataset or ";".join(task.train)).split(";")
-    validates = "validation" in arguments.test_split or arguments.dev_steps > 0
-    where = (data_folder(arguments), validates)
+    holds_out = task.answer is not None
+    holds_out &= arguments.test_split == "validation" or arguments.dev_steps > 0
+    where = (data_folder(arguments), holds_out)
+    names = _training_sets(task, arguments)
     rows = [row for name in names for row in sources.read_rows(name, "train", *where)]
     return some(rows, arguments.max_n_train_example, arguments.seed)
 
 
 def read_tests(task: Task, arguments: Arguments) -> dict[str, list[dict[str, str]]]:
-    """Data set -> the rows to evaluate on."""
+    """Data set -> the rows to evaluate on.
+
+    Without `eval_dataset` those are the task's; of the split "validation", the training sets'.
+    What is not scored has a test set alone.
+    """
     split = arguments.test_split
     if split not in ("validation", "test"):
         raise ValueError(f"test_split is validation or test, got {split!r}.")
-    default = ";".join(task.tests)
-    if split == "validation":
-        # Held out of what is trained on.
-        default = arguments.train_dataset or default
-    names = (arguments.eval_dataset or default).split(";")
+    names = task.tests
+    if task.answer is None:
+        split = "test"
+    elif split == "validation":
+        names = _training_sets(task, arguments)
+    if arguments.eval_dataset is not None:
+        names = arguments.eval_dataset.split(";")
     found = {}
     for name in names:
-        part = "test" if task.answer is None else split
-        rows = sources.read_rows(name, part, data_folder(arguments), split == "validation")
+        rows = sources.read_rows(name, split, data_folder(arguments), split == "validation")
         found[name] = some(rows, arguments.max_n_eval_example, EVALUATION_SEED)
     return found
+
+
+def _training_sets(task: Task, arguments: Arguments) -> Sequence[str]:
+    given = arguments.train_dataset
+    return task.train if given is None else given.split(";")
 
 
 def some(rows: list[dict[str, str]], count: int | None, seed: int) -> list[dict[str, str]]:

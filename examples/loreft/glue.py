@@ -28,7 +28,11 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     task = GLUE[name]
     tokenizer = methods.load_tokenizer(arguments)
     labels = 1 if task.labels is None else len(task.labels)
-    method = methods.build(arguments, methods.load_base(arguments, labels))
+    base = methods.load_base(arguments, labels)
+    if base.config.pad_token_id is None:
+        # A decoder that classifies looks for the last token of a padded text.
+        base.config.pad_token_id = tokenizer.pad_token_id
+    method = methods.build(arguments, base)
     parts = read_glue_parts(task, name, arguments)
     data = {part: tokenize(rows, tokenizer, arguments) for part, rows in parts.items()}
     compute = metrics.compute(task.metrics)

@@ -104,6 +104,8 @@ def build(arguments: Arguments, base: PreTrainedModel) -> Method:
     name = "lora" if arguments.use_lora and arguments.disable_reft else arguments.intervention_type
     config = peft_config(name, arguments, heads)
     model, trainer = base, Trainer
+    if name == "head" and not heads:
+        raise ValueError(f"{type(base).__name__} has no head to train alone.")
     if name in BASELINES:
         for path, parameter in base.named_parameters():
             trained = name == "full" or (name == "head" and _in(path, heads))
@@ -155,7 +157,10 @@ def peft_config(name: str, arguments: Arguments, heads: list[str]) -> peft.PeftC
             modules_to_save=heads or None,
         )
     if name in methods:
-        return peft.get_peft_config({"peft_type": name.upper(), "task_type": task_type})
+        config = peft.get_peft_config({"peft_type": name.upper(), "task_type": task_type})
+        if hasattr(config, "modules_to_save"):
+            config.modules_to_save = heads or None
+        return config
     if name not in (*kinds, *BASELINES):
         raise ValueError(
             f"there is no method {name!r}. Interventions: {', '.join(kinds)}. Baselines: "

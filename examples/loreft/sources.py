@@ -18,14 +18,10 @@ from tasks import GlueTask
 
 # Where data sets are that no local folder has: LLM-Adapters' files, and data sets of the Hub.
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
-TRAINING_FILES = {
-    "commonsense_170k": "ft-training_set/commonsense_170k.json",
-    "math_10k": "ft-training_set/math_10k.json",
-}
+TRAINING_SETS = ("commonsense_170k", "math_10k", "alpaca_data_cleaned")
+ULTRAFEEDBACK = "https://raw.githubusercontent.com/frankaging/ultrafeedback-dataset/main/train.json"
 ON_HUB = {
     "gsm8k": ("openai/gsm8k", "main"),
-    "alpaca_data_cleaned": ("yahma/alpaca-cleaned", None),
-    "ultrafeedback": ("argilla/ultrafeedback-binarized-preferences-cleaned", None),
     "alpaca_eval": ("tatsu-lab/alpaca_eval", None),
 }
 FIELDS = ("instruction", "input", "output", "answer")
@@ -142,8 +138,12 @@ def _download(name: str, part: str) -> Iterable[dict]:
         path, config = ON_HUB[name]
         split = {"alpaca_eval": "eval"}.get(name, part)
         return load_dataset(path, config, split=split)
-    file = TRAINING_FILES.get(name, f"dataset/{name}/{part}.json")
-    return load_dataset("json", data_files=f"{LLM_ADAPTERS}/{file}", split="train")
+    file = f"{LLM_ADAPTERS}/dataset/{name}/{part}.json"
+    if name in TRAINING_SETS:
+        file = f"{LLM_ADAPTERS}/ft-training_set/{name}.json"
+    if name == "ultrafeedback":
+        file = ULTRAFEEDBACK
+    return load_dataset("json", data_files=file, split="train")
 
 
 # ---- what a row has --------------------------------------------------------------------------

@@ -235,9 +235,17 @@ def test_texts_without_an_answer_are_counted_and_said(capsys):
 
 
 @pytest.mark.parametrize(
-    ("task", "method"), [("rte", "LoreftIntervention"), ("rte", "head"), ("stsb", "lora")]
+    ("task", "method", "architecture"),
+    [
+        ("rte", "LoreftIntervention", "bert"),
+        ("rte", "head", "bert"),
+        ("stsb", "lora", "bert"),
+        ("rte", "LoreftIntervention", "llama"),
+    ],
 )
-def test_glue_picks_an_epoch_on_one_half_and_scores_the_other(task, method, arguments, models):
+def test_glue_picks_an_epoch_on_one_half_and_scores_the_other(
+    task, method, architecture, arguments, models
+):
     arguments = replace(
         arguments,
         task="glue",
@@ -245,7 +253,7 @@ def test_glue_picks_an_epoch_on_one_half_and_scores_the_other(task, method, argu
         eval_dataset=None,
         test_split="validation",
         intervention_type=method,
-        model=models["bert"],
+        model=models[architecture],
         position="f2",
         batch_size=8,
         epochs=2,
@@ -297,6 +305,7 @@ def test_metrics_agree_with_float64_formulas():
         ({"layers": "two"}, "'2;10;18;26', got 'two'"),
         ({"test_split": "dev"}, "validation or test, got 'dev'"),
         ({"position": "g1"}, "g1"),
+        ({"intervention_type": "head"}, "LlamaForCausalLM has no head"),
         ({"rate_ratios": "R"}, "'R=4;b=10', got 'R'"),
         ({"task": "glue", "train_dataset": "even"}, "one of cola, mnli"),
     ],
@@ -372,6 +381,7 @@ def test_an_experiment_searches_the_rate_runs_and_makes_its_table(
             "methods": {
                 "zero shot": {"intervention_type": "zero_shot"},
                 "LoReFT": {"layers": "all", "rank": 1, "rates": ["1e-3", "1e-2"]},
+                "LoRA": {"intervention_type": "lora"},
             },
         }
     }
@@ -383,7 +393,7 @@ def test_an_experiment_searches_the_rate_runs_and_makes_its_table(
     def tiny(*args):
         found, rest = preset(*args)
         small = {"model": arguments.model, "train_dataset": "even", "eval_dataset": "even"}
-        return replace(found, **small, batch_size=4), rest
+        return replace(found, **small, batch_size=4, dev_steps=1), rest
 
     monkeypatch.setattr(experiments, "parse", tiny)
     flags = ["small", "--data_dir", str(data), "--results", str(tmp_path / "results.jsonl")]
@@ -392,8 +402,9 @@ def test_an_experiment_searches_the_rate_runs_and_makes_its_table(
     table = capsys.readouterr().out
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     # Two rates are tried with the first seed; zero shot and the better rate run with both.
-    assert len(lines) == 2 + 2 + 2
+    assert len(lines) == 2 + 2 + 2 + 2
     assert "| LoReFT " in table
+    assert "CPU s to LoRA's best" in table
     assert " of 0.001, 0.01 " in table
     monkeypatch.setattr(train, "run", None)
     run_script(experiments, flags, monkeypatch)
