@@ -101,14 +101,14 @@ class Worker:
         own = {"threads": arguments.threads, "device": arguments.device, "out": self._folder.name}
         setting = {"model": arguments.model, **own, **setting, "method": method}
         if isinstance(setting["model"], str):
-            setting["model"] = _for_older_ones(setting["model"], Path(self._folder.name))
+            setting["model"] = for_older_releases(setting["model"], Path(self._folder.name))
         environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
         if method in ENVIRONMENT_OF and not method.startswith("pyreft"):
             environment.pop("PYTHONPATH", None)
         with open(self._errors, "w") as errors:
             self._process = subprocess.Popen(
                 [
-                    _python(method, arguments.peers_dir),
+                    python_of(method, arguments.peers_dir),
                     str(HERE / "worker.py"),
                     json.dumps(setting),
                 ],
@@ -204,7 +204,7 @@ def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list
     return found
 
 
-def _python(method: str, directory: Path) -> str:
+def python_of(method: str, directory: Path) -> str:
     """The Python that has a method, in an environment made for it if need be."""
     name = ENVIRONMENT_OF.get(method)
     if name is None:
@@ -219,7 +219,7 @@ def _python(method: str, directory: Path) -> str:
     return str(python)
 
 
-def _for_older_ones(model: str, folder: Path) -> str:
+def for_older_releases(model: str, folder: Path) -> str:
     """The model with the fields that transformers 4 read in its config."""
     if not Path(model).is_dir():
         return model

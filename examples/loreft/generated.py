@@ -10,6 +10,7 @@ import methods
 import pyreft
 import sources
 import training
+import upstream
 from arguments import Arguments
 from evaluation import Evaluation
 from run_folder import data_folder, describe, write
@@ -23,14 +24,20 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     task = TASKS[arguments.task]
     tests = read_tests(task, arguments)
     tokenizer = methods.load_tokenizer(arguments)
-    method = methods.build(arguments, methods.load_base(arguments, labels=None))
+    base = methods.load_base(arguments, labels=None)
     evaluation = Evaluation(task, tokenizer, arguments)
-    found: dict[str, Any] = {"n_params": method.parameters, "head": method.head}
-    if method.trains:
-        found |= train_generated(method, task, tokenizer, arguments, folder, evaluation)
+    if arguments.intervention_type == upstream.NAME:
+        rows = read_training(task, arguments)
+        examples = training.make_examples(rows, task, tokenizer, arguments)
+        model, found = upstream.train(base, examples, arguments, folder)
+    else:
+        method = methods.build(arguments, base)
+        model, found = method.model, {"n_params": method.parameters, "head": method.head}
+        if method.trains:
+            found |= train_generated(method, task, tokenizer, arguments, folder, evaluation)
     for name, rows in tests.items():
         file = folder / f"{name}_{arguments.test_split}_outputs.jsonl"
-        report, lines = evaluation.run(method.model, rows, file, name)
+        report, lines = evaluation.run(model, rows, file, name)
         if task.answer is None:
             lines = [{**line, "generator": folder.name, "dataset": name} for line in lines]
         for line in lines:

@@ -66,7 +66,7 @@ def load_tokenizer(arguments: Arguments) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: If prompts are to be chats, and it has no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(_path(arguments.model))
+    tokenizer = AutoTokenizer.from_pretrained(path_of(arguments.model))
     if tokenizer.pad_token is None:
         # Padding is masked: which token it is does not matter, and no embedding is added.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -89,7 +89,7 @@ def load_base(arguments: Arguments, labels: int | None) -> PreTrainedModel:
         auto = AutoModelForCausalLM
     else:
         auto, options["num_labels"] = AutoModelForSequenceClassification, labels
-    return auto.from_pretrained(_path(arguments.model), **options)
+    return auto.from_pretrained(path_of(arguments.model), **options)
 
 
 def build(arguments: Arguments, base: PreTrainedModel) -> Method:
@@ -188,5 +188,6 @@ def _in(path: str, heads: Iterable[str]) -> bool:
     return any(part in heads for part in path.split("."))
 
 
-def _path(name: str) -> str:
+def path_of(name: str) -> str:
+    """What `from_pretrained` takes: a directory of PyPI's package, if it is installed."""
     return LOCAL[name]() if name in LOCAL else name

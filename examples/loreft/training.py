@@ -89,10 +89,6 @@ def train(
     Returns:
         The trainer, after training.
     """
-    batch = arguments.batch_size * arguments.gradient_accumulation_steps
-    steps = arguments.max_steps
-    if steps < 0:
-        steps = arguments.epochs * math.ceil(len(examples) / batch)
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": arguments.save_steps}
     evaluates = {}
     if picks is not None:
@@ -115,23 +111,13 @@ def train(
         model=method.model,
         args=TrainingArguments(
             output_dir=str(folder),
-            num_train_epochs=arguments.epochs,
-            max_steps=arguments.max_steps,
-            per_device_train_batch_size=arguments.batch_size,
             per_device_eval_batch_size=arguments.eval_batch_size,
-            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-            learning_rate=arguments.lr,
-            lr_scheduler_type=arguments.schedule,
-            warmup_steps=math.ceil(arguments.warmup_ratio * steps),
-            weight_decay=arguments.weight_decay,
-            logging_steps=arguments.logging_steps,
             save_total_limit=1,
             report_to="wandb" if arguments.is_wandb else "none",
             run_name=arguments.run_name,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
-            seed=arguments.seed,
-            data_seed=arguments.seed,
+            **schedule(arguments, len(examples)),
             **options,
         ),
         train_dataset=examples,
@@ -143,6 +129,27 @@ def train(
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     return trainer
+
+
+def schedule(arguments: Arguments, rows: int) -> dict[str, Any]:
+    """What `TrainingArguments` say of batches, rates and their order, in any release."""
+    batch = arguments.batch_size * arguments.gradient_accumulation_steps
+    steps = arguments.max_steps
+    if steps < 0:
+        steps = arguments.epochs * math.ceil(rows / batch)
+    return {
+        "num_train_epochs": arguments.epochs,
+        "max_steps": arguments.max_steps,
+        "per_device_train_batch_size": arguments.batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "learning_rate": arguments.lr,
+        "lr_scheduler_type": arguments.schedule,
+        "warmup_steps": math.ceil(arguments.warmup_ratio * steps),
+        "weight_decay": arguments.weight_decay,
+        "logging_steps": arguments.logging_steps,
+        "seed": arguments.seed,
+        "data_seed": arguments.seed,
+    }
 
 
 class Clock(TrainerCallback):
