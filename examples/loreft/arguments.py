@@ -46,7 +46,7 @@ class Arguments:
         default="LoreftIntervention",
         aliases=["-type", "--type"],
         help="a kind of intervention, or a baseline: lora, dora, another of PEFT's methods, full, "
-        "head, zero_shot",
+        "head, zero_shot, upstream",
     )
     layers: str = HfArg(default="2;10;18;26", aliases=["-l"], help="'all' or as '2;10;18;26'")
     rank: int = HfArg(default=8, aliases=["-r"], help="of the interventions")
