@@ -244,5 +244,12 @@ def test_push_and_inspect_reach_the_hub(base, hub, tmp_path, capsys):
     assert 'ReftModel.from_pretrained(base, "alice/mine")' in card
     assert run("inspect", "alice/mine") == 0
     assert "  prompt     first     a.a\n" in capsys.readouterr().out
+    assert run("pull", "alice/mine", tmp_path / "pulled") == 0
+    for name, content in files.items():
+        assert (tmp_path / "pulled" / name).read_bytes() == content
+    assert run("pull", "alice/mine", tmp_path / "pulled") == 1
+    assert "name a new directory" in capsys.readouterr().err
+    assert run("pull", "alice/nothing", tmp_path / "other") == 1
+    assert not (tmp_path / "other").exists()
     assert run("push", tmp_path / "adapter", "bob/mine") == 1
-    assert capsys.readouterr().err.startswith("pyreft: 'bob/mine' cannot be pushed")
+    assert "pyreft: 'bob/mine' cannot be pushed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line `pyreft`: inspect, convert, merge and push adapters."""
+"""The command line `pyreft`: train, use, inspect, convert, merge and share adapters."""
 
 from pyreft.cli.app import main
 

@@ -15,13 +15,14 @@ from typing import Annotated, NoReturn
 import typer
 
 import pyreft
+from pyreft.cli import model_commands
+from pyreft.cli.options import Activation, Base, Positions, Revision, Source, Target, Token
 
 app = typer.Typer(
     name="pyreft",
-    help="Look into ReFT adapters, convert, merge and share them.",
+    help="Train ReFT adapters, use them, look into them, convert, merge and share them.",
     epilog="Every command has a --help of its own. Nothing that an adapter holds is ever run.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -34,35 +35,6 @@ class Format(str, Enum):
     pyreft = "pyreft"
     upstream = "upstream"
     peft = "peft"
-
-
-Source = Annotated[
-    str, typer.Argument(metavar="ADAPTER", help="A directory, or a repository: owner/name.")
-]
-Target = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty directory.")]
-Revision = Annotated[
-    str | None, typer.Option(help="A branch, tag or commit of the repository.", metavar="NAME")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(help="The base model, in place of the one the adapter names.", metavar="NAME"),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(help="Of the Hub; the one you logged in with by default.", metavar="TOKEN"),
-]
-Positions = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="The positions of an adapter of stanfordnlp/pyreft, which its files lack, such "
-        "as f7+l7; twice if first and last positions have weights of their own.",
-        metavar="SPEC",
-    ),
-]
-Activation = Annotated[
-    str | None,
-    typer.Option(help="The activation of such an adapter, which they lack.", metavar="NAME"),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -110,6 +82,12 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(model_commands.train)
+app.command(name="eval")(model_commands.evaluate)
+app.command()(model_commands.generate)
+app.command()(model_commands.chat)
 
 
 @app.command()
@@ -239,6 +217,23 @@ def push(
         token=token,
     )
     typer.echo(commit.commit_url)
+
+
+@app.command()
+def pull(
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="owner/name.")],
+    directory: Target,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Download an adapter from the Hub into a directory, if it is intact.
+
+    Example: pyreft pull owner/name adapter
+    """
+    from pyreft.cli.pushing import pull_adapter
+
+    pull_adapter(repository, directory, revision=revision, token=token)
+    typer.echo(f"{repository} is in {directory}.")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""An adapter's own files -> a repository of the Hub."""
+"""An adapter's own files -> a repository of the Hub, and back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-from pyreft.sharing import push_directory, read_adapter
+from pyreft.sharing import (
+    HubFiles,
+    HubSource,
+    download_adapter,
+    push_directory,
+    read_adapter,
+)
 from pyreft.sharing.card import CARD_NAME, IMAGE_NAME
 from pyreft.sharing.checkpoint import CONFIG_NAME, LORA_FILES, WEIGHTS_NAME
+from pyreft.sharing.whole import new_directory
 
 
 def push_adapter(
@@ -34,13 +41,8 @@ def push_adapter(
     Raises:
         AdapterError: If it is not intact, or the Hub refuses it.
     """
-    adapter = read_adapter(directory)
-    lora = LORA_FILES if adapter.lora is not None else ()
-    names = (CONFIG_NAME, WEIGHTS_NAME, *lora, CARD_NAME, IMAGE_NAME)
     with tempfile.TemporaryDirectory() as temporary:
-        for path in (directory / name for name in names):
-            if path.is_file():
-                shutil.copyfile(path, Path(temporary) / path.name)
+        _copy_own_files(directory, Path(temporary))
         return push_directory(
             temporary,
             repository,
@@ -49,3 +51,32 @@ def push_adapter(
             commit_message=commit_message,
             token=token,
         )
+
+
+def pull_adapter(
+    repository: str, directory: Path, *, revision: str | None = None, token: str | None = None
+) -> None:
+    """Download an adapter that is intact into a new directory.
+
+    Args:
+        repository: "owner/name".
+        directory: A new or empty directory.
+        revision, token: Of the repository.
+
+    Raises:
+        AdapterError: If it is not intact, or the Hub does not give it.
+    """
+    files = HubFiles(repository, HubSource(revision=revision, token=token))
+    with new_directory(directory) as path:
+        source = download_adapter(files)
+        files.fetch_matching((CARD_NAME, IMAGE_NAME, *LORA_FILES))
+        _copy_own_files(source, path)
+
+
+def _copy_own_files(source: Path, target: Path) -> None:
+    """Copy the files of an adapter, after reading and checking it."""
+    adapter = read_adapter(source)
+    lora = LORA_FILES if adapter.lora is not None else ()
+    for name in (CONFIG_NAME, WEIGHTS_NAME, *lora, CARD_NAME, IMAGE_NAME):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
