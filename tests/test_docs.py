@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+import yaml
 from encoder_decoder_models import make
 from hub_server import HubServer, connect
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -120,3 +121,9 @@ def test_the_documented_checkpoint_is_one(tmp_path):
     said = describe_base(base)
     assert adapter.base.keys() == said.keys()
     assert adapter.base["task"] == said["task"]
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "docs" / "CITATION.cff").read_text())
+    assert citation["version"] == pyreft.__version__
+    assert citation["cff-version"] == "1.2.0"
