@@ -8,8 +8,8 @@ import torch
 
 from conftest import LAYERS, make_base
 from pyreft import PositionSpec, ReftConfig, Tokens, get_reft_model
+from pyreft.config.picture import draw
 from pyreft.positions import functions, words
-from pyreft.sharing.picture import draw
 
 
 @pytest.fixture

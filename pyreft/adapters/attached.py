@@ -21,6 +21,9 @@ from pyreft.base_model.running import execution_device
 from pyreft.base_model.stacks import count_layers, text_config
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig, intervention_keys
+from pyreft.config.groups import name_layers
+from pyreft.config.picture import draw
+from pyreft.config.shown import edits_html
 from pyreft.placement.placement import Target, require_positions
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
@@ -64,7 +67,8 @@ class AttachedAdapter(nn.Module):
         add_sites: Callable[[Sequence[Component]], list[int]],
     ) -> None:
         super().__init__()
-        resolved = config.resolve(*(count_layers(base) if config.names_layers else [0]))
+        self._layers = count_layers(base) if config.names_layers else []
+        resolved = config.resolve(*(self._layers or [0]))
         components = [find_component(base, c.layer, c.component) for c in resolved]
         resolved = build_interventions(resolved, components, text_config(base).hidden_size)
         self.trained = TrainedModules(base, config.modules_to_save or ())
@@ -81,6 +85,16 @@ class AttachedAdapter(nn.Module):
         joined = zip(self.config.representations, components, add_sites(components), strict=True)
         self.targets = [Target(*one) for one in joined]
         require_positions(self.targets)
+
+    def __repr__(self) -> str:
+        return "\n".join(["AttachedAdapter(", *self.describe(), ")"])
+
+    def _repr_html_(self) -> str:
+        return edits_html(self.config, *self._layers)
+
+    def picture(self) -> str:
+        """What it edits, drawn as text: layers from left to right, the text downwards."""
+        return draw(self.config.representations, *self._layers)
 
     def describe(self) -> list[str]:
         """Readable lines: one for each group of equal interventions, one for trained heads."""
@@ -169,12 +183,5 @@ class AttachedAdapter(nn.Module):
 
 def _name_layers(layers: Sequence[int | None]) -> str:
     """Such as "layers 0-3, 7 "; empty for paths, which include the layer."""
-    indices = sorted({layer for layer in layers if layer is not None})
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"layer{'s' if len(indices) > 1 else ''} {shown} " if runs else ""
+    indices = {layer for layer in layers if layer is not None}
+    return f"layer{'s' if len(indices) > 1 else ''} {name_layers(indices)} " if indices else ""

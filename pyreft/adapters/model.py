@@ -18,6 +18,7 @@ from pyreft.adapters.build import Kinds
 from pyreft.adapters.calls import EditedCalls
 from pyreft.adapters.reading import put_adapter_on
 from pyreft.adapters.stand_in import StandIn
+from pyreft.adapters.summary import model_html, summarize
 from pyreft.annotations import Arguments
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
@@ -75,6 +76,7 @@ class EditedModel(StandIn):
     load_weights = reading.load_weights
     merge_and_unload = merging.merge_and_unload
     export_lora = merging.export_lora
+    summary, _repr_html_ = summarize, model_html
 
     @classmethod
     def from_pretrained(

@@ -9,10 +9,11 @@ from pathlib import Path
 from pyreft.annotations import Json
 from pyreft.compat.formats import read_any
 from pyreft.compat.upstream_files import is_upstream
+from pyreft.config.picture import draw
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.card import count_parameters, readable_size
 from pyreft.sharing.checkpoint import CONFIG_NAME
-from pyreft.sharing.picture import draw, printable
+from pyreft.tables import printable
 
 
 @dataclass(frozen=True)

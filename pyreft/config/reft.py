@@ -23,6 +23,7 @@ from pyreft.config.fields import (
 )
 from pyreft.config.intervention import InterventionConfig, is_path
 from pyreft.config.layers import LayerCounts
+from pyreft.config.shown import config_html, config_text
 from pyreft.interventions import accepted_arguments
 from pyreft.positions import PositionSpec
 
@@ -119,14 +120,10 @@ class ReftConfig:
             raise ValueError(f"{', '.join(changed)} goes into arguments, if those are given.")
 
     def __repr__(self) -> str:
-        """The main fields and the changed ones; with representations, each of these instead."""
-        if self.representations is not None:
-            listed = "".join(f"\n    {one!r}," for one in self.representations)
-            beside = f", modules_to_save={self.modules_to_save}" if self.modules_to_save else ""
-            return f"ReftConfig(representations=[{listed}\n]{beside})"
-        main = ("layers", "positions", "kind", "rank")
-        names = [f.name for f in fields(self) if f.name in main or self._says(f.name)]
-        return f"ReftConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return config_text(self)
+
+    def _repr_html_(self) -> str:
+        return config_html(self)
 
     def _read_representations(self) -> list[InterventionConfig]:
         changed = [

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pyreft.config import InterventionConfig
+from pyreft.config.picture import draw
 from pyreft.sharing.checkpoint import (
     CONFIG_NAME,
     LORA_FILES,
@@ -26,9 +27,9 @@ from pyreft.sharing.checkpoint import (
 )
 from pyreft.sharing.loss_curve import draw_losses
 from pyreft.sharing.metadata import hub_metadata, hub_name
-from pyreft.sharing.picture import draw, printable
 from pyreft.sharing.training_facts import TrainingFacts
 from pyreft.sharing.writing import write_files
+from pyreft.tables import printable
 
 CARD_NAME = "README.md"
 IMAGE_NAME = "reft_loss.png"

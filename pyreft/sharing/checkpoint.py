@@ -7,11 +7,15 @@ in docs/checkpoint_format.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from pyreft.annotations import Json
 from pyreft.config import ReftConfig
+from pyreft.config.groups import group_alike, table_of
+from pyreft.config.shown import edits_html
+from pyreft.tables import heading, printable
 
 CONFIG_NAME = "reft_config.json"
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -35,7 +39,7 @@ class AdapterError(ValueError):
         super().__init__(message if len(message) <= 2000 else f"{message[:2000]} ...")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adapter:
     """The content of a checkpoint.
 
@@ -54,3 +58,17 @@ class Adapter:
     base: Json
     origin: str = ""
     lora: Json | None = None
+
+    def __repr__(self) -> str:
+        table = str(table_of(group_alike(self.config.representations)))
+        return "\n".join([f"{self._title()}:", *(f"  {line}" for line in table.splitlines())])
+
+    def _repr_html_(self) -> str:
+        layers, decoder = (self.base.get(f"num_{part}_layers") for part in ("hidden", "decoder"))
+        return heading(self._title()) + edits_html(self.config, layers, decoder)
+
+    def _title(self) -> str:
+        # Only the last part of the path of a base model, because the rest is private.
+        base = str(self.base.get("name_or_path") or self.base.get("model_type"))
+        shown = Path(base).name if Path(base).is_absolute() else base
+        return printable(f"Adapter {self.origin} for {shown}, {len(self.tensors)} tensors")

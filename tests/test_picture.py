@@ -4,7 +4,7 @@ import pytest
 
 from pyreft import ReftConfig
 from pyreft.config import InterventionConfig
-from pyreft.sharing.picture import MAX_LAYERS, MAX_ROWS, draw
+from pyreft.config.picture import MAX_LAYERS, MAX_ROWS, draw
 
 
 def picture(layers, decoder=None, **config):

@@ -15,28 +15,25 @@ It is text, so that it can be read in a terminal and compared in a diff.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from string import ascii_letters
 
-from pyreft.config import InterventionConfig
-from pyreft.config.intervention import is_path
+from pyreft.config.groups import place_of
+from pyreft.config.intervention import InterventionConfig, is_path
 from pyreft.config.layers import stack_named
 from pyreft.positions import PositionSpec
 from pyreft.positions.words import Span, Word
+from pyreft.tables import printable
 
 # Limits of the size, because files are untrusted.
 MAX_LAYERS, MAX_ROWS = 160, 40
 UNTOUCHED = "."
 _SEVERAL = "#"
-_MAX_TEXT = 100
 # The anchors of spans of the prompt, and the parts of the text that are one span.
 _ANCHORS, _WHOLE = ("start", "end"), ("prompt", "completion")
-# The index of the layer in a path: "model.layers[3].output", "model.layers.3.output".
-_INDEX = re.compile(r"\[(\d{1,9})\]|\.(\d{1,9})(?=[.\[])")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def draw(
     """
     letters = _letters(interventions)
     edits = [
-        _Edit(*_place(one), one.positions, letter)
+        _Edit(*place_of(one), one.positions, letter)
         for one, letter in zip(interventions, letters, strict=True)
     ]
     grids = []
@@ -87,16 +84,6 @@ def draw(
     if _SEVERAL in "".join(grids) and _SEVERAL not in letters:
         legend.append(f"{_SEVERAL}  several of them")
     return "\n\n".join([*grids, "\n".join(legend)])
-
-
-def _place(one: InterventionConfig) -> tuple[str, int | None]:
-    """The title of the grid that an intervention is drawn in, and its layer."""
-    place, layer = one.component, one.layer
-    if is_path(one.component) and (index := _INDEX.search(one.component)):
-        layer = int(index[1] or index[2])
-        place = f"{place[: index.start()]}[layer]{place[index.end() :]}"
-    heads = "" if one.heads is None else f", heads {', '.join(map(str, one.heads))}"
-    return printable(place) + heads, layer
 
 
 # ---- one component -----------------------------------------------------------------------------
@@ -217,7 +204,7 @@ def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
         if one.tied_to is not None and 0 <= one.tied_to < len(letters):
             letters.append(letters[one.tied_to])
             continue
-        place = _place(one)
+        place = place_of(one)
         alike = (place[0], _describe(one), at_place[place])
         at_place[place] += 1
         new = ascii_letters[len(known)] if len(known) < len(ascii_letters) else _SEVERAL
@@ -239,7 +226,7 @@ def _legend(interventions: Sequence[InterventionConfig], letters: Sequence[str])
     for letter in dict.fromkeys(letters):
         group = [one for one, its in zip(interventions, letters, strict=True) if its == letter]
         own = sum(one.tied_to is None for one in group)
-        places = len({_place(one) for one in group})
+        places = len({place_of(one) for one in group})
         said = "more of them" if letter == _SEVERAL else _describe(group[0])
         if own == places > 1:
             said += f", weights of its own in each of {places} layers"
@@ -249,9 +236,3 @@ def _legend(interventions: Sequence[InterventionConfig], letters: Sequence[str])
             said += f", {own} sets of weights at {places} places"
         lines.append(f"{letter}  {said}")
     return lines
-
-
-def printable(text: str) -> str:
-    """Untrusted text as a line without control characters of a terminal or code of Markdown."""
-    kept = "".join(c if c.isprintable() and c != "`" else "?" for c in text[:_MAX_TEXT])
-    return kept + ("..." if len(text) > _MAX_TEXT else "")
