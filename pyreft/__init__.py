@@ -48,6 +48,12 @@ if TYPE_CHECKING:
         NoreftIntervention as NoreftIntervention,
         register_intervention as register_intervention,
     )
+    from pyreft.pictures import (
+        edit_strengths as edit_strengths,
+        logit_lens as logit_lens,
+        plot_runs as plot_runs,
+        subspace_angles as subspace_angles,
+    )
     from pyreft.positions import (
         PositionSpec as PositionSpec,
         Tokens as Tokens,
@@ -106,6 +112,7 @@ _HOMES = {
     "pyreft.adapters": ("ReferenceModel",),
     "pyreft.compat.model": ("ReftModel",),
     "pyreft.compat.wrapping": ("get_reft_model",),
+    "pyreft.pictures": ("edit_strengths", "logit_lens", "plot_runs", "subspace_angles"),
     "pyreft.positions": ("PositionSpec", "Tokens", "register_position"),
     "pyreft.positions.integers": ("get_intervention_locations", "parse_positions"),
     "pyreft.sharing": ("AdapterError",),

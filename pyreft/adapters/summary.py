@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -105,6 +106,8 @@ def summarize(model: EditedModel) -> SummaryReport:
     """
     base = model.model
     name = str(getattr(base.config, "name_or_path", "") or "")
+    # Only the last part of a path, because the rest is private.
+    name = Path(name).name if Path(name).is_absolute() else name
     rows = [
         row
         for adapter_name, adapter in model.adapter_set.items()

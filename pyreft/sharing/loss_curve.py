@@ -6,9 +6,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-# Blue, orange, green, red-purple: colours that colour-blind people can tell apart on white.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Blue, orange, green, red-purple, amber, light blue, black: colours that colour-blind people can
+# tell apart on white (Okabe and Ito 2008, without yellow).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def draw_losses(log: Sequence[Mapping[str, float]]) -> bytes | None:
@@ -21,8 +26,8 @@ def draw_losses(log: Sequence[Mapping[str, float]]) -> bytes | None:
     Returns:
         A PNG, or None if there are fewer than two training losses, or no matplotlib.
     """
-    names = dict.fromkeys(name for entry in log for name in entry if _is_loss(name))
-    curves = {name: _points(log, name) for name in sorted(names, key=lambda name: name != "loss")}
+    names = dict.fromkeys(name for entry in log for name in entry if is_loss(name))
+    curves = {name: points_of(log, name) for name in sorted(names, key=lambda name: name != "loss")}
     curves = {name: points for name, points in curves.items() if points}
     if len(curves.get("loss", ())) < 2 or find_spec("matplotlib") is None:
         return None
@@ -32,16 +37,12 @@ def draw_losses(log: Sequence[Mapping[str, float]]) -> bytes | None:
 
     figure = Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, points) in zip(_COLOURS, curves.items(), strict=False):
+    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         marker = "o" if len(points) < 30 else ""
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=colour, marker=marker, markersize=3.5, label=_label(name))
-    axes.set_xlabel("step", fontsize=12)
-    axes.set_ylabel("loss", fontsize=12)
-    axes.tick_params(labelsize=11)
+    draw_axes(axes, "step", "loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
         axes.legend(fontsize=11, frameon=False)
     image = io.BytesIO()
@@ -50,13 +51,26 @@ def draw_losses(log: Sequence[Mapping[str, float]]) -> bytes | None:
     return image.getvalue()
 
 
-def _is_loss(name: str) -> bool:
+def draw_axes(axes: Axes, x: str, y: str) -> None:
+    """Name the axes of curves, and draw a light grid."""
+    axes.set_xlabel(x, fontsize=12)
+    axes.set_ylabel(y, fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def is_loss(name: str) -> bool:
+    """Whether an entry of a log is a loss, of training or of an evaluation."""
     return name == "loss" or (name.startswith("eval_") and name.endswith("_loss"))
 
 
-def _points(log: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    there = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
-    return [(step, value) for step, value in there if math.isfinite(value)]
+def points_of(
+    log: Sequence[Mapping[str, float]], name: str, x: str = "step"
+) -> list[tuple[float, float]]:
+    """The finite values of a name in a log, each with its value of x."""
+    there = [(entry[x], entry[name]) for entry in log if name in entry and x in entry]
+    return [(at, value) for at, value in there if math.isfinite(value)]
 
 
 def _label(name: str) -> str:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pyreft.annotations import Arguments
+
+# What an evaluation logs about itself, rather than about the model.
+_NO_METRIC = re.compile(r".*(_runtime|_per_second|_time)")
+
+
+def is_metric(name: str) -> bool:
+    """Whether an entry of an evaluation is about the model, rather than about the evaluation."""
+    return _NO_METRIC.fullmatch(name) is None
 
 
 @dataclass(frozen=True)

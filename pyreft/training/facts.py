@@ -10,7 +10,7 @@ from dataclasses import fields
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from pyreft.sharing.training_facts import TrainingFacts
+from pyreft.sharing.training_facts import TrainingFacts, is_metric
 
 # What is always said of a run, where it applies, and what is said where it is not the default.
 _MAIN = ("learning_rate", "lr_scheduler_type", "optim", "seed")
@@ -19,8 +19,6 @@ _IF_CHANGED = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs"),
     *("neftune_noise_alpha", "data_seed", "full_determinism", "gradient_checkpointing"),
 )
-# What an evaluation logs about itself, rather than about the model.
-_NO_METRIC = re.compile(r".*(_runtime|_per_second|_time)")
 _ON_HUB = re.compile(r"hf://datasets/([\w.-]+(?:/[\w.-]+)?)@")
 
 
@@ -89,7 +87,7 @@ def _evaluation(state: TrainerState, best_since: int | None) -> dict[str, float]
     return {
         name.removeprefix("eval_"): value
         for name, value in metrics.items()
-        if name.startswith("eval_") and not _NO_METRIC.fullmatch(name) and _is_number(value)
+        if name.startswith("eval_") and is_metric(name) and _is_number(value)
     }
 
 
