@@ -34,6 +34,7 @@ RUNS = {
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
     "memorisation.py": ["--steps", "2", "--tokens", "8"],
+    "pictures.py": ["--epochs", "1"],
     "benchmarks/module_cost.py": ["--width", "32"],
     "benchmarks/step_time.py": ["--methods", "pyreft", "--settings", "l1"],
     "benchmarks/memory.py": ["--methods", "bare", "--settings", "paper"],
