@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.adapters import merging, named, reading, saving
+from pyreft.adapters import merging, named, reading, saving, summary as summaries
 from pyreft.adapters.adapter_set import AdapterSet, require_name
 from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.build import Kinds
 from pyreft.adapters.calls import EditedCalls
 from pyreft.adapters.reading import put_adapter_on
 from pyreft.adapters.stand_in import StandIn
-from pyreft.adapters.summary import model_html, summarize
 from pyreft.annotations import Arguments
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
@@ -76,7 +75,7 @@ class EditedModel(StandIn):
     load_weights = reading.load_weights
     merge_and_unload = merging.merge_and_unload
     export_lora = merging.export_lora
-    summary, _repr_html_ = summarize, model_html
+    summary, _repr_html_ = summaries.summarize, summaries.model_html
 
     @classmethod
     def from_pretrained(

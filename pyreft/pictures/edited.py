@@ -51,7 +51,8 @@ def place_edits(model: EditedModel, prompt: Prompt, adapter: str | None = None) 
     Args:
         model: The model.
         prompt: The prompt.
-        adapter: The name of an adapter, which edits alone; by default the active ones do.
+        adapter: The name of an adapter, which edits alone, with a weight of 1; by default the
+            active ones do.
 
     Raises:
         ValueError: If there is no such adapter, or no token is edited.
@@ -59,7 +60,7 @@ def place_edits(model: EditedModel, prompt: Prompt, adapter: str | None = None) 
     inputs = dict(prompt.inputs)
     if adapter is not None:
         model.adapter_set.require_known([adapter])
-        if [adapter] != model.active_adapters:
+        if model.adapter_set.active != {adapter: 1.0}:
             inputs["adapter_names"] = [adapter]
     placed = model.edited_calls.place(model, inputs)
     if not any(bool(mask.any()) for one in placed for mask in one.placement.masks.values()):

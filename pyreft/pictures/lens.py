@@ -178,11 +178,15 @@ def logit_lens(
     """
     read = read_prompt(model, tokenizer, prompt, row)
     index = read.index(position)
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"top is the number of tokens that are listed, at least 1; got {top!r}.")
     with evaluating(model):
         passes = LensPasses(model, place_edits(model, read, adapter), read, index)
-        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= passes.vocabulary:
-            raise ValueError(f"top is from 1 to {passes.vocabulary}, the vocabulary; got {top!r}.")
         layers, before, after = passes.run()
+    if top > before.shape[1]:
+        raise ValueError(
+            f"top is at most {before.shape[1]}, the size of the vocabulary; got {top}."
+        )
     rows = [
         LensRow(
             str(layer),

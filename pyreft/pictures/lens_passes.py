@@ -44,8 +44,7 @@ class LensPasses:
         self, model: EditedModel, placed: Sequence[Placed], prompt: Prompt, column: int
     ) -> None:
         base = running_model(model.model)
-        head = base.get_output_embeddings()
-        if head is None:
+        if base.get_output_embeddings() is None:
             raise ValueError(
                 "a logit lens is for models that predict tokens; "
                 f"{type(base).__name__} has no output embedding."
@@ -60,7 +59,6 @@ class LensPasses:
             self._kept = 0
         ids = prompt.inputs["input_ids"]
         self._token: Tensor = ids[:, column]
-        self.vocabulary = int(head.weight.shape[0])
 
     def run(self) -> tuple[list[int], Tensor, Tensor]:
         """The L edited layers, and probabilities (L + 1, V) before and after the edit of each.
@@ -97,7 +95,7 @@ class LensPasses:
         """Store what leaves a layer, after its edits; and before them, if `unedited`."""
 
         def see(hidden: Tensor, after: bool) -> None:
-            states[layer, after] = hidden[0, self._column].clone()
+            states[layer, after] = hidden[0, self._column].clone().cpu()
 
         before = (lambda hidden: see(hidden, False)) if unedited else None
         watch = watching(

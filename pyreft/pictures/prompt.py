@@ -84,6 +84,11 @@ def read_prompt(
     device = execution_device(model.model.get_input_embeddings(), model.model.device)
     one: Inputs = {n: _take_row(value, row, len(ids), device) for n, value in inputs.items()}
     ids, mask = one["input_ids"][0], one.get("attention_mask")
+    if mask is not None and mask.shape != one["input_ids"].shape:
+        raise ValueError(
+            f"the attention_mask has the shape of input_ids, (1, {len(ids)}), got "
+            f"{tuple(mask.shape)}."
+        )
     columns = torch.ones_like(ids) if mask is None else mask[0]
     columns = columns.nonzero().flatten()
     if not len(columns):

@@ -43,8 +43,8 @@ class EditStrengths:
         tokens: The text of each of the T tokens, padding left out.
         sites: The label of each of the L edited hidden states: its layer; with the name of the
             component, if several are edited.
-        strength: (T, L) float64, |edit| / |hidden state|, both Euclidean norms, measured in a
-            forward pass; NaN where nothing is edited.
+        strength: (T, L) float64, the norm of the edit over the norm of the hidden state, both
+            Euclidean, measured in a forward pass; NaN where nothing is edited.
     """
 
     tokens: tuple[str, ...]

@@ -89,9 +89,11 @@ def test_edits_of_active_adapters_are_added_up_with_their_weights(tokenizer):
     found = pyreft.edit_strengths(model, tokenizer, TEXT)
     assert found.sites == ("0", "1", "2")
     assert_equal(found.strength, by_hand(model, tokenizer, both))
-    alone = pyreft.edit_strengths(model, tokenizer, TEXT, adapter="other")
-    assert alone.sites == ("1", "2")
-    assert_equal(alone.strength, by_hand(model, tokenizer, edits_of(model, "other")))
+    for active in (["default", "other"], ["other"]):
+        model.set_adapter(active, weights=[3.0] * len(active))
+        alone = pyreft.edit_strengths(model, tokenizer, TEXT, adapter="other")
+        assert alone.sites == ("1", "2")
+        assert_equal(alone.strength, by_hand(model, tokenizer, edits_of(model, "other")))
 
 
 def test_an_inactive_adapter_edits_alone(tokenizer):
@@ -203,6 +205,8 @@ def test_what_cannot_be_measured_is_refused(tokenizer):
         measure({"input_ids": ids, "attention_mask": torch.zeros_like(ids)})
     with pytest.raises(ValueError, match="rows, tokens"):
         measure({"input_ids": ids[:, :0]})
+    with pytest.raises(ValueError, match=r"attention_mask .* \(1, 16\), got \(1, 1, 16, 16\)"):
+        measure({"input_ids": ids, "attention_mask": torch.ones(1, 1, N, N)})
     for wrong in (3, [TEXT], {"input_ids": ids.tolist()}):
         with pytest.raises(TypeError, match="a prompt is a text"):
             measure(wrong)
