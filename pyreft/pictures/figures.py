@@ -104,7 +104,10 @@ def draw_cells(axes: Axes, cells: Cells) -> None:
 def draw_scale(figure: Figure, axes: Sequence[Axes], cells: Cells, title: str) -> None:
     """Draw the scale of a heat map to the right of axes."""
     scale = ScalarMappable(Normalize(0.0, cells.highest or 1.0), _colours(cells))
-    bar = figure.colorbar(scale, ax=list(axes), pad=0.02, aspect=30, fraction=0.05)
+    # At the top, because the figure of a long prompt is much higher than the scale.
+    bar = figure.colorbar(
+        scale, ax=list(axes), pad=0.02, aspect=30, fraction=0.05, anchor=(0.0, 1.0)
+    )
     bar.set_label(title, fontsize=TEXT)
     if cells.falling:
         bar.set_ticks([n * cells.highest / 3 for n in range(4)])

@@ -51,9 +51,9 @@ class LensRow:
 
     Args:
         layer: The index of the layer, or "output" for the model itself.
-        before: The most probable tokens before the edits of this layer, which has those of the
-            layers below in it; at the output, of the bare base model.
-        after: The most probable tokens after them; at the output, of the edited model.
+        before: The most probable tokens, with the edits of the layers below and without those of
+            this layer; at the output, those of the bare base model.
+        after: The most probable tokens with both; at the output, those of the edited model.
         change: Half the sum of all absolute differences of the probabilities, in [0, 1]: the share
             of the probability that the edits have moved.
     """

@@ -72,7 +72,12 @@ def plot_runs(
     logs = {name: _with_x(name, log, x, chosen) for name, log in logs.items()}
     columns = min(len(panels), _PANELS_IN_A_ROW)
     lines = -(-len(panels) // columns)
-    figure = new_figure(0.6 + 4.8 * columns, 0.6 + 3.3 * lines)
+    width = 0.6 + 4.8 * columns
+    legend = _legend(list(logs), panels)
+    # In inches: the lines and markers of the legend, and its characters.
+    longest = 0.7 + 0.1 * max(len(str(entry.get_label())) for entry in legend)
+    beside = max(1, min(int(width / longest), len(legend)))
+    figure = new_figure(width, 0.3 + 3.3 * lines + 0.25 * -(-len(legend) // beside))
     for number, (title, names) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, number + 1)
         for index, log in enumerate(logs.values()):
@@ -81,11 +86,7 @@ def plot_runs(
         if x == "step":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
-        handles=_legend(list(logs), panels),
-        loc="outside upper left",
-        ncols=min(len(logs) + 2, 4 * columns),
-        fontsize=11,
-        frameon=False,
+        handles=legend, loc="outside upper left", ncols=beside, fontsize=11, frameon=False
     )
     return figure
 
@@ -131,7 +132,7 @@ def _read_state(name: str, path: Path) -> object:
         )
     try:
         state = json.loads(found.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {found} of the run {name!r}: {error}") from error
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{found} of the run {name!r} is no state of a trainer.")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyreft.pictures.figures import Picture
 
 # Of a figure: rows, and columns up to which numbers are in the cells.
-_MAX_ROWS, _MAX_NUMBERED = 120, 12
+_MAX_ROWS, _MAX_NUMBERED = 60, 12
 # Tokens beside edited ones that are drawn as well.
 _BESIDE = 2
 _MAX_CHARACTERS = 20_000

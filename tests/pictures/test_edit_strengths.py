@@ -245,7 +245,7 @@ def test_a_long_prompt_is_cut(tokenizer, monkeypatch):
     found = pyreft.edit_strengths(wrap(positions="all", layers=[1]), tokenizer, "word " * 200)
     assert "and 100 more tokens" in found._repr_html_()
     labels = [label.get_text() for label in found.plot().axes[0].get_yticklabels()]
-    assert len(labels) == 121 and labels[-1] == "… 880 more"
+    assert len(labels) == 61 and labels[-1] == "… 940 more"
 
 
 def test_tokens_between_edited_ones_are_one_row(tokenizer):

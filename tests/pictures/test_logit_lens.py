@@ -166,6 +166,33 @@ def test_a_cap_on_logits_is_applied(tokenizer):
     assert rows[0].after[0].probability == pytest.approx(rows[1].after[0].probability, rel=1e-4)
 
 
+def test_a_base_model_of_lower_precision_is_measured_in_its_own(tokenizer):
+    config = ReftConfig(layers=[LAYERS - 1], positions="l1", rank=2)
+    model = randomize(get_reft_model(make_base("llama").bfloat16(), config).eval(), 0.3)
+    of_layer, of_model = pyreft.logit_lens(model, tokenizer, TEXT).rows
+    assert of_layer.after[0].probability == pytest.approx(of_model.after[0].probability, rel=0.02)
+    strengths = pyreft.edit_strengths(model, tokenizer, TEXT)
+    exact = get_reft_model(model.unwrap().double(), model.reft_config).eval()
+    again = pyreft.edit_strengths(exact, tokenizer, TEXT)
+    torch.testing.assert_close(
+        strengths.strength, again.strength, rtol=0.03, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_a_base_model_inside_of_peft(tokenizer):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = peft.get_peft_model(make_base("llama"), lora)
+    config = ReftConfig(layers=[1, LAYERS - 1], positions="l1", rank=2)
+    model = randomize(get_reft_model(base, config).eval(), 0.3)
+    with unchanged(model):
+        _, of_layer, of_model = pyreft.logit_lens(model, tokenizer, TEXT).rows
+        assert pyreft.edit_strengths(model, tokenizer, TEXT).edited.sum() == 2
+    assert [guess.id for guess in of_layer.after] == [guess.id for guess in of_model.after]
+    assert of_layer.change > 0
+
+
 def test_the_model_stays_as_it_is(tokenizer):
     model = wrap(component="mlp_output", dropout=0.5).train()
     model.add_adapter("other", ReftConfig(positions="l1", rank=2))

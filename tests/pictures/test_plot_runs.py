@@ -134,6 +134,16 @@ def test_names_are_shown_as_they_are():
     assert len(looks) == 9
 
 
+@pytest.mark.parametrize("log", [LOG, OTHER], ids=["two panels", "one panel"])
+def test_the_legend_of_many_runs_is_inside_of_the_figure(log):
+    figure = pyreft.plot_runs({f"a run with a rather long name {n}": log for n in range(12)})
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
+    assert legend.y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
+    assert min(axes.get_window_extent().height for axes in figure.axes) > 200
+
+
 def test_runs_that_cannot_be_drawn_are_refused(tmp_path):
     def refuses(match, runs, error=ValueError, **options):
         with pytest.raises(error, match=match):

@@ -177,5 +177,5 @@ def test_what_cannot_be_compared_is_refused():
     place = {"layer": 0, "component": "block_output", "positions": "l1"}
     own = ReftConfig(representations=[{**place, "intervention": torch.nn.Linear(WIDTH, WIDTH)}])
     model.add_adapter("own", own)
-    with pytest.raises(ValueError, match="the adapter 'own' has a Linear, which says of no"):
+    with pytest.raises(ValueError, match="the adapter 'own' has a Linear, which has no subspace"):
         pyreft.subspace_angles(model, "default", "own")
