@@ -203,8 +203,8 @@ def _directions(
 def _basis(name: str, module: nn.Module) -> Tensor:
     if not isinstance(module, LowRankIntervention):
         raise ValueError(
-            f"the adapter {name!r} has a {type(module).__name__}, which has no subspace: angles are "
-            "between low-rank interventions."
+            f"the adapter {name!r} has a {type(module).__name__}, which has no subspace: angles "
+            "are between low-rank interventions."
         )
     return module.basis()
 

@@ -51,6 +51,8 @@ class LensPasses:
             )
         self._model, self._placed, self._column = model, placed, column
         self._layers = find_layers(base)
+        numbered = enumerate(self._layers)
+        self._layer_of = {module: n for n, layer in numbered for module in layer.modules()}
         self._inputs = for_base(prompt)
         self._kept = column
         if "logits_to_keep" in inspect.signature(base.forward).parameters:
@@ -105,28 +107,24 @@ class LensPasses:
 
     def _edited_layers(self) -> list[int]:
         found = {
-            self._layer_of(one.targets[index].component.module)
+            self._layer_of.get(one.targets[index].component.module)
             for one in self._placed
             for index, mask in one.placement.masks.items()
             if bool(mask.any())
         }
         return sorted(layer for layer in found if layer is not None)
 
-    def _layer_of(self, module: nn.Module) -> int | None:
-        inside = (n for n, layer in enumerate(self._layers) if module in set(layer.modules()))
-        return next(inside, None)
-
     def _is_direct(self, layer: int) -> bool:
         """Whether the only edits of a layer are those of its output, which one pass shows."""
         targets = [target for one in self._placed for target in one.targets]
-        inside = [t.component for t in targets if self._layer_of(t.component.module) == layer]
+        inside = [t.component for t in targets if self._layer_of.get(t.component.module) == layer]
         return all(c.module is self._layers[layer] and c.side == "output" for c in inside)
 
     def _without(self, one: Placed, layer: int) -> Placed:
         """The same edits without those of a layer."""
         masks = {
             index: torch.zeros_like(mask)
-            if self._layer_of(one.targets[index].component.module) == layer
+            if self._layer_of.get(one.targets[index].component.module) == layer
             else mask
             for index, mask in one.placement.masks.items()
         }
