@@ -39,7 +39,8 @@ CONSTANT = [kind for kind, cls in LOW_RANK.items() if cls.constant_source]
 # What the tests of these test does not depend on the installed transformers, datasets, PEFT or TRL.
 ONCE = (
     *("interventions/", "test_positions.py", "test_config.py", "test_combination.py"),
-    *("sharing/test_picture.py", "sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),
+    "test_picture.py",
+    *("sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),
     *("sharing/test_hostile.py", "sharing/test_format.py", "sharing/test_links.py"),
     *("test_migrate.py", "test_releases.py", "test_api_reference.py", "test_words.py"),
     *("loreft/test_loreft_answers.py", "loreft/test_loreft_sources.py"),
