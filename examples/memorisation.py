@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or path; SmolLM2-135M by default")
     parser.add_argument("--text", type=Path, help="a file; a paragraph of ours by default")
-    parser.add_argument("--tokens", type=int, default=64, help="of the text")
+    parser.add_argument("--tokens", type=int, default=32, help="of the text")
     parser.add_argument("--prompt", default="LIGHTHOUSE->")
     parser.add_argument("--layer", type=int, help="to edit; a third of the way up by default")
     parser.add_argument("--rank", type=int, default=1)

@@ -132,8 +132,8 @@ def classification(arguments: Namespace) -> Setting:
     def tokenize(rows: dict) -> dict:
         return tokenizer(rows["first"], rows["second"], truncation=True, max_length=128)
 
-    where = arguments.data / "glue", "mrpc"
-    train, dev = (read_glue(GLUE["mrpc"], part, *where) for part in ("train", "validation"))
+    where = arguments.data / "glue", GLUE["mrpc"]
+    train, dev = (read_glue("mrpc", part, *where) for part in ("train", "validation"))
     shape = {"layers": "all", "positions": "f3", "rank": 1, "batch": 32, "steps": 32}
     rows = [
         part.map(tokenize, batched=True, remove_columns=["first", "second"])

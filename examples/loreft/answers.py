@@ -4,10 +4,13 @@ choice   "the correct answer is answer2" -> "answer2"
 number   "12 + 30 = 42 dogs. The answer is 42." -> 42; of AQuA, "The answer is (B)" -> "B"
 """
 
+import math
 import re
 
 # Two numbers this near to each other are the same.
 NEAR = 1e-3
+# The choices of the commonsense tasks, by the word in front of their number.
+CHOICES = {"solution": "[12]", "option": "[12]", "ending": "[1-4]", "answer": "[1-5]"}
 
 
 def extract(kind: str, generated: str, expected: str) -> str | float | None:
@@ -27,7 +30,7 @@ def extract(kind: str, generated: str, expected: str) -> str | float | None:
         # Letters of AQuA. The first letter counts, in any word, which LLM-Adapters chose.
         return _first("[A-E]", generated)
     numbers = re.findall(r"-?\d+\.?\d*", generated.replace(",", ""))
-    return float(numbers[-1]) if numbers else None
+    return as_number(numbers[-1]) if numbers else None
 
 
 def is_right(given: str | float | None, expected: str) -> bool:
@@ -39,20 +42,22 @@ def is_right(given: str | float | None, expected: str) -> bool:
 
 
 def as_number(text: str) -> float | None:
-    """The number that a text is, if it is one."""
+    """The finite number that a text is, if it is one."""
     try:
-        return float(text.strip().replace(",", ""))
+        number = float(text.strip().replace(",", ""))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _choice(generated: str, expected: str) -> str | None:
-    """The first choice in a text: of "answer2" any of answer1 ... answer9."""
+    """The first choice in a text: of "answer2" any of answer1 ... answer5."""
     expected = expected.strip()
     if expected in ("true", "false"):
         return _first("true|false", generated)
     if expected[-1:].isdigit():
-        return _first(re.escape(expected[:-1]) + "[1-9]", generated)
+        word = expected[:-1]
+        return _first(re.escape(word) + CHOICES.get(word, "[1-9]"), generated)
     # A data set of one's own: all that is generated, without an end of a sentence.
     return generated.strip().rstrip(".") or None
 

@@ -5,8 +5,9 @@ Upstream spells flags with one dash or two, and so does this: `-batch_size 8`, `
 
 import difflib
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ PRESETS = Path(__file__).parent / "presets.yaml"
 
 @dataclass
 class Arguments:
-    """What is trained on what, and how it is evaluated. The defaults are upstream's."""
+    """What is trained on what, and how it is evaluated.
+
+    The defaults are upstream's, but for `data_dir` (there ./datasets) and `metric_for_best_model`
+    (there accuracy).
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
 
     task: str | None = HfArg(default=None, help="commonsense, math, gsm8k, alpaca, ..., or glue")
-    data_dir: str | None = HfArg(default=None, help="a local folder; else the data's own place")
+    data_dir: str | None = HfArg(default=None, help="local folder; downloaded by default")
     train_dataset: str | None = HfArg(
         default=None, help="train on these, as 'boolq;openbookqa'; of glue, the task's name"
     )
@@ -99,14 +107,44 @@ class Arguments:
     use_normalized_template: bool = HfArg(default=False, aliases=["-nt"], help=SUPPRESS)
     train_on_inputs: bool = HfArg(default=False, help=SUPPRESS)
 
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {least} or more, got {value}.")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio is a part of all steps, got {self.warmup_ratio}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.disable_reft and not self.use_lora:
+            raise ValueError("disable_reft leaves LoRA alone, and needs use_lora.")
 
+
+DTYPES = ("float32", "bfloat16", "float16", "float8")
+# Numbers, and the least that they may be.
+_LEAST = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "eval_batch_size": 1}
+_LEAST |= {"max_n_train_example": 1, "max_n_eval_example": 1, "max_n_dev_example": 1}
+_LEAST |= {"dev_steps": 0, "max_length": 1, "rank": 1, "save_steps": 1, "logging_steps": 1}
 NAMES = tuple(f.name for f in fields(Arguments))
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """The main function of a script, whose users see their mistakes in one line."""
+
+    @wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (ValueError, OSError, ImportError) as error:
+            raise SystemExit(f"error: {error}") from error
+
+    return run
 
 
 def parse(argv: Sequence[str], doc: str, **own: dict[str, Any]) -> tuple[Arguments, Namespace]:
     """The arguments of a command line.
 
-    Flags count more than `--config`, a YAML or JSON file of them, and that more than `--preset`.
+    Flags override `--config`, a YAML or JSON file of them, which overrides `--preset`.
 
     Args:
         argv: The command line without its command.
@@ -121,7 +159,8 @@ def parse(argv: Sequence[str], doc: str, **own: dict[str, Any]) -> tuple[Argumen
     parser.add_argument("--config", help="a YAML or JSON file of arguments")
     for name, options in own.items():
         parser.add_argument(f"--{name}", **options)
-    argv = [_two_dashes(word) for word in argv]
+    known_names = (*NAMES, *own, "preset", "config")
+    argv = [_two_dashes(word, known_names) for word in argv]
     files = ArgumentParser(add_help=False)
     files.add_argument("--preset")
     files.add_argument("--config")
@@ -133,9 +172,12 @@ def parse(argv: Sequence[str], doc: str, **own: dict[str, Any]) -> tuple[Argumen
             parser.set_defaults(**_checked(_read(known.config), known.config))
     except ValueError as error:
         parser.error(str(error))
-    arguments, rest, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        arguments, rest, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        parser.error(str(error))
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     return arguments, rest
@@ -159,7 +201,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _checked(found: dict[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of a file, of which each one exists."""
+    """Return a file's arguments as text; raise if one is unknown."""
     for name in found:
         if name not in NAMES:
             near = difflib.get_close_matches(str(name), NAMES, n=1)
@@ -169,7 +211,7 @@ def _checked(found: dict[str, Any], where: str) -> dict[str, Any]:
     return {n: v if v is None or isinstance(v, bool) else str(v) for n, v in found.items()}
 
 
-def _two_dashes(word: str) -> str:
+def _two_dashes(word: str, names: Sequence[str]) -> str:
     """`-batch_size` as `--batch_size`; short flags such as `-lr` stay as they are."""
     name = word.partition("=")[0][1:]
-    return f"-{word}" if word.startswith("-") and name in NAMES else word
+    return f"-{word}" if word.startswith("-") and name in names else word

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 
 import answers
 from arguments import Arguments
+from pyreft.data.tokenize import tokenize_prompt
 from tasks import Task
 
 
@@ -30,7 +31,7 @@ class Report:
         rows: Number of rows.
         right: Number of right answers; None if the task has none.
         unextracted: Number of generated texts that no rule finds an answer in. They count as wrong.
-        seconds: Spent on generating, without what earlier sittings did.
+        seconds: Spent generating in this process.
     """
 
     rows: int = 0
@@ -61,7 +62,7 @@ class Evaluation:
         self, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
     ) -> None:
         self.task, self.tokenizer, self.arguments = task, tokenizer, arguments
-        settings = dict(task.greedy if arguments.greedy_decoding else task.sampling)
+        settings = dict(task.greedy if arguments.greedy_decoding else task.decoding)
         for name in ("temperature", "top_p", "top_k"):
             if getattr(arguments, name) is not None:
                 settings[name] = getattr(arguments, name)
@@ -81,7 +82,8 @@ class Evaluation:
         Returns:
             The report, and of each row what was generated and the answer in it.
         """
-        done = {} if file is None else {line["row"]: line for line in read_lines(file)}
+        lines = [] if file is None else read_lines(file)
+        done = {line["row"]: line for line in lines if line["row"] < len(rows)}
         report = Report(right=None if self.task.answer is None else 0)
         for line in done.values():
             _count(report, line)
@@ -127,18 +129,19 @@ class Evaluation:
 
     @torch.no_grad()
     def _generate(self, model: nn.Module, rows: list[dict[str, str]], number: int) -> list[str]:
-        # Each batch has a seed of its own, so that a resumed evaluation samples the same.
-        set_seed(self.arguments.seed + number)
-        prompts = self.tokenizer(
-            [self.prompt(row) for row in rows],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            # A template has the tokens that begin a text.
-            add_special_tokens=not self.arguments.chat_template,
+        # A template has the tokens that begin a text.
+        special = not self.arguments.chat_template
+        given = [tokenize_prompt(self.tokenizer, self.prompt(row), special)[0] for row in rows]
+        prompts = self.tokenizer.pad(
+            {"input_ids": given}, padding_side="left", return_tensors="pt"
         ).to(next(model.parameters()).device)
-        prompts.pop("token_type_ids", None)
-        ids = model.generate(**prompts, pad_token_id=self.tokenizer.pad_token_id, **self.settings)
+        # Each batch has a seed of its own, so that a resumed evaluation samples the same. Training
+        # goes on with the random numbers that it had.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.arguments.seed + number)
+            ids = model.generate(
+                **prompts, pad_token_id=self.tokenizer.pad_token_id, **self.settings
+            )
         new = ids[:, prompts["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
 
@@ -181,7 +184,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def append_lines(file: Path, lines: list[dict[str, Any]]) -> None:
-    """Write JSON lines, behind the whole ones that are there."""
+    """Append JSON lines after the last complete line."""
     whole = 0
     if file.exists():
         whole = file.read_bytes().rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""The experiments of docs/results.md, each by one command: search the rate, train, evaluate, tell.
+"""The experiments of docs/results.md: search the rate, train, evaluate, print the table.
 
     python examples/loreft/experiments.py mrpc --data_dir glue
     python examples/loreft/experiments.py commonsense --data_dir llm-adapters --methods LoRA
@@ -7,7 +7,6 @@ What is run is in experiments.yaml. Every run is appended to a file when it ends
 there is not run again; a run that was interrupted goes on from its last checkpoint.
 """
 
-import json
 import statistics
 import sys
 from argparse import ArgumentParser, Namespace
@@ -19,7 +18,8 @@ import torch
 import yaml
 
 import train
-from arguments import Arguments, parse
+from arguments import Arguments, command, parse
+from evaluation import append_lines, read_lines
 from run_folder import run_name
 
 HERE = Path(__file__).parent
@@ -41,9 +41,7 @@ class Runs:
     def __init__(self, name: str, options: Namespace) -> None:
         self.name, self.options = name, options
         self.experiment = yaml.safe_load(EXPERIMENTS.read_text(encoding="utf-8"))[name]
-        file = options.results
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        self.recorded = [json.loads(line) for line in lines]
+        self.recorded = read_lines(options.results)
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
@@ -54,7 +52,7 @@ class Runs:
         """The arguments of a run."""
         preset, _ = parse(["--preset", self.experiment["preset"]], __doc__)
         own = {k: v for k, v in self.methods[method].items() if k != "rates"}
-        folders = {name: str(getattr(self.options, name)) for name in ("data_dir", "output_dir")}
+        folders = {"data_dir": self.options.data_dir, "output_dir": self.options.output_dir}
         return replace(preset, **folders, **{**own, **changes})
 
     def find(self, arguments: Arguments) -> dict[str, Any] | None:
@@ -69,8 +67,7 @@ class Runs:
             found = train.run(arguments)
             line = {"experiment": self.name, "method": method, "run": run_name(arguments)}
             self.recorded.append({**line, "threads": torch.get_num_threads(), "results": found})
-            with open(self.options.results, "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.recorded[-1]) + "\n")
+            append_lines(self.options.results, [self.recorded[-1]])
         return found
 
     def searched(self, method: str) -> list[tuple[float, Arguments]]:
@@ -175,15 +172,16 @@ def _spread(scores: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else mean
 
 
+@command
 def main() -> None:
     names = list(yaml.safe_load(EXPERIMENTS.read_text(encoding="utf-8")))
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", choices=names)
-    parser.add_argument("--data_dir", type=Path, help="the folder of the data; the network else")
+    parser.add_argument("--data_dir", help="local folder; downloaded by default")
     parser.add_argument("--methods", nargs="+", help="run these alone; all by default")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is known")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines of all runs")
-    parser.add_argument("--output_dir", type=Path, default=Path("out/loreft"))
+    parser.add_argument("--output_dir", default="out/loreft")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--markdown", type=Path, help="put the table into this document as well")
     options = parser.parse_args()
@@ -195,7 +193,7 @@ def main() -> None:
         if not options.table:
             runs.results(method, start=True)
     about = {"device": "cuda" if torch.cuda.is_available() else "cpu", "suffix": ""}
-    about |= {"rounds": len(runs.experiment["seeds"]), "out": options.output_dir}
+    about |= {"rounds": len(runs.experiment["seeds"]), "out": Path(options.output_dir)}
     shown = Namespace(**vars(options), **about)
     harness.publish(options.experiment, shown, runs.recorded, table(runs) + time_to_quality(runs))
 

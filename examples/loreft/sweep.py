@@ -2,10 +2,11 @@
 
     python examples/loreft/sweep.py --preset commonsense-smollm2 -data_dir llm-adapters --trials 20
 
-All trials have one base model, and so share what pyreft computes of it once. A trial that is worse
-than most of the others at the same step ends there. At the end the best configuration is in
-recommended.yaml, for `train.py --preset ... --config recommended.yaml`, and heat_map.png shows the
-best held-out score of each choice of layers and positions. The same command again goes on.
+All trials have one base model, and so share the frozen states that pyreft keeps of it. A trial
+that is worse than most of the others at the same step ends there. At the end the best configuration
+is in recommended.yaml, for `train.py --preset ... --config recommended.yaml`. heat_map.png shows
+the best held-out loss, or metric of GLUE, of each choice of layers and positions. Running the same
+command again resumes an interrupted sweep.
 """
 
 import json
@@ -35,9 +36,9 @@ import methods
 import metrics
 import pyreft
 import training
-from arguments import Arguments, parse
+from arguments import Arguments, command, parse
 from run_folder import run_name
-from tasks import GLUE, TASKS
+from tasks import TASK_NAMES, TASKS
 
 # Evaluations in a trial, after which it may end early.
 EVALUATIONS = 4
@@ -65,7 +66,7 @@ class Sweep:
         self.arguments, self.options, self.base = arguments, options, base
         self.tokenizer, self.data = tokenizer, data
         classifies = arguments.task == "glue"
-        self.metrics = GLUE[arguments.train_dataset].metrics if classifies else ()
+        self.metrics = glue.task_of(arguments)[1].metrics if classifies else ()
         self.metric = self.metrics[0] if classifies else "loss"
         collator = DataCollatorWithPadding if classifies else pyreft.ReftDataCollator
         self.collator = collator(tokenizer=tokenizer)
@@ -73,11 +74,15 @@ class Sweep:
         low, high = options.rates.split(";")
         self.rates = float(low), float(high)
         # A classifier's head is trained in every trial, from the same random weights.
-        self.heads = {n: p.detach().clone() for n, p in base.named_parameters() if _in_head(n)}
+        self.heads = {
+            name: parameter.detach().clone()
+            for name, parameter in base.named_parameters()
+            if methods.is_in(name, methods.HEADS)
+        }
 
     @property
     def direction(self) -> str:
-        """Whether the metric is to be small."""
+        """ "minimize" for a loss, else "maximize"."""
         return "minimize" if self.metric == "loss" else "maximize"
 
     def choose(self, trial: optuna.Trial) -> Arguments:
@@ -107,7 +112,7 @@ class Sweep:
             "metric": self.metric,
             "steps": steps,
         }
-        reports = Reports(trial, self.metric)
+        reports = OptunaCallback(trial, self.metric)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 training.train(
@@ -117,7 +122,7 @@ class Sweep:
                     arguments,
                     Path(folder),
                     self.collator,
-                    [training.Clock(), reports],
+                    [training.ClockCallback(), reports],
                     picks,
                 )
         except FloatingPointError as error:
@@ -127,15 +132,15 @@ class Sweep:
         return (min if self.metric == "loss" else max)(reports.scores)
 
 
-class Reports(TrainerCallback):
-    """Tells Optuna the score of each evaluation, and ends a trial that Optuna gives up."""
+class OptunaCallback(TrainerCallback):
+    """Report each evaluation to Optuna; stop a pruned trial."""
 
     def __init__(self, trial: optuna.Trial, metric: str) -> None:
         self.trial, self.metric = trial, metric
         self.scores: list[float] = []
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        self.scores.append(metrics[f"eval_{self.metric}"])
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.scores.append(kwargs["metrics"][f"eval_{self.metric}"])
         self.trial.report(self.scores[-1], state.global_step)
         if self.trial.should_prune():
             raise optuna.TrialPruned
@@ -169,17 +174,35 @@ def layer_sets(names: list[str], base: PreTrainedModel) -> dict[str, str | list[
 
 
 def read_data(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-    """Examples to train on, and held out of the training rows."""
+    """Examples to train on, and held out of the training rows; no row that is tested on."""
     if arguments.task == "glue":
-        parts = glue.read_glue_parts(
-            GLUE[arguments.train_dataset], arguments.train_dataset, arguments
-        )
+        parts = glue.read_parts(arguments)
         parts = {"train": parts["train"], "held_out": parts["pick"]}
-        return {n: glue.tokenize(rows, tokenizer, arguments) for n, rows in parts.items()}
+        return {n: glue.tokenized(rows, tokenizer, arguments) for n, rows in parts.items()}
     task = TASKS[arguments.task]
-    held_out = [row for rows in generated.read_tests(task, arguments).values() for row in rows]
-    rows = {"train": generated.read_training(task, arguments), "held_out": held_out}
+    held_out = [
+        row
+        for rows in generated.read_held_out(task, arguments).values()
+        for row in generated.some(rows, arguments.max_n_eval_example, generated.EVALUATION_SEED)
+    ]
+    # Whether they are scored or not, they are held out.
+    train, _ = generated.read_training(task, replace(arguments, dev_steps=1), held_out)
+    rows = {"train": train, "held_out": held_out}
     return {n: training.make_examples(r, task, tokenizer, arguments) for n, r in rows.items()}
+
+
+def require_searchable(arguments: Arguments) -> None:
+    """Check what is searched.
+
+    Raises:
+        ValueError: If there is no such task, or it is not interventions that are trained.
+    """
+    if arguments.task not in TASK_NAMES:
+        names = ", ".join(TASK_NAMES)
+        raise ValueError(f"there is no task {arguments.task!r}; there are {names}.")
+    kind = arguments.intervention_type
+    if kind not in methods.interventions() or arguments.use_lora:
+        raise ValueError(f"a sweep searches interventions alone, and not {kind} or use_lora.")
 
 
 def draw(study: optuna.Study, options: Namespace, file: Path) -> None:
@@ -188,8 +211,8 @@ def draw(study: optuna.Study, options: Namespace, file: Path) -> None:
     best = np.full((len(rows), len(columns)), np.nan)
     choose = np.fmin if study.direction.name == "MINIMIZE" else np.fmax
     for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
-        place = rows.index(trial.params["layers"]), columns.index(trial.params["position"])
-        best[place] = choose(best[place], trial.value)
+        cell = rows.index(trial.params["layers"]), columns.index(trial.params["position"])
+        best[cell] = choose(best[cell], trial.value)
     figure = Figure(figsize=(1.5 + 1.1 * len(columns), 1.5 + 0.6 * len(rows)), layout="constrained")
     axes = figure.subplots()
     colors = "viridis_r" if study.direction.name == "MINIMIZE" else "viridis"
@@ -207,6 +230,7 @@ def draw(study: optuna.Study, options: Namespace, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+@command
 def main() -> None:
     searched = {
         "trials": {"type": int, "default": 20, "help": "how many are to be there at the end"},
@@ -216,30 +240,30 @@ def main() -> None:
         "rates": {"default": "3e-4;3e-2", "help": "the lowest and the highest learning rate"},
     }
     arguments, options = parse(sys.argv[1:], __doc__.splitlines()[0], **searched)
-    # Nothing that is tested on is read.
     split = "held_out" if arguments.task == "glue" else "validation"
     arguments = replace(arguments, test_split=split, eval_dataset=None, dev_steps=0)
-    folder = Path(arguments.output_dir) / f"sweep.{run_name(arguments)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    require_searchable(arguments)
+    space = {name: getattr(options, name) for name in searched if name != "trials"}
+    folder = Path(arguments.output_dir) / f"sweep.{run_name(arguments, **space)}"
     tokenizer = methods.load_tokenizer(arguments)
-    set_seed(arguments.seed)
-    labels = None
-    if arguments.task == "glue":
-        classes = GLUE[arguments.train_dataset].labels
-        labels = 1 if classes is None else len(classes)
-    base = methods.load_base(arguments, labels)
     data = read_data(arguments, tokenizer)
+    set_seed(arguments.seed)
+    outputs = glue.task_of(arguments)[1].outputs if arguments.task == "glue" else None
+    base = methods.load_base(arguments, outputs)
     sweep = Sweep(arguments, options, base, tokenizer, data)
+    folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="sweep",
         storage=f"sqlite:///{folder / 'trials.db'}",
         load_if_exists=True,
         direction=sweep.direction,
-        sampler=optuna.samplers.TPESampler(seed=arguments.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
+    # Other trials than those that are there.
+    study.sampler = optuna.samplers.TPESampler(seed=arguments.seed + len(study.trials))
     study.set_user_attr("metric", f"held-out {sweep.metric}")
-    left = options.trials - len(study.get_trials(states=list(_ENDED)))
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    left = options.trials - len(study.get_trials(states=ended))
     study.optimize(sweep.objective, n_trials=max(0, left), show_progress_bar=True)
     best = study.best_trial
     chosen = sweep.choose(optuna.trial.FixedTrial(best.params))
@@ -248,13 +272,6 @@ def main() -> None:
     draw(study, options, folder / "heat_map.png")
     print(json.dumps({**found, study.user_attrs["metric"]: best.value}, indent=4))
     print(f"The recommended configuration and the picture are in {folder}.")
-
-
-_ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-
-
-def _in_head(name: str) -> bool:
-    return any(part in methods.HEADS for part in name.split("."))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Task:
         completion: Template of what is trained on.
         answer: How answers are extracted: "choice", "number", or None if nothing is scored.
         greedy: Arguments of `generate` for greedy decoding.
-        sampling: Arguments of `generate` otherwise.
+        decoding: Arguments of `generate` otherwise.
     """
 
     train: tuple[str, ...]
@@ -40,7 +40,7 @@ class Task:
     prompt_with_input: str | None = None
     answer: str | None = None
     greedy: dict[str, Any] = field(default_factory=dict)
-    sampling: dict[str, Any] = field(default_factory=dict)
+    decoding: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class GlueTask:
     header: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ("accuracy",)
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers a classifier returns."""
+        return 1 if self.labels is None else len(self.labels)
+
 
 _INSTRUCTIONS = {
     "tests": ("alpaca_eval",),
@@ -73,7 +78,7 @@ _INSTRUCTIONS = {
     "completion": "{output}",
     # The paper's, after RED (arXiv 2402.15179).
     "greedy": {"max_length": 2048, "do_sample": False},
-    "sampling": {
+    "decoding": {
         "max_length": 2048,
         "do_sample": False,
         "no_repeat_ngram_size": 5,
@@ -93,7 +98,7 @@ TASKS = {
         completion="the correct answer is {answer}",
         answer="choice",
         greedy={"max_new_tokens": 32, "do_sample": False},
-        sampling={"max_new_tokens": 32, "temperature": 0.1, **_BEAMS},
+        decoding={"max_new_tokens": 32, "temperature": 0.1, **_BEAMS},
     ),
     "math": Task(
         train=("math_10k",),
@@ -102,7 +107,7 @@ TASKS = {
         completion="{output}",
         answer="number",
         greedy={"max_new_tokens": 512, "do_sample": False},
-        sampling={"max_new_tokens": 512, "temperature": 0.3, **_BEAMS},
+        decoding={"max_new_tokens": 512, "temperature": 0.3, **_BEAMS},
     ),
     "gsm8k": Task(
         train=("gsm8k",),
@@ -114,7 +119,7 @@ TASKS = {
         completion="{output}",
         answer="number",
         greedy={"max_new_tokens": 256, "do_sample": False},
-        sampling={
+        decoding={
             "max_new_tokens": 256,
             "temperature": 0.1,
             "top_p": 0.95,
@@ -155,4 +160,4 @@ GLUE = {
     "stsb": GlueTask("STS-B", _PAIR, label="score", labels=None, metrics=("pearson", "spearmanr")),
     "wnli": GlueTask("WNLI", _PAIR),
 }
-NAMES = (*TASKS, "glue")
+TASK_NAMES = (*TASKS, "glue")

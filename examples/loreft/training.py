@@ -1,6 +1,7 @@
 """Examples -> a trained model: the one training of all methods and tasks."""
 
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import pyreft
 from arguments import Arguments
 from evaluation import filled, prompt_of
 from methods import Method
+from run_folder import read, write
 from tasks import Task
 
 # transformers below 5.2 calls it by another name.
@@ -42,7 +44,7 @@ def make_examples(
     """Tokenized rows, without those whose prompt alone is as long as `max_length`."""
     chat, limit = arguments.chat_template, arguments.max_length
     texts = [prompt_of(row, task, tokenizer, chat) for row in rows]
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=not chat)["input_ids"]]
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length < limit]
     if len(fitting) < len(rows):
         warnings.warn(
@@ -50,6 +52,8 @@ def make_examples(
             f"have {limit} tokens or more (--max_length).",
             stacklevel=2,
         )
+    if not fitting:
+        raise ValueError(f"no row fits into {limit} tokens: raise --max_length.")
     pairs = [
         {"prompt": filled(row, task), "completion": task.completion.format(**row)}
         for row in fitting
@@ -83,13 +87,16 @@ def train(
         folder: For checkpoints.
         collator: Makes batches of examples.
         callbacks: Of the trainer.
-        picks: `eval_dataset` and `compute_metrics`, of which the best epoch is kept, `metric`, the
-            name of the one that counts, and maybe `steps`, to evaluate after so many.
+        picks: `eval_dataset`, `compute_metrics`, `metric` (it chooses the best epoch), and maybe
+            `steps` between evaluations.
 
     Returns:
         The trainer, after training.
     """
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": arguments.save_steps}
+    if arguments.group_by_length and arguments.epochs > 1:
+        # Groups are drawn anew in every epoch; only at its end does a resumed run draw the same.
+        options = {"save_strategy": "epoch"}
     evaluates = {}
     if picks is not None:
         evaluates = {name: picks[name] for name in ("eval_dataset", "compute_metrics")}
@@ -127,8 +134,49 @@ def train(
         **evaluates,
         **own,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     return trainer
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; one that was being saved when a run died is deleted.
+
+    Raises:
+        ValueError: If it names a best checkpoint that is not there.
+    """
+    while (found := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
+        state = Path(found) / "trainer_state.json"
+        if state.is_file():
+            best = read(state).get("best_model_checkpoint")
+            if best is not None and not Path(best).is_dir():
+                raise ValueError(
+                    f"{found} is of a run whose best checkpoint was {best}, which is not there: "
+                    f"move the folder of the run back, or delete {folder} to train again."
+                )
+            return found
+        shutil.rmtree(found)
+    return None
+
+
+def describe(
+    trainer: Trainer, method: Method, arguments: Arguments, folder: Path
+) -> dict[str, Any]:
+    """Write down what was trained; return its size, its length and its last loss."""
+    history = trainer.state.log_history
+    write(folder / "training.json", history)
+    if arguments.save_model:
+        method.model.save_pretrained(folder / "model")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    clock = [entry for entry in history if "seconds" in entry][-1]
+    return {
+        "n_params": method.parameters,
+        "head": method.head,
+        "steps": trainer.state.global_step,
+        "loss": losses[-1] if losses else None,
+        "seconds": clock["seconds"],
+        "cpu_seconds": clock["cpu_seconds"],
+        "development": [entry for entry in history if "dev_score" in entry],
+    }
 
 
 def schedule(arguments: Arguments, rows: int) -> dict[str, Any]:
@@ -152,7 +200,7 @@ def schedule(arguments: Arguments, rows: int) -> dict[str, Any]:
     }
 
 
-class Clock(TrainerCallback):
+class ClockCallback(TrainerCallback):
     """Writes into every log how many seconds the steps so far took.
 
     `seconds` are those of a clock and `cpu_seconds` those of all processors together, on which
@@ -184,7 +232,7 @@ class Clock(TrainerCallback):
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
 
-class Development(TrainerCallback):
+class DevelopmentCallback(TrainerCallback):
     """Scores the model now and then while it is trained, and logs the score as `dev_score`.
 
     Args:
@@ -193,7 +241,7 @@ class Development(TrainerCallback):
         clock: Of the trainer, before this.
     """
 
-    def __init__(self, score: Callable[[Any], float], steps: int, clock: Clock) -> None:
+    def __init__(self, score: Callable[[Any], float], steps: int, clock: ClockCallback) -> None:
         self.score, self.steps, self.clock = score, steps, clock
 
     def on_step_end(

@@ -13,6 +13,8 @@ from answers import extract, is_right
         ("choice", "the correct answer is answer2", "answer4", "answer2"),
         ("choice", "the correct answer is Answer2", "answer2", None),
         ("choice", "solution1 and solution2", "solution2", "solution1"),
+        ("choice", "option3, so option1", "option1", "option1"),
+        ("choice", "answer6 or answer5", "answer1", "answer5"),
         ("choice", "ending4 because", "ending1", "ending4"),
         ("choice", "option", "option1", None),
         ("choice", " yes. ", "yes", "yes"),
@@ -21,6 +23,7 @@ from answers import extract, is_right
         ("number", "It costs $1,250.50", "1250.5", 1250.5),
         ("number", "-3 degrees", "-3", -3.0),
         ("number", "none at all", "7", None),
+        ("number", "9" * 400, "7", None),
         ("number", "The answer is (B).", "B", "B"),
         # The first letter, in any word: their rule.
         ("number", "As above, C", "C", "A"),

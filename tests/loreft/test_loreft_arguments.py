@@ -9,7 +9,7 @@ import yaml
 import arguments
 from arguments import Arguments, parse
 from methods import layers_of
-from tasks import GLUE, NAMES
+from tasks import GLUE, TASK_NAMES
 
 PRESETS = yaml.safe_load(arguments.PRESETS.read_text())
 # As in the README of upstream's examples.
@@ -21,7 +21,12 @@ COMMANDS = {
     "math-llama-7b": "-task math -model yahma/llama-7b-hf -seed 42 -l all -r 8 -p f7+l7 -e 12 "
     "-lr 9e-4 -type LoreftIntervention -gradient_accumulation_steps 2 -batch_size 16 "
     "-eval_batch_size 4 --dropout 0.00 --test_split test -sw -wu 0.1 -gd",
+    "ultrafeedback-llama2-7b": "-task ultrafeedback -model meta-llama/Llama-2-7b-hf -seed 42 "
+    '-l "3;9;18;24" -r 4 -p f5+l5 -e 9 -lr 9e-4 -type LoreftIntervention '
+    "-gradient_accumulation_steps 32 -batch_size 4 --test_split test --max_length 768",
 }
+# What presets say beside it: upstream has no command for the baselines.
+BASELINE = ("lora_rank", "lora_alpha", "lora_modules", "lora_layers")
 
 
 def read(text):
@@ -30,13 +35,14 @@ def read(text):
 
 @pytest.mark.parametrize("preset", COMMANDS)
 def test_a_preset_is_upstreams_command(preset):
-    assert asdict(read(f"--preset {preset}")) == asdict(read(COMMANDS[preset]))
+    found, expected = asdict(read(f"-preset {preset}")), asdict(read(COMMANDS[preset]))
+    assert found == {**expected, **{name: found[name] for name in BASELINE}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_whole(preset):
     found = read(f"--preset {preset}")
-    assert found.task in NAMES
+    assert found.task in TASK_NAMES
     assert found.task != "glue" or found.train_dataset in GLUE
     assert layers_of(found.layers)
     assert isinstance(found.lr, float)
@@ -91,6 +97,33 @@ def test_unknown_presets_and_flags_are_refused(capsys):
     with pytest.raises(SystemExit):
         read("-task math --nonsense 3")
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("-e 0", "epochs is 1 or more"),
+        ("--dev_steps=-1", "dev_steps is 0 or more"),
+        ("-max_n_train_example 0", "max_n_train_example is 1 or more"),
+        ("-wu 2", "warmup_ratio"),
+        ("-dtype float31", "dtype is one of"),
+        ("-disable_reft", "needs use_lora"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        read(flags)
+    assert message in capsys.readouterr().err
+
+
+def test_the_lora_of_the_presets_is_that_of_the_paper():
+    found = read("--preset commonsense-llama-7b")
+    # Of Llama-7B: D 4096, 11008 between up and down, 32 layers; the paper has .826 %.
+    widths = [(4096, 4096)] * 3 + [(4096, 11008), (11008, 4096)]
+    assert found.lora_layers == "all"
+    assert found.lora_modules == "q_proj;k_proj;v_proj;up_proj;down_proj"
+    count = 32 * sum(found.lora_rank * (a + b) for a, b in widths)
+    assert 100 * count / 6.738e9 == pytest.approx(0.826, abs=0.01)
 
 
 def test_the_defaults_are_upstreams():

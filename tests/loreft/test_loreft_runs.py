@@ -2,24 +2,20 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from loreft_runs import arguments, data, models  # noqa: F401  # fixtures
 from transformers import EvalPrediction
 
-import experiments
 import metrics
-import sources
-import sweep
 import train
 from arguments import Arguments
 from conftest import make_base
 from evaluation import Evaluation, read_lines
-from run_folder import run_name
+from run_folder import run_folder, run_name
 from tasks import TASKS
 from test_docs import bytes_tokenizer
 
@@ -29,73 +25,6 @@ pytestmark = [
     # transformers 5.0 on checkpoints that were written within the same second.
     pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Directories of a tiny decoder and a tiny encoder, each with its tokenizer."""
-    directories = {}
-    for architecture in ("llama", "bert"):
-        directory = tmp_path_factory.mktemp(architecture)
-        model = make_base(architecture, vocab_size=300)
-        (model.bert if architecture == "bert" else model).save_pretrained(directory)
-        bytes_tokenizer().save_pretrained(directory)
-        directories[architecture] = str(directory)
-    return directories
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """A folder of small data sets in LLM-Adapters' and GLUE's layouts."""
-    monkeypatch.setattr(sources, "HELD_OUT", 4)
-    folder = tmp_path / "data"
-    rows = [
-        {"instruction": f"Is {i} even? true/false", "answer": ["true", "false"][i % 2]}
-        for i in range(12)
-    ]
-    sums = [
-        {"instruction": f"{i} + 1?", "output": f"It is {i + 1}", "answer": f"{i + 1}.0"}
-        for i in range(12)
-    ]
-    chats = [{"instruction": f"Say {i}", "output": f"{i}!"} for i in range(6)]
-    for name, part, content in [
-        ("even", "train", rows),
-        ("even", "test", rows[:6]),
-        ("sums", "train", sums),
-        ("sums", "test", sums[:5]),
-        ("ultrafeedback", "train", chats),
-        ("alpaca_eval", "eval", chats[:3]),
-    ]:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / f"{part}.json").write_text(json.dumps(content))
-    for name, labels in (("RTE", ("entailment", "not_entailment")), ("STS-B", ("1.5", "4.0"))):
-        (folder / name).mkdir()
-        head = f"sentence1\tsentence2\t{'score' if name == 'STS-B' else 'label'}"
-        for part in ("train", "dev"):
-            lines = [f"one {i}\ttwo {i}\t{labels[i % 2]}" for i in range(24)]
-            (folder / name / f"{part}.tsv").write_text("\n".join([head, *lines]) + "\n")
-    return folder
-
-
-@pytest.fixture
-def arguments(models, data, tmp_path):
-    return Arguments(
-        task="commonsense",
-        data_dir=str(data),
-        train_dataset="even",
-        eval_dataset="even",
-        test_split="test",
-        model=models["llama"],
-        layers="all",
-        rank=2,
-        position="f2+l2",
-        share_weights=True,
-        gradient_accumulation_steps=1,
-        greedy_decoding=True,
-        lora_layers="all",
-        save_steps=2,
-        output_dir=str(tmp_path / "out"),
-    )
 
 
 def folder_of(arguments):
@@ -180,7 +109,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(arguments, mo
     arguments = replace(arguments, epochs=2)
     other = replace(arguments, output_dir=arguments.output_dir + "_whole")
     train.run(other)
-    on_step_end = train.generated.training.Clock.on_step_end
+    on_step_end = train.generated.training.ClockCallback.on_step_end
 
     def dies(self, args, state, control, **kwargs):
         on_step_end(self)
@@ -188,7 +117,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(arguments, mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.generated.training.Clock, "on_step_end", dies)
+        patched.setattr(train.generated.training.ClockCallback, "on_step_end", dies)
         with pytest.raises(KeyboardInterrupt):
             train.run(arguments)
     train.run(arguments)
@@ -306,6 +235,12 @@ def test_metrics_agree_with_float64_formulas():
         ({"test_split": "dev"}, "validation or test, got 'dev'"),
         ({"position": "g1"}, "g1"),
         ({"intervention_type": "head"}, "LlamaForCausalLM has no head"),
+        ({"intervention_type": "lora", "rate_ratios": "R=4"}, "not for lora"),
+        ({"intervention_type": "lora", "lora_layers": "0;99"}, "lora_layers has 99"),
+        ({"intervention_type": "prompt_tuning"}, "prompt_tuning"),
+        ({"task": "ultrafeedback", "train_dataset": None, "dev_steps": 1}, "no score"),
+        ({"task": "glue", "train_dataset": "rte", "eval_dataset": None}, "validation or held_out"),
+        ({"task": "glue", "train_dataset": "rte"}, "leave out --eval_dataset"),
         ({"rate_ratios": "R"}, "'R=4;b=10', got 'R'"),
         ({"task": "glue", "train_dataset": "even"}, "one of cola, mnli"),
     ],
@@ -326,6 +261,74 @@ def test_a_model_without_a_chat_template_is_refused(arguments, tmp_path):
     assert train.run(replace(arguments, chat_template=True))["eval/even"]["rows"] == 6
 
 
+def test_training_rows_whose_question_is_scored_are_dropped(arguments, data):
+    rows = json.loads((data / "even" / "train.json").read_text())
+    copy = {**rows[0], "instruction": " IS 0 even?  True/False!"}
+    (data / "even" / "train.json").write_text(json.dumps([*rows, copy, copy]))
+    found = train.run(replace(arguments, max_steps=1))
+    assert found["dropped"] == 2
+    validated = train.run(
+        replace(arguments, test_split="validation", eval_dataset=None, max_steps=1)
+    )
+    # Held out are two rows and both copies, of which none is left to train on.
+    assert validated["dropped"] == 0
+    assert validated["eval/even"]["rows"] == 4
+
+
+def test_scores_while_training_leave_what_is_random_alone(arguments):
+    arguments = replace(arguments, dropout=0.3, group_by_length=True, epochs=2)
+    losses = []
+    for steps in (50, 1):
+        found = replace(arguments, dev_steps=steps)
+        train.run(found)
+        history = json.loads((folder_of(found) / "training.json").read_text())
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_was_being_saved_is_deleted(arguments):
+    arguments = replace(arguments, intervention_type="lora", max_steps=3)
+    folder = folder_of(arguments) / "trainer"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    (folder / "checkpoint-2" / "optimizer.pt").write_bytes(b"torn")
+    assert train.run(arguments)["steps"] == 3
+    assert (
+        not (folder / "checkpoint-2" / "optimizer.pt").exists()
+        or (folder / "checkpoint-2" / "trainer_state.json").exists()
+    )
+
+
+def test_one_process_at_a_time_runs_in_a_folder(arguments):
+    with (
+        run_folder(arguments),
+        pytest.raises(ValueError, match="another process runs in"),
+    ):
+        train.run(arguments)
+    assert train.run(arguments)["eval/even"]["rows"] == 6
+
+
+def test_a_moved_run_of_glue_does_not_score_another_epoch(arguments, models, monkeypatch):
+    arguments = replace(
+        arguments,
+        task="glue",
+        train_dataset="rte",
+        eval_dataset=None,
+        test_split="validation",
+        model=models["bert"],
+        epochs=2,
+        allow_cls_grad=True,
+    )
+    found = train.run(arguments)
+    folder = folder_of(arguments)
+    (folder / "eval_results.json").unlink()
+    assert train.run(arguments)["eval/rte"] == found["eval/rte"]
+    (folder / "eval_results.json").unlink()
+    moved = Path(arguments.output_dir + "_moved")
+    Path(arguments.output_dir).rename(moved)
+    with pytest.raises(ValueError, match="move the folder of the run back"):
+        train.run(replace(arguments, output_dir=str(moved)))
+
+
 def test_a_folder_of_another_run_is_refused(arguments):
     train.run(replace(arguments, run_name="mine"))
     with pytest.raises(ValueError, match="is of a run with another rank"):
@@ -333,79 +336,7 @@ def test_a_folder_of_another_run_is_refused(arguments):
 
 
 def test_prompts_that_leave_no_room_are_counted(arguments):
-    with pytest.warns(UserWarning, match="2 of 12 rows are left out"):
-        # "Is 10 even? ..." and "Is 11 even? ..." are a token longer.
+    with pytest.warns(UserWarning, match="8 of 12 rows are left out"):
+        # "Is 10 even? ..." and later ones are a token longer.
         length = len("Is 1 even? true/false\n") + 1
         train.run(replace(arguments, max_length=length, max_steps=1))
-
-
-# ---- the sweep and the experiments -----------------------------------------------------------
-
-
-def run_script(module, flags, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *flags])
-    module.main()
-
-
-@pytest.mark.parametrize("task", ["commonsense", "glue"])
-def test_a_sweep_recommends_what_trains(task, arguments, models, monkeypatch, tmp_path):
-    classifies = task == "glue"
-    flags = ["-task", task, "-data_dir", arguments.data_dir, "-l", "all", "--lora_layers", "all"]
-    flags += ["-model", models["bert" if classifies else "llama"], "-e", "4"]
-    flags += ["--train_dataset", "rte" if classifies else "even", "--allow_cls_grad"]
-    flags += ["-output_dir", str(tmp_path / "out"), "--gradient_accumulation_steps", "1"]
-    searched = ["--layer_sets", "all;1", "--positions", "f1;l1", "--ranks", "1;2"]
-    run_script(sweep, [*flags, *searched, "--trials", "2"], monkeypatch)
-    (folder,) = (tmp_path / "out").glob("sweep.*")
-    assert (folder / "heat_map.png").stat().st_size > 1000
-    best = yaml.safe_load((folder / "recommended.yaml").read_text())
-    assert set(best) == {"layers", "position", "rank", "lr"}
-    assert best["layers"] in ("all", "1")
-    # The same command goes on: one more trial, none again.
-    run_script(sweep, [*flags, *searched, "--trials", "3"], monkeypatch)
-    study = sweep.optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/trials.db")
-    assert len(study.trials) == 3
-    if not classifies:
-        config = ["--config", str(folder / "recommended.yaml"), "--test_split", "test"]
-        run_script(train, [*flags, *config, "--eval_dataset", "even", "-gd"], monkeypatch)
-
-
-def test_an_experiment_searches_the_rate_runs_and_makes_its_table(
-    arguments, data, monkeypatch, tmp_path, capsys
-):
-    content = {
-        "small": {
-            "preset": "commonsense-smollm2",
-            "seeds": [1, 2],
-            "search": {"max_n_train_example": 4, "dev_steps": 0},
-            "methods": {
-                "zero shot": {"intervention_type": "zero_shot"},
-                "LoReFT": {"layers": "all", "rank": 1, "rates": ["1e-3", "1e-2"]},
-                "LoRA": {"intervention_type": "lora"},
-            },
-        }
-    }
-    file = tmp_path / "experiments.yaml"
-    file.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(experiments, "EXPERIMENTS", file)
-    preset = experiments.parse
-
-    def tiny(*args):
-        found, rest = preset(*args)
-        small = {"model": arguments.model, "train_dataset": "even", "eval_dataset": "even"}
-        return replace(found, **small, batch_size=4, dev_steps=1), rest
-
-    monkeypatch.setattr(experiments, "parse", tiny)
-    flags = ["small", "--data_dir", str(data), "--results", str(tmp_path / "results.jsonl")]
-    flags += ["--output_dir", str(tmp_path / "out"), "--threads", "1"]
-    run_script(experiments, flags, monkeypatch)
-    table = capsys.readouterr().out
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    # Two rates are tried with the first seed; zero shot and the better rate run with both.
-    assert len(lines) == 2 + 2 + 2 + 2
-    assert "| LoReFT " in table
-    assert "CPU s to LoRA's best" in table
-    assert " of 0.001, 0.01 " in table
-    monkeypatch.setattr(train, "run", None)
-    run_script(experiments, flags, monkeypatch)
-    assert (tmp_path / "results.jsonl").read_text().splitlines() == lines

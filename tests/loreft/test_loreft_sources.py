@@ -5,7 +5,8 @@ import json
 import pytest
 
 import sources
-from sources import DataError, read_glue, read_rows
+from glue_rows import read_glue
+from sources import DataError, read_rows, require_fields
 from tasks import GLUE
 
 
@@ -59,12 +60,12 @@ def test_a_missing_file_says_what_was_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"no test set of boolq; looked for boolq/test.json"):
         read_rows("boolq", "test", tmp_path, validates=False)
     with pytest.raises(DataError, match=r"no .*RTE/train.tsv"):
-        read_glue(GLUE["rte"], "train", tmp_path, "rte")
+        read_glue("rte", "train", tmp_path, GLUE["rte"])
 
 
 def test_a_row_without_its_fields_is_named(tmp_path):
     write(tmp_path / "mine" / "test.json", [{"instruction": "q", "answer": "a"}, {"answer": "b"}])
-    with pytest.raises(DataError, match=r"test.json, row 1 has the fields \['answer'\]"):
+    with pytest.raises(DataError, match=r"row 1 of .*test.json .* the fields \['answer'\]"):
         read_rows("mine", "test", tmp_path, validates=False)
 
 
@@ -82,14 +83,14 @@ def test_what_is_not_local_is_read_from_llm_adapters_files(tmp_path, monkeypatch
 def test_glue_is_read_in_its_own_layout(tmp_path):
     (tmp_path / "CoLA").mkdir()
     (tmp_path / "CoLA" / "train.tsv").write_text('gj04\t1\t\tHe said "so.\nbc01\t0\t*\tSo he.\n')
-    rows = read_glue(GLUE["cola"], "train", tmp_path, "cola")
+    rows = read_glue("cola", "train", tmp_path, GLUE["cola"])
     assert rows.to_list() == [
         {"first": 'He said "so.', "label": 1},
         {"first": "So he.", "label": 0},
     ]
     (tmp_path / "STS-B").mkdir()
     (tmp_path / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t3.75\n")
-    (row,) = read_glue(GLUE["stsb"], "validation", tmp_path, "stsb").to_list()
+    (row,) = read_glue("stsb", "validation", tmp_path, GLUE["stsb"]).to_list()
     assert row == {"first": "a", "second": "b", "label": 3.75}
 
 
@@ -104,4 +105,48 @@ def test_glue_files_that_lack_something_are_refused(text, message, tmp_path):
     (tmp_path / "RTE").mkdir()
     (tmp_path / "RTE" / "train.tsv").write_text(text)
     with pytest.raises(DataError, match=message):
-        read_glue(GLUE["rte"], "train", tmp_path, "rte")
+        read_glue("rte", "train", tmp_path, GLUE["rte"])
+
+
+def test_values_keep_their_meaning_and_empty_ones_are_named(tmp_path):
+    rows = [{"instruction": "q", "answer": 0}, {"instruction": "q", "answer": False}]
+    write(tmp_path / "mine" / "test.json", [*rows, {"instruction": "2020-01-01"}])
+    found = read_rows("mine", "test", tmp_path, validates=False)
+    assert [row["answer"] for row in found] == ["0", "false", ""]
+    assert found[2]["instruction"] == "2020-01-01"
+    with pytest.raises(DataError, match="row 2 of mine has no answer"):
+        require_fields(found, ["answer"], "mine")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "cannot read"),
+        ("", "must hold rows"),
+        ("[1, 2]", "must hold rows"),
+        ('[{"question": "q", "answer": "4"}]', 'row 0 of .*no "####"'),
+        ('[{"question": null, "answer": null}]', "row 0 of"),
+        ('[{"original_text": "q", "equation": "x", "ans": "many"}]', "row 0 of"),
+    ],
+)
+def test_a_file_that_holds_no_rows_is_refused(content, message, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_rows("mine", "test", tmp_path, validates=False)
+
+
+def test_the_validation_set_of_mawps_is_found(tmp_path):
+    row = {"original_text": "q", "equation": "x=1", "ans": 1.0}
+    for name in ("trainset", "validset"):
+        write(tmp_path / "mawps" / f"{name}.json", [{**row, "original_text": name}])
+    (found,) = read_rows("mawps", "validation", tmp_path, validates=True)
+    assert found["instruction"] == "validset"
+
+
+def test_rows_of_glue_that_are_cut_off_are_counted(tmp_path):
+    (tmp_path / "RTE").mkdir()
+    lines = ["sentence1\tsentence2\tlabel", "a\tb\tentailment", "torn"]
+    (tmp_path / "RTE" / "train.tsv").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="1 of 2 rows of .*train.tsv are left out"):
+        assert len(read_glue("rte", "train", tmp_path, GLUE["rte"])) == 1
