@@ -37,7 +37,7 @@ import pyreft
 from householder import parametrized
 
 sys.path.append(str(harness.HERE.parent / "loreft"))
-from sources import read_glue  # lies in another folder of the examples
+from glue_rows import read_glue  # lies in another folder of the examples
 from tasks import GLUE
 
 # (question, answers by style). The first eight are trained on, the others are held out.
