@@ -1,0 +1,83 @@
+"""What a tiny model of an architecture needs beside small sizes."""
+
+# In place of a value: the field is left to its default.
+DROP = object()
+# The configs of models that consist of two of any architecture.
+PARTS = {
+    "speech-encoder-decoder": {"encoder": "Wav2Vec2Config", "decoder": "BertConfig"},
+    "vision-encoder-decoder": {"encoder": "ViTConfig", "decoder": "BertConfig"},
+    "encoder-decoder": {"encoder": "BertConfig", "decoder": "BertConfig"},
+}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_KINDS = ("sliding_attention", "full_attention")
+_ALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+_ROPE_TYPES = {
+    "rope_parameters": dict.fromkeys(_KINDS, _ROPE["rope_parameters"]),
+}
+_SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [3, 3], "window_size": 2}
+_SWIN |= {"image_size": 32, "patch_size": 4, "hidden_size": DROP, "num_layers": DROP}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_d_state": 16}
+_MAMBA |= {"mamba_n_groups": 1}
+_VOCABULARY = {"vocabulary_map": {"<image>": 99, "<|extra_200|>": 98}}
+# Model type -> fields that replace those that `class_configs` makes.
+BY_MODEL_TYPE = {
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "swin": _SWIN,
+    "swinv2": {**_SWIN, "pretrained_window_sizes": [0, 0]},
+    "donut-swin": _SWIN,
+    "maskformer-swin": _SWIN,
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], **_ROPE_TYPES},
+    "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "hidden_size": 32},
+    "musicgen_decoder": {"num_codebooks": 2},
+    "wav2vec2-conformer": {"vocab_size": 128},
+    "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 1, 2]},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "moonshine": {
+        "encoder_num_key_value_heads": 4,
+        "decoder_num_key_value_heads": 4,
+        "encoder_num_attention_heads": 4,
+        "decoder_num_attention_heads": 4,
+    },
+    "axk2": {"head_dim": DROP},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 16},
+    "ministral": _ROPE,
+    "hunyuan_v1_dense": {**_ROPE, "head_dim": 8},
+    "hunyuan_v1_moe": {**_ROPE, "head_dim": 8},
+    "hunyuan_vl_text": _ROPE,
+    "nemotron": {"num_key_value_heads": 4},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "esm": {"vocab_size": 128, "pad_token_id": 0, "mask_token_id": 3},
+    "esmc": _ALL_HEADS,
+    "dots3_note": _ALL_HEADS,
+    "dots3_note_text": _ALL_HEADS,
+    "glm5_next_text": _ALL_HEADS,
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [4, 8],
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "num_buckets": 2,
+        "hash_seed": 0,
+        "attention_head_size": 8,
+    },
+    "chameleon": _VOCABULARY,
+    "emu3": _VOCABULARY,
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2},
+    "blt_local_encoder": {"hidden_size_global": 32},
+    "blt_local_decoder": {"hidden_size_global": 32},
+    "bit": {"num_groups": 4, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "wav2vec2-bert": {"vocab_size": 128},
+    "fun_asr_nano_adaptor": {"intermediate_size": 8},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+}
