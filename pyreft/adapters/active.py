@@ -22,7 +22,7 @@ from pyreft.editing.plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.batch import Batch, read_batch
-from pyreft.placement.placement import Target
+from pyreft.placement.targets import Target
 from pyreft.positions import PositionSpec
 
 logger = logging.get_logger(__name__)
@@ -173,24 +173,29 @@ def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArgument
         )
 
 
-def say_nothing_is_edited(base: PreTrainedModel, inputs: Arguments) -> None:
+def say_nothing_is_edited(
+    base: PreTrainedModel, inputs: Arguments, without_text: bool = False
+) -> None:
     """Report that no token of a call is edited: an error in training, else a warning.
 
     Args:
         base: The base model.
         inputs: Its arguments.
+        without_text: Whether interventions are in a part that reads no text.
 
     Raises:
         ValueError: If the model is being trained.
     """
     with suppress(UncountedStateError):
         if not cached_tokens(inputs):
-            _report(base, list(inputs))
+            _report(base, list(inputs), without_text)
 
 
-def _report(base: PreTrainedModel, names: Sequence[str]) -> None:
+def _report(base: PreTrainedModel, names: Sequence[str], without_text: bool) -> None:
     texts = [name for name in names if name.endswith(("input_ids", "inputs_embeds"))]
-    if texts:
+    if without_text:
+        why = f"no position of the adapter is among the tokens that {', '.join(names)} become"
+    elif texts:
         why = f"no position of the adapter is among the tokens of {', '.join(texts)}"
     else:
         why = f"the call has no text tokens, but {', '.join(names) or 'nothing'}"

@@ -18,13 +18,13 @@ from pyreft.adapters.fitting import (
 )
 from pyreft.base_model.components import Component, find_component
 from pyreft.base_model.running import execution_device
-from pyreft.base_model.stacks import count_layers, text_config
+from pyreft.base_model.stacks import count_layers, size_of, text_config
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig, intervention_keys
 from pyreft.config.groups import name_layers
 from pyreft.config.picture import draw
 from pyreft.config.shown import edits_html
-from pyreft.placement.placement import Target, require_positions
+from pyreft.placement.targets import Target, require_positions
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.training_facts import TrainingFacts
@@ -70,7 +70,8 @@ class AttachedAdapter(nn.Module):
         self._layers = count_layers(base) if config.names_layers else []
         resolved = config.resolve(*(self._layers or [0]))
         components = [find_component(base, c.layer, c.component) for c in resolved]
-        resolved = build_interventions(resolved, components, text_config(base).hidden_size)
+        default_width = size_of(text_config(base), "hidden_size")
+        resolved = build_interventions(resolved, components, default_width)
         self.trained = TrainedModules(base, config.modules_to_save or ())
         self.config = ReftConfig(
             representations=resolved, modules_to_save=self.trained.names or None

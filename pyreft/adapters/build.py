@@ -23,14 +23,16 @@ Kinds = Mapping[str, Callable[..., nn.Module]] | Iterable[type[nn.Module]]
 
 
 def build_interventions(
-    configs: Sequence[InterventionConfig], components: Sequence[Component], default_width: int
+    configs: Sequence[InterventionConfig],
+    components: Sequence[Component],
+    default_width: int | None,
 ) -> list[InterventionConfig]:
     """Build the modules that do not exist yet, and check that each fits its component.
 
     Args:
         configs: The interventions.
         components: The component that each edits, in the same order.
-        default_width: Width of a component whose own is unknown.
+        default_width: Width of a component whose own is unknown, None if that is unknown too.
 
     Returns:
         The configs, each with its module and all of its constructor arguments.
@@ -135,8 +137,15 @@ def _without_arguments(config: InterventionConfig) -> str:
     )
 
 
-def _width(config: InterventionConfig, component: Component, default: int) -> int:
-    width = component.width or default
+def _width(config: InterventionConfig, component: Component, default: int | None) -> int:
+    given = (config.arguments or {}).get("embed_dim")
+    width = component.width or default or getattr(config.intervention, "embed_dim", given)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"the width of {config.place} is not known: this model did not run on tiny inputs when "
+            'it was wrapped, and its config has no hidden_size. Give it, arguments={"embed_dim": '
+            '..., "low_rank_dimension": ...}.'
+        )
     if component.num_heads is None:
         if config.heads is not None:
             raise ValueError(

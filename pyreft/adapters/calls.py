@@ -24,7 +24,8 @@ from pyreft.adapters.stand_in import StandIn
 from pyreft.annotations import Inputs
 from pyreft.base_model.stacks import has_two_stacks
 from pyreft.editing.hooks import EditHooks
-from pyreft.editing.plan import Placed, edits_something
+from pyreft.editing.pass_edits import edits_something
+from pyreft.editing.plan import Placed
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.prompt import read_prompt
@@ -63,9 +64,11 @@ class EditedCalls:
             expected = not (self._adapters.disabled or given.choose_rows)
         self._replicas.before_forward(model)
         with self._hooks.editing(placed) as edits:
-            if expected and not edits_something(edits):
+            if expected and edits_something(edits) is False:
                 say_nothing_is_edited(model.model, inputs)
             outputs = call(**inputs)
+            if expected and edits_something(edits) is None:
+                say_nothing_is_edited(model.model, inputs, without_text=True)
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
                 self._hooks.keep_for_recomputation(tensors)

@@ -19,6 +19,7 @@ from pyreft.adapters.calls import EditedCalls
 from pyreft.adapters.reading import put_adapter_on
 from pyreft.adapters.stand_in import StandIn
 from pyreft.annotations import Arguments
+from pyreft.base_model.towers import main_input
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
@@ -258,7 +259,7 @@ class EditedModel(StandIn):
         once if no adapter edits it.
 
         Args:
-            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D).
+            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). Or sound.
             intervention_locations: (B, I, P), as in `forward`.
             subspaces, adapter_names, positions: As in `forward`.
             **kwargs: For the base model's `generate`. With `encoder_outputs`, the encoder does not
@@ -271,7 +272,7 @@ class EditedModel(StandIn):
             ValueError: If a position is outside the prompt.
             RuntimeError: If the adapter was removed with `unwrap`.
         """
-        given = kwargs if inputs is None else {"input_ids": inputs, **kwargs}
+        given = kwargs if inputs is None else {main_input(self.model, inputs): inputs, **kwargs}
         given |= {"intervention_locations": intervention_locations, "subspaces": subspaces}
         given |= {"adapter_names": adapter_names, "positions": positions}
         return self.edited_calls.generate(self, given)

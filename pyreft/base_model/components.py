@@ -40,6 +40,7 @@ from pyreft.base_model.layer_parts import (
     parts,
     projection_of,
 )
+from pyreft.base_model.layout import ROWS_FIRST, Layout
 from pyreft.base_model.linear_maps import features, is_linear, walk
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import (
@@ -47,9 +48,12 @@ from pyreft.base_model.stacks import (
     find_stack,
     has_two_stacks,
     outer_lists,
+    size_of,
     stack_of,
     text_config,
 )
+from pyreft.base_model.tower_shapes import shape_in_tower
+from pyreft.base_model.towers import TOWER, modules_around, tower_of
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
 
@@ -81,8 +85,11 @@ class Component:
         side: "input" or "output" of the module.
         width: D, the width of the hidden state there, or None if it is known only when it runs.
         num_heads: Number of heads that the width is split into, for a per-head component.
-        stack: "encoder" or "decoder", in a model with both: the module runs on its tokens.
+        stack: "encoder" or "decoder", in a model with both: the module runs on its tokens. "tower"
+            in a part that reads no text, whose tokens the hidden state shows.
         in_head: Whether it is in the output head, which runs on the tokens of `logits_to_keep`.
+        layout: The axes of the hidden state.
+        around: In a tower, the modules around it: their attention masks say what is padding.
     """
 
     module: nn.Module
@@ -91,6 +98,8 @@ class Component:
     num_heads: int | None = None
     stack: str | None = None
     in_head: bool = False
+    layout: Layout = ROWS_FIRST
+    around: tuple[nn.Module, ...] = ()
 
 
 def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
@@ -105,7 +114,7 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
         ValueError: If there is no such component; the message lists those that exist.
     """
     if is_path(component):
-        return _find_path(model, component)
+        return _with_shape(model, _find_path(model, component), component)
     stack = stack_named(component) if has_two_stacks(model) else None
     name = component if stack is None else split_stack(component)[1]
     if name not in NAMES + PROJECTIONS + (CROSS_NAMES if stack == "decoder" else ()):
@@ -118,7 +127,19 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
     if layer is None:
         raise ValueError(f"the component {component!r} needs a layer.")
     found = _find_in_layer(find_layers(model, stack)[layer], name, text_config(model, stack), model)
-    return replace(found, stack=stack)
+    return _with_shape(model, replace(found, stack=stack), f"{component} of layer {layer}")
+
+
+def _with_shape(model: PreTrainedModel, found: Component, named: str) -> Component:
+    """The component with the shape of its hidden state, if it is in a tower."""
+    tower = tower_of(model, found.module)
+    if tower is None:
+        return found
+    around = modules_around(tower, found.module)
+    seen = shape_in_tower(tower, found.module, found.side, named)
+    if seen is None:
+        return replace(found, stack=TOWER, around=around)
+    return replace(found, stack=TOWER, around=around, width=seen.width, layout=seen.layout)
 
 
 def _find_path(model: PreTrainedModel, path: str) -> Component:
@@ -186,30 +207,41 @@ def _find_module(model: nn.Module, module_path: str, path: str) -> nn.Module:
 def _find_in_layer(
     layer: nn.Module, name: str, config: PreTrainedConfig, model: PreTrainedModel
 ) -> Component:
+    hidden_size = size_of(config, "hidden_size")
     if name in ("block_input", "block_output"):
-        return Component(layer, name.removeprefix("block_"), config.hidden_size)
+        return Component(layer, name.removeprefix("block_"), hidden_size)
     attention = attention_of(layer, cross="cross_attention" in name)
     if name in CROSS_NAMES:
         name = name.replace("cross_", "")
     if name in ("attention_input", "attention_output"):
-        return Component(attention, name.removeprefix("attention_"), config.hidden_size)
+        return Component(attention, name.removeprefix("attention_"), hidden_size)
     if name in PROJECTIONS:
         projection = projection_of(attention, name.removesuffix("_output"))
         return Component(projection, "output", features(projection)[1])
     if name.endswith("attention_value_output"):
         projection = output_projection(attention)
-        heads = config.num_attention_heads if name.startswith("head_") else None
+        heads = _count_heads(config, layer) if name.startswith("head_") else None
         return Component(projection, "input", features(projection)[0], heads)
     up_part, down_part, down = feed_forward(layer)
     if name == "mlp_input":
-        return Component(up_part, "input", config.hidden_size)
+        return Component(up_part, "input", hidden_size)
     if name == "mlp_output":
-        return Component(down_part, "output", config.hidden_size)
+        return Component(down_part, "output", hidden_size)
     for path, module in walk(down_part):
         # All layers may share one activation module; then it cannot be hooked for this layer.
         if "act" in path.split(".")[-1] and _uses(model, module) == 1:
             return Component(module, "output", features(down)[0])
     return Component(down, "input", features(down)[0])
+
+
+def _count_heads(config: PreTrainedConfig, layer: nn.Module) -> int:
+    heads = size_of(config, "num_attention_heads")
+    if heads is None:
+        raise ValueError(
+            f"the config does not say how many heads {type(layer).__name__} has: name "
+            '"attention_value_output", which is all of them.'
+        )
+    return heads
 
 
 def _uses(model: nn.Module, module: nn.Module) -> int:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from pyreft.annotations import Json
 from pyreft.base_model.running import running_model
-from pyreft.base_model.stacks import has_two_stacks, text_config
+from pyreft.base_model.stacks import has_two_stacks, size_of, text_config
 
 # A task, as an adapter names it -> the class that loads such models. If a class has two tasks
 # (BART), the first is used.
@@ -80,11 +80,13 @@ def base_fingerprint(model: PreTrainedModel) -> Json:
     text = text_config(model, "encoder" if two else None)
     found = {
         "model_type": model.config.model_type if two else text.model_type,
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
+        # 0 if the config has no such number, because layers differ (ConvNeXt).
+        "hidden_size": size_of(text, "hidden_size") or 0,
+        "num_hidden_layers": size_of(text, "num_hidden_layers") or 0,
     }
     if two:
-        found["num_decoder_layers"] = text_config(model, "decoder").num_hidden_layers
+        decoder = text_config(model, "decoder")
+        found["num_decoder_layers"] = size_of(decoder, "num_hidden_layers") or 0
     found["architecture"] = _architecture(model)
     sizes = {name: getattr(text, name, None) for name in _SIZES}
     # Some architectures have a list, with one entry per layer.

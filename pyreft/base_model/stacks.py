@@ -6,11 +6,12 @@ T5, BART              "encoder", "decoder"       encoder.block, decoder.block
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pyreft.base_model.towers import reads_no_text
 from pyreft.config import STACKS
 
 
@@ -49,10 +50,21 @@ def stack_of(model: PreTrainedModel, module: nn.Module, path: str) -> str | None
 
 def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedConfig:
     """The config that describes the layers; a model of several parts has several configs."""
-    config = model.config if stack is None else find_stack(model, stack).config
-    if not hasattr(config, "get_text_config"):
-        return config
-    return config.get_text_config(**{stack or "decoder": True})
+    config = model.config
+    if stack is not None:
+        # FSMT's stacks are plain modules, without a config of their own.
+        config = getattr(find_stack(model, stack), "config", config)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(**{stack or "decoder": True})
+    inner = getattr(config, "text_config", None)
+    # T5Gemma 2's encoder has a config of its parts, none of which says that it is the text model.
+    return config if inner is None or hasattr(config, "num_hidden_layers") else inner
+
+
+def size_of(config: PreTrainedConfig, name: str) -> int | None:
+    """A size in a config, None if it has none, or one for each part or layer."""
+    size = getattr(config, name, None)
+    return size if type(size) is int else None
 
 
 def positions_depend_on_length(config: PreTrainedConfig) -> bool:
@@ -61,28 +73,47 @@ def positions_depend_on_length(config: PreTrainedConfig) -> bool:
     return "dynamic" in rope or "longrope" in rope
 
 
-def find_layers(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList:
-    """The list of layers of a stack: `model.layers`, `transformer.h`, `encoder.layer`, ...
+def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Module]:
+    """The layers of a stack: `model.layers`, `transformer.h`, `encoder.layer`, ...
+
+    They are the list of as many modules as the config has layers. In a model whose config does not
+    count them (ConvNeXt has stages), and of several such lists in one that reads no text
+    (wav2vec2 has convolutions), they are the list that holds most of its parameters.
 
     Raises:
-        ValueError: If no list has the number of layers that the config specifies.
+        ValueError: If there is no such list.
     """
-    expected = text_config(model, stack).num_hidden_layers
-    roots: list[nn.Module | None]
-    if stack is not None:
-        roots = [find_stack(model, stack)]
-    else:
+    expected = size_of(text_config(model, stack), "num_hidden_layers")
+    whole = model if stack is None else find_stack(model, stack)
+    roots: list[nn.Module | None] = [whole]
+    if stack is None and hasattr(model, "get_decoder"):
         # The text model first, because a vision tower may have the same number of layers.
-        roots = [model.get_decoder() if hasattr(model, "get_decoder") else None, model]
-    for root in roots:
-        for found in outer_lists(root) if isinstance(root, nn.Module) else ():
-            if len(found) == expected:
-                return found
+        roots.insert(0, model.get_decoder())
+    lists = [list(outer_lists(root)) if isinstance(root, nn.Module) else [] for root in roots]
+    plain = [list(one) for several in lists for one in several]
+    for every in (plain, [_flattened(one) for one in plain]):
+        fit = [layers for layers in every if layers and expected in (None, len(layers))]
+        if fit and expected is not None and not reads_no_text(whole):
+            return fit[0]
+        if fit:
+            return max(fit, key=_count_parameters)
     where = f"the {stack} of {type(model).__name__}" if stack else type(model).__name__
     raise ValueError(
-        f"{where} has no list of {expected} layers: name the component by a path, such as "
-        '"model.layers[3].output".'
+        f"{where} has no list of {'layers' if expected is None else f'{expected} layers'}: name "
+        'the component by a path, such as "model.layers[3].output".'
     )
+
+
+def _flattened(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules of a list, and of the lists in it: Funnel and PVT have blocks of layers."""
+    found: list[nn.Module] = []
+    for module in modules:
+        found += _flattened(module) if isinstance(module, nn.ModuleList) else [module]
+    return found
+
+
+def _count_parameters(layers: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for layer in layers for p in layer.parameters())
 
 
 def count_layers(model: PreTrainedModel) -> list[int]:

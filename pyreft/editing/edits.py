@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.annotations import Arguments, Inputs
+from pyreft.base_model.layout import ROWS_FIRST, Layout
+from pyreft.base_model.outputs import hidden_of, with_hidden
 from pyreft.editing.slots import Slots
 from pyreft.installed.modules import only_seen_here
 
@@ -39,14 +41,23 @@ class SiteEdits:
     summed: bool = False
     in_order: bool = False
 
+    def in_any(self, hidden: Tensor) -> SiteEdits:
+        """Themselves: their tokens are known before the hidden state is there."""
+        return self
+
+
+# The edits of a hidden state (B, T, D), None if no token of it is edited.
+FindEdits = Callable[[Tensor], SiteEdits | None]
+
 
 def edit_input(
-    edits: SiteEdits, args: tuple[object, ...], kwargs: Arguments
+    edits: FindEdits, layout: Layout, args: tuple[object, ...], kwargs: Arguments
 ) -> tuple[tuple[object, ...], Inputs]:
     """Edit the input of a module: its first tensor.
 
     Args:
-        edits: The edits.
+        edits: Finds the edits.
+        layout: The axes of the hidden state.
         args, kwargs: The arguments of the module.
 
     Returns:
@@ -54,18 +65,19 @@ def edit_input(
     """
     if args:
         assert isinstance(args[0], Tensor)
-        return (_edit_hidden(edits, args[0], in_place=False), *args[1:]), dict(kwargs)
+        return (_edit_hidden(edits, layout, args[0], in_place=False), *args[1:]), dict(kwargs)
     name, hidden = next((n, value) for n, value in kwargs.items() if isinstance(value, Tensor))
-    return args, {**kwargs, name: _edit_hidden(edits, hidden, in_place=False)}
+    return args, {**kwargs, name: _edit_hidden(edits, layout, hidden, in_place=False)}
 
 
 def edit_output(
-    edits: SiteEdits, module: nn.Module, inputs: Sequence[object], output: object
+    edits: FindEdits, layout: Layout, module: nn.Module, inputs: Sequence[object], output: object
 ) -> object:
     """Edit the output of a module, or the first of several.
 
     Args:
-        edits: The edits.
+        edits: Finds the edits.
+        layout: The axes of the hidden state.
         module: The module.
         inputs: Its inputs.
         output: Its output.
@@ -76,18 +88,27 @@ def edit_output(
     Raises:
         ValueError: If the output has no hidden state, or one of another shape.
     """
-    several = output if isinstance(output, (tuple, list)) else None
-    hidden = several[0] if several else output
-    if not isinstance(hidden, Tensor):
+    hidden = hidden_of(output)
+    if hidden is None:
         raise ValueError(
             f"{type(module).__name__} returns {type(output).__name__}, not a hidden state to "
             "edit: name a module inside it."
         )
-    hidden = _edit_hidden(edits, hidden, _may_overwrite(module, hidden, inputs))
-    return type(several)((hidden, *several[1:])) if several else hidden
+    hidden = _edit_hidden(edits, layout, hidden, _may_overwrite(module, hidden, inputs))
+    return with_hidden(output, hidden)
 
 
-def _edit_hidden(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
+def _edit_hidden(find: FindEdits, layout: Layout, hidden: Tensor, in_place: bool) -> Tensor:
+    """A hidden state with the edited tokens replaced, in its own layout."""
+    if layout != ROWS_FIRST:
+        rows = layout.to_rows(hidden)
+        edits = find(rows)
+        return hidden if edits is None else layout.from_rows(_edit_rows(edits, rows, False), hidden)
+    edits = find(hidden)
+    return hidden if edits is None else _edit_rows(edits, hidden, in_place)
+
+
+def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
     """(B, T, D) -> (B, T, D) with the slots of each call replaced."""
     shape = edits.calls[0].slots.shape
     if hidden.dim() != 3 or (not torch.compiler.is_compiling() and hidden.shape[:2] != shape):

@@ -6,6 +6,7 @@ their own handles are ever removed.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.components import Component
+from pyreft.base_model.layout import Layout
 from pyreft.base_model.running import running_model
-from pyreft.editing.edits import SiteEdits, edit_input, edit_output
-from pyreft.editing.plan import Edits, Placed, plan_pass
+from pyreft.editing.edits import FindEdits, edit_input, edit_output
+from pyreft.editing.pass_edits import Edits
+from pyreft.editing.plan import Placed, plan_pass
+from pyreft.editing.towers import MaskWatch, TowerEdits
 from pyreft.installed.modules import backward_has_an_id, current_backward
 from pyreft.interventions import StackedInterventions
 from pyreft.placement.steps import Steps, step_window
@@ -47,7 +51,7 @@ class EditHooks:
         self._before_model: RemovableHandle | None = step
         # (module, side) -> the number of the site there, and its hook.
         self._numbers: dict[tuple[nn.Module, str], int] = {}
-        self._handles: dict[int, RemovableHandle] = {}
+        self._handles: dict[int, list[RemovableHandle]] = {}
         self._made = 0
 
     def add_sites(self, components: Sequence[Component]) -> list[int]:
@@ -68,17 +72,36 @@ class EditHooks:
         for key, number in list(self._numbers.items()):
             if number not in kept:
                 del self._numbers[key]
-                self._handles.pop(number).remove()
+                for handle in self._handles.pop(number):
+                    handle.remove()
 
-    def _hook(self, component: Component, number: int) -> RemovableHandle:
-        hook = _SiteHook(self, number)
+    def _hook(self, component: Component, number: int) -> list[RemovableHandle]:
+        # Before the edit, because the edited module may be given the mask itself.
+        handles = [self._watch_masks(module) for module in component.around]
+        hook, module = _SiteHook(self, number, component.layout), component.module
         if component.side == "input":
-            return component.module.register_forward_pre_hook(hook.before, with_kwargs=True)
-        # First, so that hooks of others (transformers' output_hidden_states) see the edit.
-        return component.module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
+            handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+        else:
+            # First, so that hooks of others (transformers' output_hidden_states) see the edit.
+            after = module.register_forward_hook(hook.after, prepend=True, with_kwargs=True)
+            handles.append(after)
+        return handles
 
-    def at(self, site: int) -> SiteEdits | None:
+    def _watch_masks(self, module: nn.Module) -> RemovableHandle:
+        watch = MaskWatch(self._towers, list(inspect.signature(module.forward).parameters))
+        return module.register_forward_pre_hook(watch, with_kwargs=True)
+
+    def _towers(self) -> TowerEdits | None:
+        edits = self._running()
+        return None if edits is None else edits.towers
+
+    def at(self, site: int) -> FindEdits | None:
         """The edits of a site in the running forward pass, None if there are none."""
+        edits = self._running()
+        return None if edits is None else edits.at(site)
+
+    def _running(self) -> Edits | None:
+        """The edits of the running forward pass, None if there are none."""
         compiling = torch.compiler.is_compiling()
         edits = self._latest if compiling else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
@@ -86,7 +109,7 @@ class EditHooks:
                 backward_has_an_id.require("gradient checkpointing of an edited model")
             # Read only in backward, so that a failed pass leaves no edits behind.
             edits = self._recomputed if current_backward() != -1 else None
-        return None if edits is None else edits.get(site)
+        return edits
 
     @property
     def placed(self) -> bool:
@@ -155,7 +178,7 @@ class EditHooks:
                 yield
             finally:
                 del self._prompts[thread]
-        if placed is not None:
+        if placed is not None and placed.steps is not None:
             placed.steps.require_all()
 
     def keep_for_recomputation(self, outputs: Iterable[Tensor]) -> None:
@@ -189,11 +212,15 @@ class _Prompt:
 
     def __init__(self, placed: Sequence[Placed], cached: int) -> None:
         self._placed = placed
-        self.steps = Steps(placed[0].placement.length, cached)
+        # An adapter that edits no text may generate from any.
+        lengths = [one.placement.length for one in placed if one.placement.masks]
+        self.steps = Steps(lengths[0], cached) if lengths else None
         self._stacks: dict[tuple[object, ...], StackedInterventions] = {}
 
     def plan_step(self, args: tuple[object, ...], kwargs: Arguments) -> Edits | None:
         """The edits of the part of the prompt that a step sees."""
+        if self.steps is None:
+            return plan_pass(self._placed)
         step = self.steps.read(args, kwargs)
         windows = ((one, step_window(one.placement, step)) for one in self._placed)
         placed = [replace(one, placement=window) for one, window in windows if window is not None]
@@ -204,14 +231,14 @@ class _Prompt:
 class _SiteHook:
     """The hook at one site. It is an object, so that a copied model has its own hooks."""
 
-    def __init__(self, hooks: EditHooks, site: int) -> None:
-        self.hooks, self.site = hooks, site
+    def __init__(self, hooks: EditHooks, site: int, layout: Layout) -> None:
+        self.hooks, self.site, self.layout = hooks, site, layout
 
     def before(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
     ) -> tuple[tuple[object, ...], Inputs] | None:
         edits = self.hooks.at(self.site)
-        return None if edits is None else edit_input(edits, args, kwargs)
+        return None if edits is None else edit_input(edits, self.layout, args, kwargs)
 
     def after(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs, output: object
@@ -219,4 +246,4 @@ class _SiteHook:
         edits = self.hooks.at(self.site)
         if edits is None:
             return None
-        return edit_output(edits, module, (*args, *kwargs.values()), output)
+        return edit_output(edits, self.layout, module, (*args, *kwargs.values()), output)

@@ -13,14 +13,15 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from pyreft.base_model.towers import TOWER
 from pyreft.editing.edits import Call, SiteEdits
+from pyreft.editing.pass_edits import Edits
 from pyreft.editing.slots import Slots, join_slots, slots_of
+from pyreft.editing.towers import TowerEdits
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
-from pyreft.placement.placement import Directions, Placement, Target
-
-# Number of a site -> its edits.
-Edits = Mapping[int, SiteEdits]
+from pyreft.placement.placement import Directions, Placement
+from pyreft.placement.targets import Target
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,26 @@ def plan_pass(
             edits.setdefault(target.site, []).append(edit)
     in_order = any(one.placement.in_order for one in placed)
     planner = _Planner(any(one.shared for one in placed), stacks, in_order)
-    return {site: planner.plan(several) for site, several in edits.items()} or None
+    sites = {site: planner.plan(several) for site, several in edits.items()}
+    towers = _plan_towers(placed)
+    return Edits(sites, towers) if sites or towers is not None else None
 
 
-def edits_something(edits: Edits | None) -> bool:
-    """Whether any token is edited."""
-    calls = [call for site in (edits or {}).values() for call in site.calls]
-    return any(call.slots.scatter.numel() for call in calls)
+def _plan_towers(placed: Sequence[Placed]) -> TowerEdits | None:
+    """The edits of parts that read no text, None if no adapter edits one."""
+    late = [(one, one.placement.hidden_tokens) for one in placed]
+    waiting = [(one, tokens) for one, tokens in late if tokens is not None]
+    if not waiting:
+        return None
+
+    def plan(site: int, text: Tensor) -> SiteEdits | None:
+        placements = [(one, tokens.place(site, text)) for one, tokens in waiting]
+        found = [replace(one, placement=where) for one, where in placements if where is not None]
+        edits = plan_pass(found)
+        return None if edits is None else edits.sites.get(site)
+
+    targets = (target for one, _ in waiting for target in one.targets)
+    return TowerEdits(plan, [t.site for t in targets if t.component.stack == TOWER])
 
 
 class _Planner:

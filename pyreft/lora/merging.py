@@ -27,7 +27,7 @@ from pyreft.config import InterventionConfig
 from pyreft.installed.tuners import is_peft_model
 from pyreft.interventions.forms import Form, read_form
 from pyreft.lora.last_linears import find_linear, last_linears
-from pyreft.placement.placement import Target
+from pyreft.placement.targets import Target
 from pyreft.sharing.whole import new_directory
 
 if TYPE_CHECKING:

@@ -13,10 +13,13 @@ from transformers.utils import logging
 
 from pyreft.annotations import Arguments
 from pyreft.base_model.stacks import has_two_stacks
+from pyreft.base_model.towers import TOWER
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
-from pyreft.placement.placement import Directions, Placement, Target, place, place_generated
+from pyreft.placement.hidden_tokens import HiddenTokens
+from pyreft.placement.placement import Directions, Placement, place, place_generated
+from pyreft.placement.targets import Target
 from pyreft.positions import PositionSpec, Tokens
 
 logger = logging.get_logger(__name__)
@@ -32,7 +35,7 @@ class Batch:
     """The tokens of one call of the base model, or the prompt that `generate` continues.
 
     Args:
-        rows: B, the number of rows.
+        rows: B, the number of rows; of a batch without text, that of its pictures or sounds.
         tokens: For each stack of the model, the prompts and completions that it reads.
         text: (B, T) bool, for tokens that follow a filled cache: false on padding.
         stack: The stack that reads the tokens of `text`.
@@ -59,16 +62,18 @@ class Batch:
             The placement, or None if nothing is edited.
         """
         directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
-        placed = None
+        explicit, placed, after = given.intervention_locations, None, None
         if self.tokens:
-            explicit = given.intervention_locations
             placed = place(targets, self.tokens, explicit, directions, given.in_order)
-        if self.text is None:
+        if self.text is not None:
+            after = place_generated(targets, self.stack, self.text, directions)
+        if placed is not None and after is not None:
+            placed = replace(placed, masks=placed.masks | after.masks)
+        placed = placed or after
+        if not any(target.component.stack == TOWER for target in targets):
             return placed
-        after = place_generated(targets, self.stack, self.text, directions)
-        if placed is None or after is None:
-            return placed or after
-        return replace(placed, masks=placed.masks | after.masks)
+        later = HiddenTokens(targets, explicit, directions, given.in_order)
+        return replace(placed or Placement({}), hidden_tokens=later)
 
 
 def read_batch(
@@ -83,7 +88,7 @@ def read_batch(
         given: The call's arguments for edits.
 
     Returns:
-        The batch, or None if it has no token.
+        The batch, or None if it has no token and no intervention is in a part that reads no text.
     """
     has_locations, two_stacks = given.intervention_locations is not None, has_two_stacks(base)
     completion_mask = given.completion_mask
@@ -101,10 +106,11 @@ def read_batch(
     prefix = "decoder_" if two_stacks else ""
     later = read_given(inputs, prefix, cached) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
-    if not rows:
+    if not rows and all(target.component.stack != TOWER for target in targets):
         return None
+    rows += [len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
     text = None if later is None else find_tokens(*later, explicit=True).text
-    return Batch(rows[0], seen, text, "decoder" if two_stacks else None)
+    return Batch(next(iter(rows), 0), seen, text, "decoder" if two_stacks else None)
 
 
 def _cached(inputs: Arguments, explicit: bool) -> int:

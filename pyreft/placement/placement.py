@@ -1,6 +1,5 @@
 """Tokens + position specs -> which tokens every intervention edits.
 
-Target       an intervention, and the hidden state that it edits
 Placement    (B, T) masks, one for each intervention     once per batch, or once per prompt
 """
 
@@ -9,43 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyreft.base_model.components import Component
-from pyreft.config import InterventionConfig, require_disjoint, share_no_head
+from pyreft.base_model.towers import TOWER
+from pyreft.config import share_no_head
 from pyreft.placement.boundary import as_tensor
+from pyreft.placement.targets import Target
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+
+if TYPE_CHECKING:
+    from pyreft.placement.hidden_tokens import HiddenTokens
 
 # For one intervention, the directions to edit in each row; or a dict that is passed unchanged to
 # a user-defined module.
 Directions = Sequence[Sequence[int]] | Mapping[str, object]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-@dataclass(frozen=True)
-class Target:
-    """An intervention and the hidden state that it edits.
-
-    Args:
-        config: The intervention.
-        component: The module and side of its hidden state in the base model.
-        site: Equal for all targets that edit the same hidden state.
-    """
-
-    config: InterventionConfig
-    component: Component
-    site: int
-
-    @cached_property
-    def positions(self) -> PositionSpec | None:
-        """The tokens it edits, None if the batch specifies them."""
-        return self.config.positions
-
-    def at(self, positions: PositionSpec) -> Target:
-        """The same target at these positions."""
-        return replace(self, config=replace(self.config, positions=positions))
 
 
 @dataclass(frozen=True)
@@ -59,6 +39,8 @@ class Placement:
         rows: (B,) bool, the rows that this adapter edits, or None for all.
         in_order: Whether several interventions may edit one token, each given the result of the
             one before it, as in upstream's convention.
+        hidden_tokens: The interventions that have no mask, because only the hidden state shows
+            their tokens.
     """
 
     masks: dict[int, Tensor]
@@ -66,6 +48,7 @@ class Placement:
     subspaces: Mapping[int, Directions] = field(default_factory=dict)
     rows: Tensor | None = None
     in_order: bool = False
+    hidden_tokens: HiddenTokens | None = None
 
     @cached_property
     def length(self) -> int:
@@ -79,7 +62,8 @@ class Placement:
             rows: (b,), the rows of the batch that these masks (b, T) belong to.
             batch: B, the number of rows of the batch.
         """
-        rows = rows.to(next(iter(self.masks.values())).device)
+        device = next((mask.device for mask in self.masks.values()), rows.device)
+        rows = rows.to(device)
         here = torch.zeros(batch, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
         spread: dict[int, Tensor] = {}
         for mask in self.masks.values():
@@ -87,7 +71,8 @@ class Placement:
                 whole = mask.new_zeros(batch, mask.shape[1])
                 spread[id(mask)] = whole.index_copy(0, rows, mask)
         masks = {index: spread[id(mask)] for index, mask in self.masks.items()}
-        return replace(self, masks=masks, rows=here)
+        later = self.hidden_tokens and replace(self.hidden_tokens, rows=rows, batch=batch)
+        return replace(self, masks=masks, rows=here, hidden_tokens=later)
 
     def keep_logits(
         self, targets: Sequence[Target], kept: int | slice | Tensor | None
@@ -107,35 +92,13 @@ class Placement:
         return replace(self, masks=masks)
 
 
-def require_positions(targets: Sequence[Target]) -> None:
-    """Refuse positions that overlap, or that no batch has.
-
-    Raises:
-        ValueError: If two specs at one site share a token in every long prompt, or a spec for an
-            encoder selects a completion.
-    """
-    require_disjoint([target.config for target in targets], [target.site for target in targets])
-    for target in targets:
-        spec = target.positions
-        if (
-            target.component.stack == "encoder"
-            and spec
-            and spec.edits_completion
-            and not spec.edits_all
-        ):
-            raise ValueError(
-                f"{target.config.place} is in the encoder, which reads the prompt and no "
-                f"completion, so {spec!r} selects no token: the completion is in the decoder, as "
-                'in "decoder_block_output".'
-            )
-
-
 def place(
     targets: Sequence[Target],
     tokens: Mapping[str | None, Tokens],
     explicit: Tensor | None = None,
     subspaces: Mapping[int, Directions] | None = None,
     in_order: bool = False,
+    site: int | None = None,
 ) -> Placement | None:
     """Select the tokens that every intervention edits.
 
@@ -149,6 +112,7 @@ def place(
             counts as one prompt.
         subspaces: For an intervention, the directions to edit for each row.
         in_order: Whether several interventions may edit one token, one after the other.
+        site: Place only the interventions there; all by default.
 
     Returns:
         The placement, or None if no intervention has positions in these stacks.
@@ -158,9 +122,9 @@ def place(
             two interventions of one layer edit the same token.
     """
     if explicit is not None:
-        masks = _explicit_masks(targets, tokens, explicit)
+        masks = _explicit_masks(targets, tokens, explicit, site)
     else:
-        masks = _spec_masks(targets, tokens)
+        masks = _spec_masks(targets, tokens, site)
     if not masks:
         return None
     collision = _find_collision(targets, masks)
@@ -203,11 +167,14 @@ def place_generated(
 def _spec_masks(
     targets: Sequence[Target],
     tokens: Mapping[str | None, Tokens],
+    site: int | None,
 ) -> dict[int, Tensor]:
     specs = {
         index: target.positions
         for index, target in enumerate(targets)
-        if target.positions is not None and target.component.stack in tokens
+        if target.positions is not None
+        and target.component.stack in tokens
+        and site in (None, target.site)
     }
     chosen: dict[tuple[PositionSpec, tuple[int, int], str | None], Tensor] = {}
     masks = {}
@@ -222,7 +189,10 @@ def _spec_masks(
 
 
 def _explicit_masks(
-    targets: Sequence[Target], tokens: Mapping[str | None, Tokens], explicit: Tensor
+    targets: Sequence[Target],
+    tokens: Mapping[str | None, Tokens],
+    explicit: Tensor,
+    site: int | None,
 ) -> dict[int, Tensor]:
     if as_tensor("intervention_locations", explicit).dtype not in _INTEGERS:
         raise TypeError(f"intervention_locations are integers, got {explicit.dtype}.")
@@ -240,7 +210,11 @@ def _explicit_masks(
         )
     masks: dict[int, Tensor] = {}
     for stack, seen in tokens.items():
-        here = [index for index, target in enumerate(targets) if target.component.stack == stack]
+        here = [
+            index
+            for index, target in enumerate(targets)
+            if target.component.stack == stack and site in (None, target.site)
+        ]
         if here and explicit.shape[1] == 1:
             masks |= dict.fromkeys(here, _select_explicit(explicit, seen, stack)[:, 0])
         elif here:
@@ -261,6 +235,7 @@ def _select_explicit(explicit: Tensor, tokens: Tokens, stack: str | None) -> Ten
         row, _, slot = (int(i) for i in outside.nonzero()[0])
         given = int(explicit[outside][0])
         where = "the prompt" if stack is None else f"the prompt of the {stack}"
+        where = "what this part of the model reads" if stack == TOWER else where
         raise ValueError(
             f"position {given} (row {row}, slot {slot}) is outside {where}, which has "
             f"{int(n[row])} tokens. Positions count the tokens of the prompt without padding, also "

@@ -46,14 +46,24 @@ def read_prompt(
         tokens = _tokens(arguments.get("input_ids"), mask)
         return Batch(len(mask), {}), Batch(len(mask), {None: tokens})
     encoder: dict[str | None, Tokens] = {}
-    outputs = arguments.get("encoder_outputs")
+    outputs, sound = arguments.get("encoder_outputs"), _without_text(arguments)
     if outputs is not None:
         read = outputs[0]
+    elif sound is not None:
+        read = sound
     else:
         read = _prompt_mask(arguments, generation_config)
         encoder["encoder"] = _tokens(arguments.get("input_ids"), read)
     decoder = _decoder_prompt(arguments, generation_config, read, cached)
     return Batch(len(read), encoder), Batch(len(read), {"decoder": decoder})
+
+
+def _without_text(arguments: Arguments) -> Tensor | None:
+    """What an encoder of sound or pictures reads, (B, ...); None if it reads text, or nothing."""
+    if read_given(arguments) is not None:
+        return None
+    tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+    return next((value for value in tensors if value.is_floating_point()), None)
 
 
 def _tokens(ids: Tensor | None, mask: Tensor) -> Tokens:

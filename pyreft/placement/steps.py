@@ -108,9 +108,12 @@ def step_window(prompt: Placement, step: Step) -> Placement | None:
         step: The tokens of the step.
 
     Returns:
-        Masks of the step's shape, or None if the step edits nothing.
+        Masks of the step's shape, or None if the step edits nothing. What only hidden states show
+        is placed in any step that computes them.
     """
     start, length, rows = step
+    if not prompt.masks:
+        return prompt
     if start >= prompt.length and not prompt.generated:
         return None
     cut: dict[tuple[int, bool], Tensor] = {}

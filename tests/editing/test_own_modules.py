@@ -98,7 +98,7 @@ def test_a_call_that_edits_nothing_says_so(case, caplog):
         why = "no position of the adapter is among the tokens of input_ids"
     else:
         base, inputs = make_vit(), {"pixel_values": torch.randn(2, 3, 8, 8)}
-        why = "the call has no text tokens, but pixel_values"
+        why = "no position of the adapter is among the tokens that pixel_values become"
     model = pyreft.get_reft_model(base, pyreft.ReftConfig(positions=nowhere, rank=2)).eval()
     for _ in range(2):
         model(**inputs)

@@ -1,0 +1,55 @@
+"""Parts of a model that read no text: towers for pictures or sound, or the whole model.
+
+ViT, ConvNeXt, wav2vec2, AST      the model itself
+Whisper, SpeechT5                 its encoder
+CLIP, LLaVA                       the vision model inside it
+
+Their tokens are patches of pictures or frames of sound. No argument of a call counts them, so they
+are counted in the hidden state itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# The stack of the components in a tower: their tokens are those of no text.
+TOWER = "tower"
+
+
+def tower_of(model: nn.Module, module: nn.Module) -> PreTrainedModel | None:
+    """The outermost part of a model that contains a module and reads no text, None if none does."""
+    for part in model.modules():
+        if not isinstance(part, PreTrainedModel) or not reads_no_text(part):
+            continue
+        if any(inside is module for inside in part.modules()):
+            return part
+    return None
+
+
+def reads_no_text(model: nn.Module) -> bool:
+    """Whether a part of a model takes pictures, sound or series, and no ids of tokens."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    takes = inspect.signature(model.forward).parameters
+    if any(name.endswith("input_ids") for name in takes):
+        return False
+    modalities = getattr(model, "input_modalities", "text")
+    named = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    return "text" not in named or model.main_input_name in set(takes)
+
+
+def main_input(model: PreTrainedModel, inputs: Tensor) -> str:
+    """The argument of a model that its main input is: ids of tokens, pictures or sound."""
+    return model.main_input_name if inputs.is_floating_point() else "input_ids"
+
+
+def modules_around(root: nn.Module, module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules from a root to a module inside it, both included, in the order of calls."""
+    path = next(name for name, inside in root.named_modules() if inside is module)
+    found = [root]
+    for step in path.split(".") if path else ():
+        found.append(found[-1].get_submodule(step))
+    return tuple(found)
