@@ -20,6 +20,7 @@ from pyreft.adapters.attached import AttachedAdapter
 from pyreft.annotations import Arguments
 from pyreft.editing.plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
+from pyreft.installed.modules import is_compiled
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.batch import Batch, read_batch
 from pyreft.placement.targets import Target
@@ -189,6 +190,19 @@ def say_nothing_is_edited(
     with suppress(UncountedStateError):
         if not cached_tokens(inputs):
             _report(base, list(inputs), without_text)
+
+
+def refuse_unreached(base: PreTrainedModel, placed: Sequence[Placed]) -> None:
+    """Raise ValueError if no module that is edited ran in a call, unless the code is compiled."""
+    if torch.compiler.is_compiling() or any(is_compiled(module) for module in base.modules()):
+        return
+    targets = [one.targets[index] for one in placed for index in one.placement.masks]
+    at = sorted({f"{t.config.place} ({type(t.component.module).__name__})" for t in targets})
+    raise ValueError(
+        f"nothing is edited in this call, because no module of the adapter's components runs in it "
+        f"as a module: {', '.join(at[:3])}{', ...' if len(at) > 3 else ''}. Some models call "
+        "`forward` of their layers directly. Name other components, or a path to a module inside."
+    )
 
 
 def _report(base: PreTrainedModel, names: Sequence[str], without_text: bool) -> None:

@@ -15,6 +15,7 @@ from pyreft.adapters.active import (
     find_active,
     place_in_batch,
     place_in_call,
+    refuse_unreached,
     say_nothing_is_edited,
 )
 from pyreft.adapters.adapter_set import AdapterSet
@@ -69,6 +70,8 @@ class EditedCalls:
             outputs = call(**inputs)
             if expected and edits_something(edits) is None:
                 say_nothing_is_edited(model.model, inputs, without_text=True)
+            if edits is not None and edits.sites and not edits.reached:
+                refuse_unreached(model.model, placed)
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
                 self._hooks.keep_for_recomputation(tensors)

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pyreft.base_model.hidden_shapes import shape_in_tower, shape_of_text
 from pyreft.base_model.layer_parts import (
     attention_of,
     child_names,
@@ -52,7 +53,6 @@ from pyreft.base_model.stacks import (
     stack_of,
     text_config,
 )
-from pyreft.base_model.tower_shapes import shape_in_tower
 from pyreft.base_model.towers import TOWER, modules_around, tower_of
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
@@ -90,6 +90,7 @@ class Component:
         in_head: Whether it is in the output head, which runs on the tokens of `logits_to_keep`.
         layout: The axes of the hidden state.
         around: In a tower, the modules around it: their attention masks say what is padding.
+        run, runs: Which time it is edited, of how many times that it runs in a forward pass.
     """
 
     module: nn.Module
@@ -100,6 +101,8 @@ class Component:
     in_head: bool = False
     layout: Layout = ROWS_FIRST
     around: tuple[nn.Module, ...] = ()
+    run: int = 0
+    runs: int = 1
 
 
 def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
@@ -126,20 +129,24 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
         )
     if layer is None:
         raise ValueError(f"the component {component!r} needs a layer.")
-    found = _find_in_layer(find_layers(model, stack)[layer], name, text_config(model, stack), model)
-    return _with_shape(model, replace(found, stack=stack), f"{component} of layer {layer}")
+    layers = find_layers(model, stack)
+    found = _find_in_layer(layers[layer], name, text_config(model, stack), model)
+    same = [index for index, one in enumerate(layers) if one is layers[layer]]
+    found = replace(found, stack=stack, run=same.index(layer), runs=len(same))
+    return _with_shape(model, found, f"{component} of layer {layer}")
 
 
 def _with_shape(model: PreTrainedModel, found: Component, named: str) -> Component:
-    """The component with the shape of its hidden state, if it is in a tower."""
+    """The component with the shape of its hidden state, as one tiny forward pass shows it."""
+    model = running_model(model)
     tower = tower_of(model, found.module)
     if tower is None:
-        return found
-    around = modules_around(tower, found.module)
-    seen = shape_in_tower(tower, found.module, found.side, named)
-    if seen is None:
-        return replace(found, stack=TOWER, around=around)
-    return replace(found, stack=TOWER, around=around, width=seen.width, layout=seen.layout)
+        seen = shape_of_text(model, found.module, found.side, found.stack)
+    else:
+        seen = shape_in_tower(tower, found.module, found.side, named)
+        around = modules_around(tower, found.module)
+        found = replace(found, stack=TOWER, around=around)
+    return found if seen is None else replace(found, width=seen.width, layout=seen.layout)
 
 
 def _find_path(model: PreTrainedModel, path: str) -> Component:

@@ -2,12 +2,14 @@
 
 text, patches, frames     (B, T, D)
 XLNet                     (T, B, D)
-convolutions              (B, D, H, W)    the H * W tokens, one line of the picture after the other
+convolutions              (B, D, H, W)        H * W tokens, one line of the picture after another
+several streams           (B, T, S, D)        DeepSeek-V4; Gemma 3n has (S, B, T, D)
+tokens before or after    (B, N + T, D)       CPM-Ant begins with a prompt of its own
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -23,34 +25,63 @@ class Layout:
         rows: The axis of the rows of the batch.
         tokens: The axes of the tokens, in the order in which they are counted.
         width: The axis of the features.
+        streams: The axis of the streams, if each token has several hidden states; a token is edited
+            in all of them.
+        offset: The number of tokens before those of the call, which the model adds; it may add
+            others after them. None if it adds none.
     """
 
     rows: int = 0
     tokens: tuple[int, ...] = (1,)
     width: int = 2
+    streams: int | None = None
+    offset: int | None = None
 
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """All axes, rows first and features last."""
-        return (self.rows, *self.tokens, self.width)
-
-    def to_rows(self, hidden: Tensor) -> Tensor:
-        """The hidden state as (B, T, D)."""
-        moved = hidden.permute(self.axes)
-        return moved.reshape(moved.shape[0], -1, moved.shape[-1])
-
-    def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
-        """(B, T, D) in this layout again, in the shape of the hidden state that it came from."""
-        moved = rows.reshape([like.shape[axis] for axis in self.axes])
-        order = sorted(range(len(self.axes)), key=lambda index: self.axes[index])
-        return moved.permute(order)
+    def views(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The hidden state as views (B, T, D), or (B, H, W, D): one for each stream."""
+        if self.streams is None:
+            yield hidden.permute(self.rows, *self.tokens, self.width)
+            return
+        for index in range(hidden.shape[self.streams]):
+            yield hidden.select(self.streams, index)
 
 
 ROWS_FIRST = Layout()
 
 
+def flat_rows(view: Tensor) -> Tensor:
+    """(B, T, D) or (B, H, W, D) -> (B, T, D)."""
+    return view.reshape(view.shape[0], -1, view.shape[-1])
+
+
+def layout_of_text(
+    shape: Sequence[int], rows: int, count: int, offset: int | None
+) -> Layout | None:
+    """The layout of a hidden state of text, from its shape in a forward pass.
+
+    Args:
+        shape: The shape.
+        rows: B, the number of rows in that pass; no other size of it may be taken for it.
+        count: T, the number of tokens in that pass, likewise.
+        offset: The index of the first of these tokens, if the hidden state has more.
+
+    Returns:
+        The layout, or None if the shape does not show one.
+    """
+    found = tuple(shape)
+    if found[:2] == (rows, count):
+        return {3: ROWS_FIRST, 4: Layout(0, (1,), 3, streams=2)}.get(len(found))
+    if len(found) == 3 and found[:2] == (count, rows):
+        return Layout(1, (0,), 2)
+    if len(found) == 4 and found[1:3] == (rows, count):
+        return Layout(1, (2,), 3, streams=0)
+    if len(found) == 3 and found[0] == rows and offset is not None:
+        return Layout(offset=offset)
+    return None
+
+
 def layout_of(shape: Sequence[int], rows: int, module: nn.Module) -> Layout | None:
-    """The layout of a hidden state, from its shape in a forward pass.
+    """The layout of a hidden state of no text, from its shape in a forward pass.
 
     Args:
         shape: The shape.

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.base_model.towers import reads_no_text
+from pyreft.base_model.trace import trace_of
 from pyreft.config import STACKS
 
 
@@ -20,13 +21,22 @@ def has_two_stacks(model: PreTrainedModel) -> bool:
     if not getattr(model.config, "is_encoder_decoder", False):
         return False
     # The encoder of T5, used alone to tag tokens, keeps the config of the whole model.
-    encoder, decoder = model.get_encoder(), model.get_decoder()
+    encoder, decoder = model.get_encoder(), find_stack(model, "decoder")
     return all(encoder is not m for m in decoder.modules())
 
 
 def find_stack(model: PreTrainedModel, stack: str) -> PreTrainedModel:
     """The encoder or the decoder."""
-    found: PreTrainedModel = model.get_encoder() if stack == "encoder" else model.get_decoder()
+    encoder: PreTrainedModel = model.get_encoder()
+    if stack == "encoder":
+        return encoder
+    found: PreTrainedModel = model.get_decoder()
+    # Florence's decoder is a model with an encoder and a decoder.
+    while any(encoder is m for m in found.modules()) and hasattr(found, "get_decoder"):
+        inner = found.get_decoder()
+        if inner is found:
+            break
+        found = inner
     return found
 
 
@@ -78,7 +88,8 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Mod
 
     They are the list of as many modules as the config has layers. In a model whose config does not
     count them (ConvNeXt has stages), and of several such lists in one that reads no text
-    (wav2vec2 has convolutions), they are the list that holds most of its parameters.
+    (wav2vec2 has convolutions), they are the list that holds most of its parameters. A module that
+    runs for several layers (ALBERT) is there several times.
 
     Raises:
         ValueError: If there is no such list.
@@ -90,13 +101,21 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Mod
         # The text model first, because a vision tower may have the same number of layers.
         roots.insert(0, model.get_decoder())
     lists = [list(outer_lists(root)) if isinstance(root, nn.Module) else [] for root in roots]
-    plain = [list(one) for several in lists for one in several]
-    for every in (plain, [_flattened(one) for one in plain]):
+    # Each list once: that of the text model comes first, and again in the whole model.
+    once = {id(one): list(one) for several in lists for one in several}
+    plain = list(once.values())
+    flat = [_flattened(one) for one in plain]
+    for every in (plain, flat):
         fit = [layers for layers in every if layers and expected in (None, len(layers))]
+        if len(fit) > 1 and expected is not None:
+            fit = [layers for layers in fit if _runs(model, layers[0])] or fit
         if fit and expected is not None and not reads_no_text(whole):
             return fit[0]
         if fit:
             return max(fit, key=_count_parameters)
+    for layers in flat:
+        if len(runs := _in_order_of_runs(model, layers)) == expected:
+            return runs
     where = f"the {stack} of {type(model).__name__}" if stack else type(model).__name__
     raise ValueError(
         f"{where} has no list of {'layers' if expected is None else f'{expected} layers'}: name "
@@ -110,6 +129,18 @@ def _flattened(modules: Iterable[nn.Module]) -> list[nn.Module]:
     for module in modules:
         found += _flattened(module) if isinstance(module, nn.ModuleList) else [module]
     return found
+
+
+def _runs(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether a module runs in a tiny forward pass."""
+    names = [name for name, inside in model.named_modules() if inside is module]
+    return any(trace_of(model).ran(name) for name in names)
+
+
+def _in_order_of_runs(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Layers as often as they run in a tiny forward pass: those of ALBERT share their weights."""
+    names = {name: m for name, m in model.named_modules() if any(m is one for one in layers)}
+    return [names[name] for name in trace_of(model).order if name in names]
 
 
 def _count_parameters(layers: Sequence[nn.Module]) -> int:

@@ -1,7 +1,7 @@
-"""Tiny inputs for a model that reads pictures or sound, to see once what its modules return.
+"""Tiny inputs for a model, to see once what its modules return.
 
-Their sizes come from the config, under the names that configs use; the first inputs that a model
-runs with are those that fit it.
+The sizes of pictures and sounds come from the config, under the names that configs use; the first
+inputs that a model runs with are those that fit it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-# The number of rows: no hidden state is so narrow, and few have so many tokens.
-ROWS = 3
+# The numbers of rows, of tokens, and of a decoder's tokens: no two are equal, nor a usual width.
+ROWS, TOKENS, OF_DECODER = 3, 11, 5
+# The tokens in which the second and the third row differ from the first.
+CHANGED, CHANGED_IN_DECODER = (0, TOKENS - 2), (0, OF_DECODER - 2)
 _PICTURES = ("pixel_values", "inputs")
 _SIZES = ("image_size", "input_size")
 _MELS = ("num_mel_bins", "feature_size", "feature_projection_input_dim", "input_feat_per_channel")
@@ -25,14 +27,38 @@ _FRAMES = ("max_source_positions", "max_length")
 def tiny_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Sets of arguments that a model may take, the likeliest first."""
     takes, config = inspect.signature(model.forward).parameters, model.config
+    if "input_ids" in takes:
+        yield from _texts("decoder_input_ids" in takes, config)
+    spoken = {"decoder_input_ids": _ids(OF_DECODER)} if "decoder_input_ids" in takes else {}
     for name in takes:
         if name in _PICTURES:
             yield from ({name: one} for one in _pictures(config))
         elif name == "input_features":
-            yield from ({name: one} for one in _spectrograms(config))
+            yield from ({name: one} | spoken for one in _spectrograms(config))
         elif name == "input_values":
-            yield from ({name: one} for one in _spectrograms(config) if _numbers(config, _MELS))
-            yield {name: _noise(4000)}
+            mels = _spectrograms(config) if _numbers(config, _MELS) else ()
+            yield from ({name: one} | spoken for one in (*mels, _noise(4000)))
+
+
+def _texts(two: bool, config: PreTrainedConfig) -> Iterator[dict[str, Tensor]]:
+    """Texts, without and with an end token, which some classifiers look for."""
+    written = {"decoder_input_ids": _ids(OF_DECODER)} if two else {}
+    ids = _ids(TOKENS)
+    yield {"input_ids": ids} | written
+    yield {"input_ids": ids}
+    ends = getattr(config, "eos_token_id", None)
+    if isinstance(ends, int):
+        ids = ids.clone()
+        ids[:, -1] = ends
+        yield {"input_ids": ids}
+
+
+def _ids(count: int) -> Tensor:
+    """(B, count), after the ids that special tokens often have; rows differ in one token each."""
+    ids = torch.arange(4, 4 + count).repeat(ROWS, 1)
+    for row, column in enumerate(CHANGED if count == TOKENS else CHANGED_IN_DECODER, 1):
+        ids[row, column] += TOKENS
+    return ids
 
 
 def _pictures(config: PreTrainedConfig) -> Iterator[Tensor]:

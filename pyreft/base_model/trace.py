@@ -1,23 +1,25 @@
 """One tiny forward pass of a model: what its modules read and return, and how often they run.
 
-It runs when the first adapter is put on a model whose config does not tell that, in evaluation mode
-and without gradients; models of the same class and config need no other.
+It runs when the first adapter is put on a model, in evaluation mode and without gradients; models
+of the same class and config need no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from pyreft.annotations import Inputs
 from pyreft.base_model.outputs import hidden_of
 from pyreft.base_model.running import evaluating, execution_device
-from pyreft.base_model.tiny_inputs import tiny_inputs
+from pyreft.base_model.tiny_inputs import CHANGED, CHANGED_IN_DECODER, ROWS, tiny_inputs
+from pyreft.installed.modules import is_compiled
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -29,18 +31,29 @@ class Trace:
     Args:
         shapes: (name of a module, "input" or "output") -> the shape of its hidden state, for each
             time that it ran. A module that did not run is missing.
+        order: The names of the modules in the order in which they ended.
+        offsets: Number of tokens of a hidden state -> the index at which the text begins among
+            them, where it can be told.
         problem: Why there was no forward pass; None if there was one.
     """
 
-    shapes: Mapping[tuple[str, str], list[Shape]]
+    shapes: Mapping[tuple[str, str], Sequence[Shape]]
+    order: Sequence[str] = ()
+    offsets: Mapping[int, int] = field(default_factory=dict)
     problem: str | None = None
+
+    def ran(self, name: str) -> bool:
+        """Whether a module ran."""
+        return (name, "output") in self.shapes
 
 
 _traces: dict[tuple[type[PreTrainedModel], str], Trace] = {}
 
 
 def trace_of(model: PreTrainedModel) -> Trace:
-    """The trace of a model that reads no text, made at most once for its class and config."""
+    """The trace of a model, made at most once for its class and config."""
+    if any(is_compiled(module) for module in model.modules()):
+        return Trace({}, problem="it is compiled")
     key = (type(model), model.config.to_json_string(use_diff=False))
     if key not in _traces:
         _traces[key] = _run(model)
@@ -52,41 +65,73 @@ def _run(model: PreTrainedModel) -> Trace:
     device = execution_device(model, torch.device("cpu"))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         for inputs in tiny_inputs(model):
-            shapes: dict[tuple[str, str], list[Shape]] = {}
-            handles = [_watch(name, m, shapes) for name, m in model.named_modules()]
+            seen = _Seen()
+            handles = [seen.watch(name, module) for name, module in model.named_modules()]
             try:
-                model(**{name: value.to(device, model.dtype) for name, value in inputs.items()})
+                model(**{name: _to(value, device, model) for name, value in inputs.items()})
             # A model may fail in any way on inputs that do not fit it.
             except Exception as error:
                 given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
                 problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
             else:
-                return Trace(shapes)
+                return Trace(seen.shapes, seen.order, seen.offsets)
             finally:
                 for handle in handles:
                     handle.remove()
-    return Trace({}, problems[0] if problems else "it takes no pixel_values, and no sound")
+    return Trace({}, problem=problems[0] if problems else "no inputs of it are known")
+
+
+def _to(value: Tensor, device: torch.device, model: PreTrainedModel) -> Tensor:
+    return value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+
+
+class _Seen:
+    """What the hooks of a pass have seen, see `Trace`."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[tuple[str, str], list[Shape]] = {}
+        self.order: list[str] = []
+        self.offsets: dict[int, int] = {}
+
+    def watch(self, name: str, module: nn.Module) -> RemovableHandle:
+        """Note the shapes of a module whenever it runs."""
+        return module.register_forward_hook(_Watcher(name, self._note), with_kwargs=True)
+
+    def _note(self, name: str, read: Tensor | None, returned: Tensor | None) -> None:
+        self.order.append(name)
+        for side, hidden in (("input", read), ("output", returned)):
+            shape = () if hidden is None else tuple(hidden.shape)
+            self.shapes.setdefault((name, side), []).append(shape)
+            if hidden is not None and hidden.dim() == 3 and len(hidden) == ROWS:
+                self._find_offset(hidden)
+
+    def _find_offset(self, hidden: Tensor) -> None:
+        """Where the text begins in hidden states of so many tokens.
+
+        Seen where a token depends on itself alone: after the embeddings. Two rows differ from the
+        first one, each in one known token.
+        """
+        count = hidden.shape[1]
+        if count in self.offsets or not hidden.is_floating_point():
+            return
+        found = [(hidden[row] != hidden[0]).any(-1).nonzero().flatten() for row in (1, 2)]
+        if all(len(one) == 1 for one in found):
+            for changed in (CHANGED, CHANGED_IN_DECODER):
+                first, last = (int(one) - at for one, at in zip(found, changed, strict=True))
+                if first == last:
+                    self.offsets[count] = first
 
 
 class _Watcher:
-    """Notes the shapes of one module; a class, so that the hook is known to be pyreft's."""
+    """The hook on one module; of a class of pyreft's, so that it is known for its own."""
 
-    def __init__(self, name: str, shapes: dict[tuple[str, str], list[Shape]]) -> None:
-        self._name, self._shapes = name, shapes
+    def __init__(
+        self, name: str, note: Callable[[str, Tensor | None, Tensor | None], None]
+    ) -> None:
+        self._name, self._note = name, note
 
     def __call__(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs, output: object
     ) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        self._note("input", given[0] if given else None)
-        self._note("output", hidden_of(output))
-
-    def _note(self, side: str, first: Tensor | None) -> None:
-        shape = () if first is None else tuple(first.shape)
-        self._shapes.setdefault((self._name, side), []).append(shape)
-
-
-def _watch(
-    name: str, module: nn.Module, shapes: dict[tuple[str, str], list[Shape]]
-) -> torch.utils.hooks.RemovableHandle:
-    return module.register_forward_hook(_Watcher(name, shapes), with_kwargs=True)
+        self._note(self._name, given[0] if given else None, hidden_of(output))

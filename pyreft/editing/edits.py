@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.annotations import Arguments, Inputs
-from pyreft.base_model.layout import ROWS_FIRST, Layout
+from pyreft.base_model.layout import ROWS_FIRST, Layout, flat_rows
 from pyreft.base_model.outputs import hidden_of, with_hidden
 from pyreft.editing.slots import Slots
 from pyreft.installed.modules import only_seen_here
@@ -100,12 +100,19 @@ def edit_output(
 
 def _edit_hidden(find: FindEdits, layout: Layout, hidden: Tensor, in_place: bool) -> Tensor:
     """A hidden state with the edited tokens replaced, in its own layout."""
-    if layout != ROWS_FIRST:
-        rows = layout.to_rows(hidden)
-        edits = find(rows)
-        return hidden if edits is None else layout.from_rows(_edit_rows(edits, rows, False), hidden)
-    edits = find(hidden)
-    return hidden if edits is None else _edit_rows(edits, hidden, in_place)
+    if layout == ROWS_FIRST:
+        edits = find(hidden)
+        return hidden if edits is None else _edit_rows(edits, hidden, in_place)
+    edited = hidden.clone()
+    for view in layout.views(edited):
+        rows = flat_rows(view)
+        if (edits := find(rows)) is None:
+            continue
+        if layout.offset is not None:
+            count = edits.calls[0].slots.shape[1]
+            view, rows = (one[:, layout.offset : layout.offset + count] for one in (view, rows))
+        view.copy_(_edit_rows(edits, rows, in_place=False).view(view.shape))
+    return edited
 
 
 def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:

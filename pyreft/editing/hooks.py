@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 
 from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.components import Component
-from pyreft.base_model.layout import Layout
 from pyreft.base_model.running import running_model
 from pyreft.editing.edits import FindEdits, edit_input, edit_output
 from pyreft.editing.pass_edits import Edits
@@ -49,8 +48,8 @@ class EditHooks:
         self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
         self._before_model: RemovableHandle | None = step
-        # (module, side) -> the number of the site there, and its hook.
-        self._numbers: dict[tuple[nn.Module, str], int] = {}
+        # (module, side, run) -> the number of the site there, and its hook.
+        self._numbers: dict[tuple[nn.Module, str, int], int] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._made = 0
 
@@ -58,7 +57,7 @@ class EditHooks:
         """Return the site number of each component; hook those that have no hook yet."""
         sites = []
         for component in components:
-            key = (component.module, component.side)
+            key = (component.module, component.side, component.run)
             if key not in self._numbers:
                 self._numbers[key] = number = self._made
                 self._handles[number] = self._hook(component, number)
@@ -78,7 +77,7 @@ class EditHooks:
     def _hook(self, component: Component, number: int) -> list[RemovableHandle]:
         # Before the edit, because the edited module may be given the mask itself.
         handles = [self._watch_masks(module) for module in component.around]
-        hook, module = _SiteHook(self, number, component.layout), component.module
+        hook, module = _SiteHook(self, number, component), component.module
         if component.side == "input":
             handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
         else:
@@ -95,10 +94,23 @@ class EditHooks:
         edits = self._running()
         return None if edits is None else edits.towers
 
-    def at(self, site: int) -> FindEdits | None:
-        """The edits of a site in the running forward pass, None if there are none."""
+    def at(self, site: int, run: int = 0, runs: int = 1) -> FindEdits | None:
+        """The edits of a site in the running forward pass, None if there are none.
+
+        Args:
+            site: The site.
+            run, runs: Which time its module is edited, of how many times that it runs.
+        """
         edits = self._running()
-        return None if edits is None else edits.at(site)
+        if edits is None:
+            return None
+        if runs > 1 and edits is self._recomputed:
+            raise ValueError(
+                "gradient checkpointing of a layer that runs several times in one forward pass is "
+                "not supported where it is edited: which of the times is computed again is not "
+                "known. Turn it off."
+            )
+        return edits.at(site, run, runs)
 
     def _running(self) -> Edits | None:
         """The edits of the running forward pass, None if there are none."""
@@ -231,19 +243,21 @@ class _Prompt:
 class _SiteHook:
     """The hook at one site. It is an object, so that a copied model has its own hooks."""
 
-    def __init__(self, hooks: EditHooks, site: int, layout: Layout) -> None:
-        self.hooks, self.site, self.layout = hooks, site, layout
+    def __init__(self, hooks: EditHooks, site: int, component: Component) -> None:
+        # Not the component itself, whose module a copied model would copy with its hooks.
+        self.hooks, self.site, self.layout = hooks, site, component.layout
+        self.run, self.runs = component.run, component.runs
 
     def before(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
     ) -> tuple[tuple[object, ...], Inputs] | None:
-        edits = self.hooks.at(self.site)
+        edits = self.hooks.at(self.site, self.run, self.runs)
         return None if edits is None else edit_input(edits, self.layout, args, kwargs)
 
     def after(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs, output: object
     ) -> object:
-        edits = self.hooks.at(self.site)
+        edits = self.hooks.at(self.site, self.run, self.runs)
         if edits is None:
             return None
         return edit_output(edits, self.layout, module, (*args, *kwargs.values()), output)

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+
+import torch
 
 from pyreft.editing.edits import FindEdits, SiteEdits
 from pyreft.editing.towers import TowerEdits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Edits:
     """The edits of one forward pass.
 
     Args:
         sites: The number of a site -> its edits.
         towers: The edits of parts that read no text, None if there are none.
+        times: Site -> how often its module ran, where it runs several times.
+        reached: Whether any of the sites ran; compiled code does not say so.
     """
 
     sites: Mapping[int, SiteEdits]
     towers: TowerEdits | None = None
+    times: dict[int, int] = field(default_factory=dict)
+    reached: bool = False
 
-    def at(self, site: int) -> FindEdits | None:
-        """What finds the edits of a site, None if it has none."""
+    def at(self, site: int, run: int, runs: int) -> FindEdits | None:
+        """What finds the edits of a site, None if it has none.
+
+        Args:
+            site: The site.
+            run, runs: Which time its module is edited, of how many times that it runs.
+        """
+        if not torch.compiler.is_compiling():
+            self.reached = True
+        if runs > 1:
+            now = self.times.get(site, 0)
+            self.times[site] = now + 1
+            if now % runs != run:
+                return None
         if self.towers is not None and site in self.towers:
             return partial(self.towers.at, site)
         found = self.sites.get(site)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 # The argument of `forward` and `generate` for a cache of keys and values, the newest name first.
 CACHE_NAMES = ("cache", "past_key_values")
-# Arguments for a state other than keys and values.
-_STATES = ("cache_params", "state", "mems", "past_buckets_states")
+# Arguments for a state other than keys and values: one that has read each token once, so that steps
+# can be counted; and those of models that are given some tokens again.
+_RECURRENT = ("cache_params", "state")
+_STATES = (*_RECURRENT, "mems", "past_buckets_states")
 
 
 @fact("transformers")
@@ -93,6 +95,10 @@ class UncountedStateError(ValueError):
     """A call has a state of earlier tokens that does not count them."""
 
 
+class RecurrentStateError(UncountedStateError):
+    """The state has read each token of the steps before once, so that those can be counted."""
+
+
 def cached_tokens(arguments: Arguments) -> int:
     """The number of tokens that a cache among the arguments of a call holds, 0 without one.
 
@@ -109,14 +115,15 @@ def cached_tokens(arguments: Arguments) -> int:
         if value is not None and not isinstance(value, Cache):
             # A user's own cache may count tokens by the same method.
             if name in _STATES or not hasattr(value, "get_seq_length"):
-                raise UncountedStateError(_uncounted(name, value))
+                error = RecurrentStateError if name in _RECURRENT else UncountedStateError
+                raise error(_uncounted(name, value))
             found[id(value)] = name, value
     if not found:
         return 0
     ((name, cache),) = found.values()
     linear = getattr(cache, "is_linear", None)
     if linear and all(linear):
-        raise UncountedStateError(_uncounted(name, cache))
+        raise RecurrentStateError(_uncounted(name, cache))
     position = arguments.get("cache_position")
     if position is not None and getattr(cache, "is_compileable", False):
         # Some static caches leave padding out, and count the first row alone.

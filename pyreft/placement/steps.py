@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyreft.annotations import Arguments
-from pyreft.installed.caches import cached_tokens
+from pyreft.installed.caches import RecurrentStateError, cached_tokens
 from pyreft.installed.steps import generate_calls_model
 from pyreft.placement.placement import Directions, Placement
 
@@ -65,7 +65,7 @@ class Steps:
                 "this generation method calls the model on its own texts, whose prompts are not "
                 "known: a ReftModel cannot be used with it."
             )
-        step = Step(cached_tokens(kwargs), tokens.shape[1], tokens.shape[0])
+        step = Step(self._before(kwargs), tokens.shape[1], tokens.shape[0])
         end = step.start + step.length
         # The last token of the prompt may come twice: candidates of early layers begin with it.
         earliest = max(1, min(self._seen, self._prompt) - 1) if self._seen else 0
@@ -80,6 +80,15 @@ class Steps:
             )
         self._seen, self._any = max(self._seen, end), True
         return step
+
+    def _before(self, kwargs: Arguments) -> int:
+        """The number of tokens before a step, by its cache; by the steps before it, if the state
+        that it continues from (Mamba's) does not count its tokens.
+        """
+        try:
+            return cached_tokens(kwargs)
+        except RecurrentStateError:
+            return self._seen
 
     def require_all(self) -> None:
         """Make sure that the whole prompt was in the steps of a generation that ended.

@@ -1,6 +1,7 @@
 """What must hold for every architecture; each check raises `CheckError` with the reason."""
 
 import copy
+import inspect
 import tempfile
 
 import torch
@@ -19,7 +20,7 @@ def check_all(model, inputs, mapping):
     """The checks by name: None for one that holds, else the reason, of each that was reached."""
     fresh = copy.deepcopy(model)
     components = ["block_output"]
-    if model.config.is_encoder_decoder:
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         components.append("decoder_block_output")
     results = {}
     for name, check in CHECKS.items():
@@ -76,7 +77,8 @@ def check_edits(model, inputs, mapping, fresh, component):
             before, seen.outputs = seen.outputs, []
             edited = run(reft, inputs)
             seen.remove()
-            _require_local(before, seen.outputs, intervention.embed_dim, model, inputs, component)
+            width = intervention.embed_dim
+            _require_local(before, seen.outputs, width, model, inputs, component, layer)
         finally:
             reft.unwrap()
         if all(torch.equal(a, b) for a, b in zip(bare, edited, strict=True)):
@@ -97,7 +99,7 @@ class _Seen:
         self._hook.remove()
 
 
-def _require_local(before, after, width, model, inputs, component):
+def _require_local(before, after, width, model, inputs, component, layer):
     if not before:
         raise CheckError("the module of the layer does not run")
     changed = [
@@ -105,7 +107,11 @@ def _require_local(before, after, width, model, inputs, component):
     ]
     if not changed:
         raise CheckError("silent: the call runs unedited")
-    changes = _by_token(before[changed[0]] != after[changed[0]], width)
+    if changed[0] != layer % len(before):
+        raise CheckError(f"layer {layer} is edited when it runs for the {changed[0] + 1}. time")
+    given = inputs.get("decoder_input_ids" if component.startswith("decoder_") else "input_ids")
+    changes = before[changed[0]] != after[changed[0]]
+    changes = _by_token(changes, width) if given is None else _of_text(changes, given.shape[1])
     expected = expected_tokens(changes, model, inputs, component)
     sound = "input_features" in inputs or "input_values" in inputs
     if not torch.equal(changes, expected) and not (sound and _is_shorter(changes, expected)):
@@ -129,8 +135,27 @@ def _is_shorter(changes, expected):
     )
 
 
+def _of_text(changed, count):
+    """Changed entries -> (B, T) changed tokens of a text, whatever the layout."""
+    changed = changed.any(-1)
+    shape = changed.shape
+    if shape[:2] == (count, BATCH):
+        changed = changed.transpose(0, 1)
+    elif shape[1:3] == (BATCH, count):
+        changed = changed.any(0)
+    changed = changed.flatten(2).any(-1) if changed.dim() > 2 else changed
+    if changed.shape[1] == count:
+        return changed
+    # The model adds tokens before or after the text: row 0 has no padding.
+    start = int(changed[0].int().argmax())
+    inside = changed[:, start : start + count]
+    if changed.sum() != inside.sum():
+        raise CheckError(f"edits tokens that are not of the text: {changed.nonzero().tolist()}")
+    return inside
+
+
 def _by_token(changed, width):
-    """Changed entries -> (B, T) changed tokens, whatever the layout."""
+    """Changed entries -> (B, T) changed tokens of no text, whatever the layout."""
     shape = list(changed.shape)
     axis = next(i for i in reversed(range(len(shape))) if shape[i] == width)
     tokens = changed.any(axis)
@@ -158,7 +183,8 @@ def check_gradients(model, inputs, mapping, fresh, component):
     reft = wrap(model, component)
     try:
         torch.manual_seed(0)
-        sum(_score(one) for one in tensors_in(reft(**inputs))).backward()
+        outputs = reft(**without_cache(model, inputs))
+        sum(_score(one) for one in tensors_in(outputs)).backward()
         for name, parameter in reft.interventions.named_parameters():
             if parameter.grad is None or not parameter.grad.isfinite().all():
                 raise CheckError(f"no finite gradient of {name}")
@@ -167,6 +193,12 @@ def check_gradients(model, inputs, mapping, fresh, component):
                 raise CheckError(f"no gradient reaches {name}")
     finally:
         reft.unwrap()
+
+
+def without_cache(model, inputs):
+    """The inputs of a training step: RWKV's states are changed in place."""
+    takes = inspect.signature(model.forward).parameters
+    return inputs | ({"use_cache": False} if "use_cache" in takes else {})
 
 
 def _score(tensor):
@@ -226,7 +258,12 @@ def check_reload(model, inputs, mapping, fresh, component):
 def check_training(model, inputs, mapping, fresh, component):
     """Steps of Adam change the loss, and it stays finite."""
     reft = wrap(model, component)
-    labelled = training_inputs(model, inputs, mapping)
+    labelled = without_cache(model, training_inputs(model, inputs, mapping))
+    try:
+        run(model, labelled)
+    except Exception:
+        # The bare model does not take these labels.
+        labelled = without_cache(model, inputs)
     optimizer = torch.optim.Adam(reft.interventions.parameters(), lr=1e-2)
     losses = []
     reft.train()

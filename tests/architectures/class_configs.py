@@ -13,6 +13,7 @@ WIDTH, HEADS, KV_HEADS, LAYERS, VOCAB, FIRST_SPECIAL = 32, 4, 2, 2, 128, 100
 # A pattern of field names -> the largest number, also of those in a list.
 SIZES = [
     (r"num_feat_extract_layers", 99),
+    (r"rotary_dim", WIDTH // HEADS // 2),
     (r"(.*_)?(head_dim|head_size|d_kv|v_head_dim|kv_channels|d_head)", WIDTH // HEADS),
     (r"(.*_)?(num_|n_)?(key_value|kv)_heads|n_head_kv|multi_query_group_num", KV_HEADS),
     (r"(.*_)?(num_)?(attention_)?heads?|.*num_heads|n_head.*|.*_heads", HEADS),
@@ -20,9 +21,9 @@ SIZES = [
     (r"(.*_)?(intermediate_size|ffn_dim|inner_dim|d_ff|hidden_dim|d_inner|mlp_dim)", 2 * WIDTH),
     (r"(.*_)?(d_model|n_embd|dim|hidden_size|embedding_size|d_embed)", WIDTH),
     (r"(.*_)?vocab_size(_.*)?", VOCAB),
+    (r"n_group|num_expert_groups?|num_group|topk_group", 1),
     (r"(.*_)?experts", 4),
     (r"(.*_)?(experts_per_tok|experts_per_token|top_k|experts_top_k|moe_k)", 2),
-    (r"rotary_dim", WIDTH // HEADS // 2),
     (r"(.*_)?rank", 8),
     (r"image_size", 32),
 ]
@@ -60,6 +61,8 @@ def shrink(fields):
             small[name] = 0
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             small[name] = _small_rope(value)
+        elif name == "num_key_value_heads" and value == fields.get("num_attention_heads"):
+            small[name] = HEADS
         elif name in _LAYER_COUNTS and kept is not None:
             small[name] = len(kept)
         elif isinstance(value, (list, tuple)) and len(value) == _layers(fields) and kept:

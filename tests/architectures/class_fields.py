@@ -31,7 +31,7 @@ BY_MODEL_TYPE = {
     "maskformer-swin": _SWIN,
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], **_ROPE_TYPES},
     "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "hidden_size": 32},
+    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "chunk_size": 4},
     "musicgen_decoder": {"num_codebooks": 2},
     "wav2vec2-conformer": {"vocab_size": 128},
     "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 1, 2]},
@@ -60,7 +60,6 @@ BY_MODEL_TYPE = {
     "glm5_next_text": _ALL_HEADS,
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "reformer": {
-        "is_decoder": True,
         "axial_pos_embds_dim": [16, 16],
         "axial_pos_shape": [4, 8],
         "attn_layers": ["local", "lsh"],

@@ -6,7 +6,7 @@ import resource
 from dataclasses import asdict, dataclass, field
 
 import torch
-from auto_mappings import find_class
+from auto_mappings import classes, find_class
 from class_checks import check_all, reason_of
 from class_configs import tiny_config
 from class_inputs import working_inputs
@@ -89,7 +89,10 @@ def build(name, config_name):
     """A tiny model with random weights, none of which is zero or one exactly, in evaluation."""
     model_class, config_class = find_class(name, config_name)
     torch.manual_seed(0)
-    model = model_class(tiny_config(config_class)).eval()
+    config = tiny_config(config_class)
+    if name in classes("causal_lm") and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
+    model = model_class(config).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -168,8 +168,13 @@ def test_a_module_without_a_hidden_state_of_the_layer_is_refused(path, message):
 
 
 def test_a_component_of_another_width_names_both_and_the_way_out():
-    config = {"component": "model.layers[0].mlp.act_fn.output"}
-    refuse("llama", "width 32.*width 48.*embed_dim", **config)
+    config = {"component": "model.layers[0].mlp.act_fn.output", "rank": 2}
+    model = get_reft_model(make("llama"), ReftConfig(**config))
+    assert [one.embed_dim for one in model.interventions.values()] == [48]
+    arguments = {"embed_dim": WIDTH, "low_rank_dimension": 2}
+    representations = {"component": config["component"], "arguments": arguments}
+    with pytest.raises(ValueError, match=r"width 32.*width 48"):
+        get_reft_model(make("llama"), ReftConfig(representations=representations))
 
 
 # ---- architectures that are different ------------------------------------------------------------
@@ -180,9 +185,40 @@ def test_tokens_flattened_into_one_dimension_are_refused(component):
     refuse("opt", r"shape .*\(14, ", component=component, layers=[LAYER])
 
 
-@pytest.mark.parametrize("component", ["block_input", "block_output"])
-def test_hidden_states_with_the_tokens_first_are_refused(component):
-    refuse("xlnet", "shape", component=component, layers=[LAYER])
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("rows", [2, 7])
+def test_hidden_states_with_the_tokens_first_are_edited(side, rows):
+    ids = IDS[:1].repeat(rows, 1)  # with 7 rows, as many as tokens
+    found = edit_of("xlnet", f"transformer.layer.{LAYER}", f"block_{side}", ids)
+    assert found.shape[:2] == (7, rows)
+    assert found.any(-1).tolist() == [[False] * rows] * 6 + [[True] * rows]
+
+
+def edit_of(architecture, path, component, ids, **config):
+    """Which entries of a hidden state are changed by an edit of the last token."""
+    model = make(architecture)
+    seen = []
+
+    def see(module, args, kwargs, output):
+        read = args[0] if args else kwargs.get("hidden_states", kwargs.get("output_h"))
+        hidden = read if component.endswith("_input") else output
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        seen.append(hidden.clone())
+
+    reft = get_reft_model(
+        model,
+        ReftConfig(component=component, layers=[LAYER], positions="l1", rank=2, **config),
+    )
+    model.get_submodule(path).register_forward_hook(see, with_kwargs=True)
+    with torch.no_grad(), reft.disable_adapter():
+        reft(input_ids=ids)
+    bare = seen.copy()
+    seen.clear()
+    with torch.no_grad():
+        reft(input_ids=ids)
+    pairs = list(zip(bare, seen, strict=True))
+    # Of a module that runs several times, the time at which it is edited.
+    return next(a != b for a, b in pairs if not torch.equal(a, b))
 
 
 def test_a_name_never_leads_to_a_module_that_does_not_run():
@@ -196,8 +232,39 @@ def test_experts_are_no_feed_forward_part_but_can_be_named_by_a_path():
     assert_edited(found, expected, logits(make("mixtral")))
 
 
-def test_layers_that_share_their_weights_are_no_list():
-    refuse("albert", "has no list of 3 layers: name the component by a path")
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_module_that_runs_for_several_layers_is_edited_for_one(layer):
+    model = make("albert")
+    group = model.albert.encoder.albert_layer_groups[0]
+    config = ReftConfig(layers=[layer], positions="l1", rank=2)
+    reft = get_reft_model(model, config)
+    outputs = []
+    group.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))
+    for _ in range(2):  # each pass counts for itself
+        outputs.clear()
+        with torch.no_grad():
+            reft(input_ids=IDS)
+            with reft.disable_adapter():
+                reft(input_ids=IDS)
+        differ = [not torch.equal(outputs[run], outputs[run + 3]) for run in range(3)]
+        assert differ == [run >= layer for run in range(3)]
+        at = (outputs[layer] != outputs[layer + 3]).any(-1)
+        assert at.tolist() == [[False] * 6 + [True]] * 2
+
+
+def test_recomputing_a_module_that_runs_for_several_layers_is_refused():
+    reft = get_reft_model(make("albert"), ReftConfig(positions="l1", rank=2)).train()
+    edits = reft._hooks
+    edits._recomputed = object()
+    with pytest.raises(ValueError, match="gradient checkpointing of a layer that runs several"):
+        _in_backward(lambda: edits.at(0, 0, 3))
+
+
+def _in_backward(call):
+    x = torch.ones(1, requires_grad=True)
+    y = x * 1
+    y.register_hook(lambda grad: call() and None)
+    y.backward()
 
 
 def test_layers_are_those_of_the_language_model_not_of_the_vision_tower():

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, ViTConfig, ViTForImageClassification
+from transformers import (
+    DynamicCache,
+    SqueezeBertConfig,
+    SqueezeBertForMaskedLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import pyreft
 from conftest import WIDTH, make_base
@@ -147,3 +153,12 @@ def test_a_config_shows_what_it_says_and_no_more():
     lines = repr(resolved).splitlines()
     assert len(lines) == 3
     assert lines[1].startswith("    layers 0-2: InterventionConfig(component='block_output', pos")
+
+
+def test_layers_that_are_not_called_as_modules_are_refused():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20}
+    sizes["embedding_size"] = 16
+    base = SqueezeBertForMaskedLM(SqueezeBertConfig(**sizes, num_attention_heads=2)).eval()
+    model = pyreft.get_reft_model(base, pyreft.ReftConfig(positions="f1", rank=2)).eval()
+    with pytest.raises(ValueError, match=r"no module .* runs in it as a module: .*SqueezeBertModu"):
+        model(input_ids=torch.tensor([[3, 4, 5]]))

@@ -7,6 +7,7 @@ import transformers as hf
 import pyreft
 from conftest import randomize
 from pyreft.base_model import trace
+from pyreft.base_model.layout import flat_rows
 from pyreft.base_model.outputs import hidden_of
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -70,8 +71,9 @@ def changed(model, inputs, call=None):
         with model.disable_adapter():
             call(**inputs)
     hook.remove()
-    rows = target.component.layout.to_rows
-    return (rows(edited) != rows(outputs.pop())).any(-1)
+    views = target.component.layout.views
+    (before,), (after,) = views(outputs.pop()), views(edited)
+    return (flat_rows(before) != flat_rows(after)).any(-1)
 
 
 @pytest.mark.parametrize("architecture", MAKERS)

@@ -8,7 +8,7 @@ import torch
 from reft import cache_of, passing
 from transformers import MambaConfig, MambaForCausalLM
 
-from conftest import VOCAB, make_base, randomize
+from conftest import VOCAB, enlarge, make_base, randomize
 from pyreft import ReftConfig, ReftModel, get_reft_model
 from pyreft.placement import batch
 
@@ -77,14 +77,24 @@ def test_subspaces_hold_after_a_filled_cache():
     torch.testing.assert_close(rest, whole[:, 5:], rtol=0, atol=1e-5)
 
 
-def test_a_model_with_another_kind_of_state_must_generate_without_it():
+@pytest.mark.parametrize("positions", ["f1+l1", "all"])
+def test_a_state_that_does_not_count_is_counted_by_the_steps(positions):
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = wrap(enlarge(MambaForCausalLM(config).eval()), positions=positions)
+    settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True}
+    settings["return_dict_in_generate"] = True
+    cached, whole = (model.generate(IDS, use_cache=c, **settings) for c in (True, False))
+    assert torch.equal(cached.sequences, whole.sequences)
+    torch.testing.assert_close(cached.logits, whole.logits, rtol=0, atol=1e-4)
+
+
+def test_a_call_on_a_state_that_does_not_count_needs_no_number_or_is_refused():
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
     model = wrap(MambaForCausalLM(config).eval(), positions="f1")
-    settings = {"max_new_tokens": 3, "do_sample": False}
-    with pytest.raises(ValueError, match="generate with use_cache=False"):
-        model.generate(IDS, **settings)
-    assert model.generate(IDS, use_cache=False, **settings).shape == (1, 11)
+    state = model(IDS, use_cache=True).cache_params
+    with pytest.raises(ValueError, match=r"which does not count its tokens"):
+        model(IDS[:, :1], cache_params=state)
 
 
 def test_ways_of_generating_with_texts_of_their_own_are_refused():

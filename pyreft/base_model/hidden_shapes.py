@@ -1,4 +1,4 @@
-"""The width and the layout of hidden states in a tower, from one tiny forward pass of it."""
+"""The width and the layout of hidden states, from one tiny forward pass of the model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from pyreft.base_model.layout import Layout, layout_of
-from pyreft.base_model.tiny_inputs import ROWS
+from pyreft.base_model.layout import Layout, layout_of, layout_of_text
+from pyreft.base_model.tiny_inputs import OF_DECODER, ROWS, TOKENS
 from pyreft.base_model.trace import trace_of
 
 
@@ -22,6 +22,27 @@ class HiddenShape(NamedTuple):
 
     width: int
     layout: Layout
+
+
+def shape_of_text(
+    model: PreTrainedModel, module: nn.Module, side: str, stack: str | None
+) -> HiddenShape | None:
+    """The shape of a hidden state of text; None if the tiny pass does not show it.
+
+    Args:
+        model: The model.
+        module, side: The module, and which side of it.
+        stack: The stack that it is in.
+    """
+    trace = trace_of(model)
+    runs = trace.shapes.get((_path(model, module), side))
+    if not runs:
+        return None
+    count = OF_DECODER if stack == "decoder" else TOKENS
+    shape = runs[0]
+    offset = trace.offsets.get(shape[1]) if len(shape) == 3 else None
+    layout = layout_of_text(shape, ROWS, count, offset)
+    return None if layout is None else HiddenShape(shape[layout.width], layout)
 
 
 def shape_in_tower(
@@ -43,7 +64,7 @@ def shape_in_tower(
     trace = trace_of(tower)
     if trace.problem is not None:
         return None
-    path = next(name for name, inside in tower.named_modules() if inside is module)
+    path = _path(tower, module)
     runs = trace.shapes.get((path, side))
     if runs is None:
         raise ValueError(
@@ -58,3 +79,8 @@ def shape_in_tower(
             "and features. Name another module."
         )
     return HiddenShape(runs[0][layout.width], layout)
+
+
+def _path(root: nn.Module, module: nn.Module) -> str:
+    names = (str(name) for name, inside in root.named_modules() if inside is module)
+    return next(names)
