@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -203,6 +203,23 @@ def refuse_unreached(base: PreTrainedModel, placed: Sequence[Placed]) -> None:
         f"as a module: {', '.join(at[:3])}{', ...' if len(at) > 3 else ''}. Some models call "
         "`forward` of their layers directly. Name other components, or a path to a module inside."
     )
+
+
+def require_gradient(interventions: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Raise ValueError if no gradient of what a model in training returned can reach them.
+
+    Args:
+        interventions: The interventions, which have edited.
+        outputs: The tensors that the model returned.
+    """
+    trained = any(parameter.requires_grad for parameter in interventions.parameters())
+    if trained and outputs and not any(tensor.requires_grad for tensor in outputs):
+        raise ValueError(
+            "no gradient reaches the interventions, because the model computes its layers without "
+            "one: reversible layers (Reformer) do, and gradient checkpointing with "
+            "use_reentrant=True, unless model.enable_input_require_grads() is called. Such a model "
+            "is edited in evaluation mode, and cannot be trained."
+        )
 
 
 def _report(base: PreTrainedModel, names: Sequence[str], without_text: bool) -> None:

@@ -16,6 +16,7 @@ from pyreft.adapters.active import (
     place_in_batch,
     place_in_call,
     refuse_unreached,
+    require_gradient,
     say_nothing_is_edited,
 )
 from pyreft.adapters.adapter_set import AdapterSet
@@ -74,6 +75,8 @@ class EditedCalls:
                 refuse_unreached(model.model, placed)
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
+                if expected and model.training and edits is not None and edits.reached:
+                    require_gradient(model.interventions, tensors)
                 self._hooks.keep_for_recomputation(tensors)
                 self._replicas.after_forward(model, tensors)
         return outputs

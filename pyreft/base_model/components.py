@@ -37,6 +37,7 @@ from pyreft.base_model.layer_parts import (
     feed_forward,
     is_attention,
     makes_qkv,
+    map_down,
     output_projection,
     parts,
     projection_of,
@@ -140,12 +141,17 @@ def _with_shape(model: PreTrainedModel, found: Component, named: str) -> Compone
     """The component with the shape of its hidden state, as one tiny forward pass shows it."""
     model = running_model(model)
     tower = tower_of(model, found.module)
-    if tower is None:
-        seen = shape_of_text(model, found.module, found.side, found.stack)
-    else:
+    seen = None
+    if tower is not None:
         seen = shape_in_tower(tower, found.module, found.side, named)
         around = modules_around(tower, found.module)
         found = replace(found, stack=TOWER, around=around)
+    if seen is None:
+        # The tower may not run by itself: Perceiver's reads what embeddings of text return.
+        seen = shape_of_text(model, found.module, found.side, found.stack)
+    if seen is not None and seen.of_queries:
+        # Perceiver reads a text by queries, of which none is padding.
+        found = replace(found, stack=TOWER, around=())
     return found if seen is None else replace(found, width=seen.width, layout=seen.layout)
 
 
@@ -217,6 +223,23 @@ def _find_in_layer(
     hidden_size = size_of(config, "hidden_size")
     if name in ("block_input", "block_output"):
         return Component(layer, name.removeprefix("block_"), hidden_size)
+    if "attention" in name or name in PROJECTIONS:
+        return _find_in_attention(layer, name, config)
+    up_part, down_part = feed_forward(layer)
+    if name == "mlp_input":
+        return Component(up_part, "input", hidden_size)
+    if name == "mlp_output":
+        return Component(down_part, "output", hidden_size)
+    down = map_down(down_part)
+    for path, module in walk(down_part):
+        # All layers may share one activation module; then it cannot be hooked for this layer.
+        if "act" in path.split(".")[-1] and _uses(model, module) == 1:
+            return Component(module, "output", features(down)[0])
+    return Component(down, "input", features(down)[0])
+
+
+def _find_in_attention(layer: nn.Module, name: str, config: PreTrainedConfig) -> Component:
+    hidden_size = size_of(config, "hidden_size")
     attention = attention_of(layer, cross="cross_attention" in name)
     if name in CROSS_NAMES:
         name = name.replace("cross_", "")
@@ -225,20 +248,9 @@ def _find_in_layer(
     if name in PROJECTIONS:
         projection = projection_of(attention, name.removesuffix("_output"))
         return Component(projection, "output", features(projection)[1])
-    if name.endswith("attention_value_output"):
-        projection = output_projection(attention)
-        heads = _count_heads(config, layer) if name.startswith("head_") else None
-        return Component(projection, "input", features(projection)[0], heads)
-    up_part, down_part, down = feed_forward(layer)
-    if name == "mlp_input":
-        return Component(up_part, "input", hidden_size)
-    if name == "mlp_output":
-        return Component(down_part, "output", hidden_size)
-    for path, module in walk(down_part):
-        # All layers may share one activation module; then it cannot be hooked for this layer.
-        if "act" in path.split(".")[-1] and _uses(model, module) == 1:
-            return Component(module, "output", features(down)[0])
-    return Component(down, "input", features(down)[0])
+    projection = output_projection(attention)
+    heads = _count_heads(config, layer) if name.startswith("head_") else None
+    return Component(projection, "input", features(projection)[0], heads)
 
 
 def _count_heads(config: PreTrainedConfig, layer: nn.Module) -> int:

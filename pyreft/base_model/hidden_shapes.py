@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from pyreft.base_model.layout import Layout, layout_of, layout_of_text
+from pyreft.base_model.layout import ROWS_FIRST, Layout, layout_of, layout_of_text
 from pyreft.base_model.tiny_inputs import OF_DECODER, ROWS, TOKENS
 from pyreft.base_model.trace import trace_of
 
@@ -18,10 +18,12 @@ class HiddenShape(NamedTuple):
     Args:
         width: D.
         layout: Its axes.
+        of_queries: Whether its tokens are queries of the model's own, and not those of a text.
     """
 
     width: int
     layout: Layout
+    of_queries: bool = False
 
 
 def shape_of_text(
@@ -40,6 +42,8 @@ def shape_of_text(
         return None
     count = OF_DECODER if stack == "decoder" else TOKENS
     shape = runs[0]
+    if len(shape) == 3 and shape[0] == ROWS and shape[1] in trace.queries:
+        return HiddenShape(shape[2], ROWS_FIRST, of_queries=True)
     offset = trace.offsets.get(shape[1]) if len(shape) == 3 else None
     layout = layout_of_text(shape, ROWS, count, offset)
     return None if layout is None else HiddenShape(shape[layout.width], layout)

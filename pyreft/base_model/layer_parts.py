@@ -45,19 +45,49 @@ def attention_of(layer: nn.Module, cross: bool = False) -> nn.Module:
     return found[cross]
 
 
-def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The parts that hold the map up and the map down, often one, and the map down itself."""
+def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The parts that hold the map up and the map down: often one, also one of experts."""
     found = [
         part
         for name, part in parts(layer)
-        if not re.search("attn|attention|norm", name, re.IGNORECASE) and linears(part)
+        if not re.search("attn|attention|norm", name, re.IGNORECASE)
+        and (linears(part) or _holds_experts(part))
     ]
+    # Parts that mix tokens, as Mamba's, are recognized by their convolution along the tokens.
+    found = [part for part in found if not _mixes_tokens(part)] or found
     if not found or any(_is_list(part) for part in found):
         raise ValueError(
             f"{type(layer).__name__} has no single feed-forward part among "
             f"{_names(layer)}: name the component by a path."
         )
-    return found[0], found[-1], linears(found[-1])[-1]
+    if len([part for part in found if len(linears(part)) > 1 or _holds_experts(part)]) > 1:
+        raise ValueError(
+            f"{type(layer).__name__} has several feed-forward parts side by side among "
+            f"{_names(layer)}, and none returns what they all compute: name one by a path."
+        )
+    return found[0], found[-1]
+
+
+def map_down(part: nn.Module) -> nn.Module:
+    """The linear map down of a feed-forward part."""
+    if not (maps := linears(part)) or _holds_experts(part):
+        raise ValueError(
+            f"{type(part).__name__} has experts, whose activations are those of some tokens each: "
+            "name its input or its output."
+        )
+    return maps[-1]
+
+
+def _holds_experts(part: nn.Module) -> bool:
+    """Whether a part has the weights of several experts, in one tensor or in a list of modules."""
+    own = ((m, p) for m in part.modules() for p in m.parameters(recurse=False))
+    if any(p.dim() == 3 and not isinstance(m, nn.Conv1d) for m, p in own):
+        return True
+    return any(_is_list(module) and linears(module) for module in part.modules())
+
+
+def _mixes_tokens(part: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv1d) for module in part.modules())
 
 
 def _names(layer: nn.Module) -> str:

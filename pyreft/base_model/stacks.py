@@ -106,7 +106,7 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Mod
     plain = list(once.values())
     flat = [_flattened(one) for one in plain]
     for every in (plain, flat):
-        fit = [layers for layers in every if layers and expected in (None, len(layers))]
+        fit = [one for one in every if _are_layers(one) and expected in (None, len(one))]
         if len(fit) > 1 and expected is not None:
             fit = [layers for layers in fit if _runs(model, layers[0])] or fit
         if fit and expected is not None and not reads_no_text(whole):
@@ -116,6 +116,9 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Mod
     for layers in flat:
         if len(runs := _in_order_of_runs(model, layers)) == expected:
             return runs
+    # LongCat counts two layers in each of its layers.
+    if ran := [layers for layers in plain if _are_layers(layers) and _runs(model, layers[0])]:
+        return max(ran, key=_count_parameters)
     where = f"the {stack} of {type(model).__name__}" if stack else type(model).__name__
     raise ValueError(
         f"{where} has no list of {'layers' if expected is None else f'{expected} layers'}: name "
@@ -129,6 +132,11 @@ def _flattened(modules: Iterable[nn.Module]) -> list[nn.Module]:
     for module in modules:
         found += _flattened(module) if isinstance(module, nn.ModuleList) else [module]
     return found
+
+
+def _are_layers(modules: Sequence[nn.Module]) -> bool:
+    """Whether modules can be layers: a list of modules does not run by itself."""
+    return bool(modules) and not any(isinstance(module, nn.ModuleList) for module in modules)
 
 
 def _runs(model: PreTrainedModel, module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ of the same class and config need no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -18,7 +18,14 @@ from transformers import PreTrainedModel
 from pyreft.annotations import Inputs
 from pyreft.base_model.outputs import hidden_of
 from pyreft.base_model.running import evaluating, execution_device
-from pyreft.base_model.tiny_inputs import CHANGED, CHANGED_IN_DECODER, ROWS, tiny_inputs
+from pyreft.base_model.tiny_inputs import (
+    CHANGED,
+    CHANGED_IN_DECODER,
+    OF_DECODER,
+    ROWS,
+    TOKENS,
+    tiny_inputs,
+)
 from pyreft.installed.modules import is_compiled
 
 Shape: TypeAlias = tuple[int, ...]
@@ -34,12 +41,15 @@ class Trace:
         order: The names of the modules in the order in which they ended.
         offsets: Number of tokens of a hidden state -> the index at which the text begins among
             them, where it can be told.
+        queries: Numbers of tokens of hidden states that begin as queries that the model has
+            learned, and not as tokens of the text.
         problem: Why there was no forward pass; None if there was one.
     """
 
     shapes: Mapping[tuple[str, str], Sequence[Shape]]
     order: Sequence[str] = ()
     offsets: Mapping[int, int] = field(default_factory=dict)
+    queries: Set[int] = frozenset()
     problem: str | None = None
 
     def ran(self, name: str) -> bool:
@@ -74,7 +84,7 @@ def _run(model: PreTrainedModel) -> Trace:
                 given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
                 problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
             else:
-                return Trace(seen.shapes, seen.order, seen.offsets)
+                return Trace(seen.shapes, seen.order, seen.offsets, seen.queries)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -92,6 +102,8 @@ class _Seen:
         self.shapes: dict[tuple[str, str], list[Shape]] = {}
         self.order: list[str] = []
         self.offsets: dict[int, int] = {}
+        self.queries: set[int] = set()
+        self._counts = {TOKENS, OF_DECODER}
 
     def watch(self, name: str, module: nn.Module) -> RemovableHandle:
         """Note the shapes of a module whenever it runs."""
@@ -104,6 +116,11 @@ class _Seen:
             self.shapes.setdefault((name, side), []).append(shape)
             if hidden is not None and hidden.dim() == 3 and len(hidden) == ROWS:
                 self._find_offset(hidden)
+                if hidden.shape[1] not in self._counts:
+                    # Before they attend to the text, they are alike in all rows.
+                    self._counts.add(hidden.shape[1])
+                    if bool((hidden == hidden[0]).all()):
+                        self.queries.add(hidden.shape[1])
 
     def _find_offset(self, hidden: Tensor) -> None:
         """Where the text begins in hidden states of so many tokens.

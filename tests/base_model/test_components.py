@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as hf
 from architectures import COMPONENTS, HEADS, PARTS, make, place
 from by_hand import on_output
 from torch import Tensor, nn
@@ -225,11 +226,36 @@ def test_a_name_never_leads_to_a_module_that_does_not_run():
     refuse("mobilebert", "ffn|feed-forward", component="mlp_output", layers=[LAYER])
 
 
-def test_experts_are_no_feed_forward_part_but_can_be_named_by_a_path():
-    refuse("mixtral", "has no single feed-forward part among .*path", component="mlp_output")
-    found = edited("mixtral", WIDTH, component="model.layers[1].mlp.output")
-    expected = edited_by_hand("mixtral", "model.layers.1.mlp", "output", Shift(WIDTH))
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_experts_are_a_feed_forward_part(side):
+    expected = edited_by_hand("mixtral", "model.layers.1.mlp", side, Shift(WIDTH))
+    found = edited("mixtral", WIDTH, component=f"mlp_{side}")
     assert_edited(found, expected, logits(make("mixtral")))
+    found = edited("mixtral", WIDTH, layer=None, component=f"model.layers[1].mlp.{side}")
+    assert_edited(found, expected, logits(make("mixtral")))
+    refuse("mixtral", "has experts, whose activations", component="mlp_activation")
+
+
+def test_a_feed_forward_part_beside_experts_is_named_by_a_path():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 20}
+    config = hf.GraniteMoeSharedConfig(
+        **sizes, num_local_experts=2, num_experts_per_tok=1, shared_intermediate_size=24
+    )
+    with pytest.raises(ValueError, match=r"several feed-forward parts side by side"):
+        get_reft_model(hf.GraniteMoeSharedForCausalLM(config), ReftConfig(component="mlp_output"))
+
+
+def test_the_feed_forward_part_of_a_layer_without_attention_is_found():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 20}
+    config = hf.JambaConfig(
+        **sizes, num_experts=2, num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=1
+    )
+    model = hf.JambaForCausalLM(config)
+    reft = get_reft_model(model, ReftConfig(component="mlp_output", positions="l1", rank=2))
+    edited = [target.component.module for target in reft.adapter_set["default"].targets]
+    assert edited == [layer.feed_forward for layer in model.model.layers]
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
