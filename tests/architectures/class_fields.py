@@ -11,6 +11,8 @@ PARTS = {
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 _KINDS = ("sliding_attention", "full_attention")
 _ALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+_MROPE = {"rope_parameters": {**_ROPE["rope_parameters"], "mrope_section": [2, 1, 1]}}
+_HALF = {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_section": [1, 1, 0]}}
 _ROPE_TYPES = {
     "rope_parameters": dict.fromkeys(_KINDS, _ROPE["rope_parameters"]),
 }
@@ -21,6 +23,15 @@ _MAMBA |= {"mamba_n_groups": 1}
 _VOCABULARY = {"vocabulary_map": {"<image>": 99, "<|extra_200|>": 98}}
 # Model type -> fields that replace those that `class_configs` makes.
 BY_MODEL_TYPE = {
+    "qwen2_vl_text": _MROPE,
+    "qwen2_5_vl_text": _MROPE,
+    "qwen2_5_omni_text": _MROPE,
+    "paddleocr_vl_text": _MROPE,
+    "glm4v_text": _MROPE,
+    "glm46v_text": _MROPE,
+    "glm_ocr_text": _MROPE,
+    "glm4v_moe_text": _HALF,
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 1, "expand": 1},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32},

@@ -86,14 +86,20 @@ def _special_ids(fields):
 
 def _pictures(model, takes):
     if "pixel_values" in takes:
-        config = _part(model.config, "vision_config")
+        config = _part(model.config, "vision_config", "encoder")
         sizes = [getattr(config, "image_size", None), getattr(config, "input_size", None), 64, 224]
         for size in dict.fromkeys(_pair(size) for size in sizes if size):
             for channels in {getattr(config, "num_channels", 3) or 3, 3}:
                 picture = {"pixel_values": _noise(BATCH, channels, *size)}
                 yield picture
+                if "qformer_input_ids" in takes:
+                    yield picture | {"qformer_input_ids": _ids(model, 4)}
                 if "pixel_mask" in takes:
                     yield picture | {"pixel_mask": torch.ones(BATCH, *size, dtype=torch.long)}
+                if "image_attention_mask" in takes:
+                    yield {"pixel_values": picture["pixel_values"][:, None]}
+    if "bbox" in takes:
+        yield {"bbox": torch.zeros(BATCH, TOKENS, 4, dtype=torch.long)}
     if "inputs" in takes:
         yield {"inputs": _noise(BATCH, 3, 224, 224)}
     if "flattened_patches" in takes:
