@@ -12,6 +12,10 @@ from pyreft.installed.releases import check_releases as _check_releases
 # For type checkers, which do not run what is below.
 if TYPE_CHECKING:
     from pyreft.adapters.reference import ReferenceModel as ReferenceModel
+    from pyreft.base_model.listing import (
+        ListedComponent as ListedComponent,
+        list_components as list_components,
+    )
     from pyreft.compat.locations import (
         ReftType as ReftType,
         TaskType as TaskType,
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0.dev0"
 
 _HOMES = {
+    "pyreft.base_model.listing": ("ListedComponent", "list_components"),
     "pyreft.compat.locations": ("ReftType", "TaskType"),
     "pyreft.config": ("InterventionConfig", "ReftConfig"),
     "pyreft.data": (

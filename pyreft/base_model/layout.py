@@ -37,6 +37,14 @@ class Layout:
     streams: int | None = None
     offset: int | None = None
 
+    def describe(self) -> str:
+        """Such as "(B, D, H, W)": B rows, T tokens or H lines of W, D features, S streams."""
+        tokens = "T" if len(self.tokens) == 1 else "HW"
+        named = {self.rows: "B", self.width: "D", **dict(zip(self.tokens, tokens, strict=True))}
+        if self.streams is not None:
+            named[self.streams] = "S"
+        return f"({', '.join(named[axis] for axis in sorted(named))})"
+
     def views(self, hidden: Tensor) -> Iterator[Tensor]:
         """The hidden state as views (B, T, D), or (B, H, W, D): one for each stream."""
         if self.streams is None:

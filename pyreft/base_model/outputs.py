@@ -27,9 +27,11 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     if isinstance(output, Tensor):
         return hidden
     index = next(i for i, value in enumerate(output) if hidden_of(value) is not None)
-    values = [*output[:index], with_hidden(output[index], hidden), *output[index + 1 :]]
-    # The class of a named tuple takes its fields one by one.
-    return output._make(values) if hasattr(output, "_make") else type(output)(values)
+    value = with_hidden(output[index], hidden)
+    if hasattr(output, "_asdict"):
+        # The class of a named tuple takes its fields one by one.
+        return output._replace(**{list(output._asdict())[index]: value})
+    return type(output)([*output[:index], value, *output[index + 1 :]])
 
 
 def _values(output: object) -> Sequence[object]:

@@ -36,9 +36,17 @@ def reads_no_text(model: nn.Module) -> bool:
     takes = inspect.signature(model.forward).parameters
     if any(name.endswith("input_ids") for name in takes):
         return False
-    modalities = getattr(model, "input_modalities", "text")
-    named = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-    return "text" not in named or model.main_input_name in set(takes)
+    return "text" not in _modalities(model) or model.main_input_name in set(takes)
+
+
+def modalities_of(tower: PreTrainedModel) -> str:
+    """What a part of a model reads, such as "image" or "audio"; several joined by "or"."""
+    return " or ".join(one for one in _modalities(tower) if one != "text") or "other"
+
+
+def _modalities(model: PreTrainedModel) -> tuple[str, ...]:
+    said = getattr(model, "input_modalities", "text")
+    return (said,) if isinstance(said, str) else tuple(said)
 
 
 def main_input(model: PreTrainedModel, inputs: Tensor) -> str:

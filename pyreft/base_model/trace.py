@@ -57,14 +57,15 @@ class Trace:
         return (name, "output") in self.shapes
 
 
-_traces: dict[tuple[type[PreTrainedModel], str], Trace] = {}
+_traces: dict[tuple[type[PreTrainedModel], str, bool], Trace] = {}
 
 
 def trace_of(model: PreTrainedModel) -> Trace:
     """The trace of a model, made at most once for its class and config."""
     if any(is_compiled(module) for module in model.modules()):
         return Trace({}, problem="it is compiled")
-    key = (type(model), model.config.to_json_string(use_diff=False))
+    # Of a model without weights, only shapes are seen.
+    key = (type(model), model.config.to_json_string(use_diff=False), _is_empty(model))
     if key not in _traces:
         _traces[key] = _run(model)
     return _traces[key]
@@ -72,7 +73,7 @@ def trace_of(model: PreTrainedModel) -> Trace:
 
 def _run(model: PreTrainedModel) -> Trace:
     problems = []
-    device = execution_device(model, torch.device("cpu"))
+    device = execution_device(model, torch.device("meta" if _is_empty(model) else "cpu"))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         for inputs in tiny_inputs(model):
             seen = _Seen()
@@ -89,6 +90,11 @@ def _run(model: PreTrainedModel) -> Trace:
                 for handle in handles:
                     handle.remove()
     return Trace({}, problem=problems[0] if problems else "no inputs of it are known")
+
+
+def _is_empty(model: PreTrainedModel) -> bool:
+    """Whether a model is on the meta device, without weights."""
+    return all(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 def _to(value: Tensor, device: torch.device, model: PreTrainedModel) -> Tensor:
@@ -114,7 +120,9 @@ class _Seen:
         for side, hidden in (("input", read), ("output", returned)):
             shape = () if hidden is None else tuple(hidden.shape)
             self.shapes.setdefault((name, side), []).append(shape)
-            if hidden is not None and hidden.dim() == 3 and len(hidden) == ROWS:
+            if hidden is None or hidden.is_meta:
+                continue
+            if hidden.dim() == 3 and len(hidden) == ROWS:
                 self._find_offset(hidden)
                 if hidden.shape[1] not in self._counts:
                     # Before they attend to the text, they are alike in all rows.

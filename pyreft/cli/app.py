@@ -115,6 +115,25 @@ def inspect(
 
 
 @app.command()
+def components(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, or a repository: owner/name.")
+    ],
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show what can be edited in a model, with layers, widths and kinds of tokens.
+
+    Only its config is read, not its weights.
+    """
+    from pyreft.cli.components import as_json as to_json, components_of
+
+    found = components_of(model, revision, token)
+    typer.echo(json.dumps(to_json(found), indent=2) if as_json else "\n".join(map(str, found)))
+
+
+@app.command()
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
