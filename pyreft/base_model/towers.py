@@ -49,9 +49,10 @@ def _modalities(model: PreTrainedModel) -> tuple[str, ...]:
     return (said,) if isinstance(said, str) else tuple(said)
 
 
-def main_input(model: PreTrainedModel, inputs: Tensor) -> str:
+def main_input(model: PreTrainedModel, inputs: object) -> str:
     """The argument of a model that its main input is: ids of tokens, pictures or sound."""
-    return model.main_input_name if inputs.is_floating_point() else "input_ids"
+    of_numbers = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return model.main_input_name if of_numbers else "input_ids"
 
 
 def modules_around(root: nn.Module, module: nn.Module) -> tuple[nn.Module, ...]:

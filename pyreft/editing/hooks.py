@@ -166,6 +166,9 @@ class EditHooks:
             yield edits
         finally:
             self._set(before)
+            if before is not None:
+                # What is edited inside was decided inside.
+                before.reached = True
             if not outer:
                 del self._edits[threading.get_ident()]
 
