@@ -8,7 +8,7 @@ layers <  S      nothing is needed                        nothing: their output 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,8 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.adapters import EditedModel
 from pyreft.base_model.components import Component
+from pyreft.base_model.layout import ROWS_FIRST
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers, positions_depend_on_length, text_config
+from pyreft.base_model.towers import TOWER, reads_no_text
 from pyreft.installed.attention_functions import attention_of, captures_outputs, keeps_state
 from pyreft.installed.caches import (
     CACHE_NAMES,
@@ -98,6 +100,7 @@ def plan_reuse(model: EditedModel) -> Plan:
     inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
     adapters = [model.adapter_set[name] for name in model.active_adapters]
     components = [target.component for adapter in adapters for target in adapter.targets]
+    _require_text(base, components)
     skipped = min(_unchanged(component, layers, inside) for component in components)
     lost = None if next(_why_never_tokens(base), None) else next(_why_not_tokens(base), None)
     no_tokens = lost or next(_why_never_tokens(base), None)
@@ -109,6 +112,14 @@ def plan_reuse(model: EditedModel) -> Plan:
         reason = f"the first layer is edited or trained, and {no_tokens}"
         raise NotReusableError(reason, lost is not None)
     return Plan(base, layers, skipped, no_tokens, lost is not None)
+
+
+def _require_text(base: PreTrainedModel, components: Sequence[Component]) -> None:
+    """Raise NotReusableError unless all that is edited are tokens of a text, in (B, T, D)."""
+    if reads_no_text(base) or any(component.stack == TOWER for component in components):
+        raise NotReusableError("a part that reads no text is edited", lost=False)
+    if any(component.layout != ROWS_FIRST for component in components):
+        raise NotReusableError("edited hidden states have other axes than (B, T, D)", lost=False)
 
 
 def _unchanged(component: Component, layers: tuple[nn.Module, ...], inside: dict[int, int]) -> int:
