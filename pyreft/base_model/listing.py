@@ -102,11 +102,11 @@ def _of_towers(model: PreTrainedModel) -> Iterator[ListedComponent]:
         return
     for name, part in base.named_modules():
         # Those that only other towers contain are not by themselves.
-        if not isinstance(part, PreTrainedModel) or tower_of(base, part) is not part:
+        if not reads_no_text(part) or (tower := tower_of(base, part)) is not part:
             continue
         if has_two_stacks(base) and part is base.get_encoder():
             continue
-        yield from _layers_of(base, name, part)
+        yield from _layers_of(base, name, tower)
 
 
 def _layers_of(

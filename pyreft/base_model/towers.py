@@ -11,37 +11,52 @@ are counted in the hidden state itself.
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # The stack of the components in a tower: their tokens are those of no text.
 TOWER = "tower"
+# The arguments that towers take -> what these are.
+_INPUTS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 
 
 def tower_of(model: nn.Module, module: nn.Module) -> PreTrainedModel | None:
     """The outermost part of a model that contains a module and reads no text, None if none does."""
     for part in model.modules():
-        if not isinstance(part, PreTrainedModel) or not reads_no_text(part):
-            continue
-        if any(inside is module for inside in part.modules()):
-            return part
+        if reads_no_text(part) and any(inside is module for inside in part.modules()):
+            return cast("PreTrainedModel", part)
     return None
 
 
 def reads_no_text(model: nn.Module) -> bool:
     """Whether a part of a model takes pictures, sound or series, and no ids of tokens."""
-    if not isinstance(model, PreTrainedModel):
-        return False
-    takes = inspect.signature(model.forward).parameters
+    takes = _arguments(type(model))
     if any(name.endswith("input_ids") for name in takes):
         return False
-    return "text" not in _modalities(model) or model.main_input_name in set(takes)
+    if not isinstance(model, PreTrainedModel):
+        # In transformers 5.0 the towers of CLIP are plain modules.
+        return hasattr(model, "config") and not _INPUTS.keys().isdisjoint(takes)
+    return "text" not in _modalities(model) or model.main_input_name in takes
 
 
-def modalities_of(tower: PreTrainedModel) -> str:
+def modalities_of(tower: nn.Module) -> str:
     """What a part of a model reads, such as "image" or "audio"; several joined by "or"."""
+    if not isinstance(tower, PreTrainedModel):
+        takes = _arguments(type(tower))
+        return " or ".join(dict.fromkeys(_INPUTS[name] for name in takes if name in _INPUTS))
     return " or ".join(one for one in _modalities(tower) if one != "text") or "other"
+
+
+def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The names of the arguments of a module's forward, read once for each class."""
+    if cls not in _known:
+        _known[cls] = tuple(inspect.signature(cls.forward).parameters)
+    return _known[cls]
+
+
+_known: dict[type[nn.Module], tuple[str, ...]] = {}
 
 
 def _modalities(model: PreTrainedModel) -> tuple[str, ...]:

@@ -98,7 +98,10 @@ def _is_empty(model: PreTrainedModel) -> bool:
 
 
 def _to(value: Tensor, device: torch.device, model: PreTrainedModel) -> Tensor:
-    return value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+    if not value.is_floating_point():
+        return value.to(device)
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return value.to(device, next(floats, value.dtype))
 
 
 class _Seen:
