@@ -19,6 +19,7 @@ from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers, has_two_stacks
 from pyreft.base_model.towers import TOWER, modalities_of, reads_no_text, tower_of
 from pyreft.config import STACKS
+from pyreft.config.groups import name_layers
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ListedComponent:
     num_heads: int | None = None
 
     def __str__(self) -> str:
-        where = f"layers {_ranges(self.layers)}" if self.layers else "one module"
+        where = f"layers {name_layers(self.layers)}" if self.layers else "one module"
         heads = f", {self.num_heads} heads" if self.num_heads else ""
         return (
             f"{self.component}: {where}, width {self.width or 'unknown'}{heads}, {self.tokens} "
@@ -136,14 +137,3 @@ def _listed(
     return ListedComponent(
         name, layers, found.width, tokens, found.layout.describe(), found.num_heads
     )
-
-
-def _ranges(indices: tuple[int, ...]) -> str:
-    """Such as "0-3, 7"."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
