@@ -255,11 +255,10 @@ class EditedModel(StandIn):
         The prompt is edited during prefill. The decoding steps run the bare base model, except
         that the positions "all" and "completion" edit generated tokens as well. This holds with
         caches, beams, sampling, several sequences for each prompt, assisted decoding and chunked
-        prefill. The common beginning of all prompts of a batch, such as a system prompt, runs
-        once if no adapter edits it.
+        prefill. What all prompts of a batch begin with runs once if no adapter edits it.
 
         Args:
-            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D). Or sound.
+            inputs: (B, T) token ids; also as `input_ids`, or `inputs_embeds` (B, T, D); or sound.
             intervention_locations: (B, I, P), as in `forward`.
             subspaces, adapter_names, positions: As in `forward`.
             **kwargs: For the base model's `generate`. With `encoder_outputs`, the encoder does not
