@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from command_line import run
 from hub_server import HubServer, connect
 
 import pyreft
 from conftest import make_base, randomize
-from pyreft.cli import main
 
 IDS = torch.arange(3, 15).view(2, 6)
 UPSTREAM = Path(__file__).parent / "references" / "upstream_adapters"
@@ -22,13 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
-
-
-def run(*arguments):
-    """The exit code."""
-    with pytest.raises(SystemExit) as exit:
-        main([str(argument) for argument in arguments])
-    return exit.value.code
 
 
 @pytest.fixture

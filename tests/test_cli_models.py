@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pyreft
 from conftest import make_base
-from pyreft.cli import main
 from pyreft.cli.training import TrainSettings, read_settings
 from test_docs import bytes_tokenizer
 
 ROWS = [{"prompt": f"say {i}: ", "completion": str(i)} for i in range(8)]
-
-
-def run(*arguments):
-    """The exit code."""
-    with pytest.raises(SystemExit) as exit:
-        main([str(argument) for argument in arguments])
-    return exit.value.code
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pyreft.adapters.fitting import (
 from pyreft.base_model.components import Component, find_component
 from pyreft.base_model.running import execution_device
 from pyreft.base_model.stacks import count_layers, size_of, text_config
+from pyreft.base_model.structure import Structure
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig, intervention_keys
 from pyreft.config.groups import name_layers
@@ -69,7 +70,8 @@ class AttachedAdapter(nn.Module):
         super().__init__()
         self._layers = count_layers(base) if config.names_layers else []
         resolved = config.resolve(*(self._layers or [0]))
-        components = [find_component(base, c.layer, c.component) for c in resolved]
+        structure = Structure(base)
+        components = [find_component(structure, c.layer, c.component) for c in resolved]
         default_width = size_of(text_config(base), "hidden_size")
         resolved = build_interventions(resolved, components, default_width)
         self.trained = TrainedModules(base, config.modules_to_save or ())

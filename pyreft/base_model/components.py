@@ -46,7 +46,6 @@ from pyreft.base_model.layout import ROWS_FIRST, Layout
 from pyreft.base_model.linear_maps import features, is_linear, walk
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import (
-    find_layers,
     find_stack,
     has_two_stacks,
     outer_lists,
@@ -54,7 +53,8 @@ from pyreft.base_model.stacks import (
     stack_of,
     text_config,
 )
-from pyreft.base_model.towers import TOWER, modules_around, tower_of
+from pyreft.base_model.structure import Structure
+from pyreft.base_model.towers import TOWER, modules_around
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
 
@@ -106,19 +106,23 @@ class Component:
     runs: int = 1
 
 
-def find_component(model: PreTrainedModel, layer: int | None, component: str) -> Component:
+def find_component(
+    model: PreTrainedModel | Structure, layer: int | None, component: str
+) -> Component:
     """Resolve a component.
 
     Args:
-        model: The base model.
+        model: The base model, or its structure if several components are resolved.
         layer: Index of the layer; ignored if the component is a path.
         component: A name above, or a path.
 
     Raises:
         ValueError: If there is no such component; the message lists those that exist.
     """
+    structure = model if isinstance(model, Structure) else Structure(model)
+    model = structure.model
     if is_path(component):
-        return _with_shape(model, _find_path(model, component), component)
+        return _with_shape(structure, _find_path(model, component), component)
     stack = stack_named(component) if has_two_stacks(model) else None
     name = component if stack is None else split_stack(component)[1]
     if name not in NAMES + PROJECTIONS + (CROSS_NAMES if stack == "decoder" else ()):
@@ -130,25 +134,25 @@ def find_component(model: PreTrainedModel, layer: int | None, component: str) ->
         )
     if layer is None:
         raise ValueError(f"the component {component!r} needs a layer.")
-    layers = find_layers(model, stack)
+    layers = structure.layers(stack)
     found = _find_in_layer(layers[layer], name, text_config(model, stack), model)
     same = [index for index, one in enumerate(layers) if one is layers[layer]]
     found = replace(found, stack=stack, run=same.index(layer), runs=len(same))
-    return _with_shape(model, found, f"{component} of layer {layer}")
+    return _with_shape(structure, found, f"{component} of layer {layer}")
 
 
-def _with_shape(model: PreTrainedModel, found: Component, named: str) -> Component:
+def _with_shape(structure: Structure, found: Component, named: str) -> Component:
     """The component with the shape of its hidden state, as one tiny forward pass shows it."""
-    model = running_model(model)
-    tower = tower_of(model, found.module)
+    tower = structure.tower_of(found.module)
     seen = None
     if tower is not None:
-        seen = shape_in_tower(tower, found.module, found.side, named)
+        seen = shape_in_tower(structure.traced(tower), found.module, found.side, named)
         around = modules_around(tower, found.module)
         found = replace(found, stack=TOWER, around=around)
     if seen is None:
         # The tower may not run by itself: Perceiver's reads what embeddings of text return.
-        seen = shape_of_text(model, found.module, found.side, found.stack)
+        whole = structure.traced(structure.running)
+        seen = shape_of_text(whole, found.module, found.side, found.stack)
     if seen is not None and seen.of_queries:
         # Perceiver reads a text by queries, of which none is padding.
         found = replace(found, stack=TOWER, around=())

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from pyreft.base_model.layout import ROWS_FIRST, Layout, layout_of, layout_of_text
+from pyreft.base_model.structure import Traced
 from pyreft.base_model.tiny_inputs import OF_DECODER, ROWS, TOKENS
-from pyreft.base_model.trace import trace_of
 
 
 class HiddenShape(NamedTuple):
@@ -27,17 +26,19 @@ class HiddenShape(NamedTuple):
 
 
 def shape_of_text(
-    model: PreTrainedModel, module: nn.Module, side: str, stack: str | None
+    traced: Traced, module: nn.Module, side: str, stack: str | None
 ) -> HiddenShape | None:
     """The shape of a hidden state of text; None if the tiny pass does not show it.
 
     Args:
-        model: The model.
+        traced: The model.
         module, side: The module, and which side of it.
         stack: The stack that it is in.
     """
-    trace = trace_of(model)
-    runs = trace.shapes.get((_path(model, module), side))
+    trace = traced.trace
+    name = traced.names.get(module)
+    # A wrapper of PEFT's around the model is not in it.
+    runs = None if name is None else trace.shapes.get((name, side))
     if not runs:
         return None
     count = OF_DECODER if stack == "decoder" else TOKENS
@@ -49,13 +50,11 @@ def shape_of_text(
     return None if layout is None else HiddenShape(shape[layout.width], layout)
 
 
-def shape_in_tower(
-    tower: PreTrainedModel, module: nn.Module, side: str, named: str
-) -> HiddenShape | None:
+def shape_in_tower(traced: Traced, module: nn.Module, side: str, named: str) -> HiddenShape | None:
     """The shape of a hidden state in a model that reads no text.
 
     Args:
-        tower: The model.
+        traced: The model.
         module, side: The module, and which side of it.
         named: The component, for errors.
 
@@ -65,10 +64,10 @@ def shape_in_tower(
     Raises:
         ValueError: If the module does not run, or what it reads or returns has no axis of rows.
     """
-    trace = trace_of(tower)
+    tower, trace = traced.model, traced.trace
     if trace.problem is not None:
         return None
-    path = _path(tower, module)
+    path = traced.names[module]
     runs = trace.shapes.get((path, side))
     if runs is None:
         raise ValueError(
@@ -83,8 +82,3 @@ def shape_in_tower(
             "and features. Name another module."
         )
     return HiddenShape(runs[0][layout.width], layout)
-
-
-def _path(root: nn.Module, module: nn.Module) -> str:
-    names = (str(name) for name, inside in root.named_modules() if inside is module)
-    return next(names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from pyreft.base_model.components import (
@@ -15,9 +14,9 @@ from pyreft.base_model.components import (
     Component,
     find_component,
 )
-from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers, has_two_stacks
-from pyreft.base_model.towers import TOWER, modalities_of, reads_no_text, tower_of
+from pyreft.base_model.structure import Structure
+from pyreft.base_model.towers import TOWER, modalities_of, reads_no_text
 from pyreft.config import STACKS
 from pyreft.config.groups import name_layers
 
@@ -67,8 +66,9 @@ def list_components(model: PreTrainedModel) -> list[ListedComponent]:
     Raises:
         ValueError: If the model has no list of layers, so that only paths name its components.
     """
-    found = [one for name, count in _names(model) for one in _by_width(model, name, count)]
-    return found + list(_of_towers(model))
+    structure = Structure(model)
+    found = [one for name, count in _names(model) for one in _by_width(structure, name, count)]
+    return found + list(_of_towers(structure))
 
 
 def _names(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
@@ -83,35 +83,35 @@ def _names(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
             yield f"{prefix}{name}", count
 
 
-def _by_width(model: PreTrainedModel, name: str, count: int) -> Iterator[ListedComponent]:
+def _by_width(structure: Structure, name: str, count: int) -> Iterator[ListedComponent]:
     alike: dict[tuple[object, ...], tuple[Component, list[int]]] = {}
     for layer in range(count):
         try:
-            found = find_component(model, layer, name)
+            found = find_component(structure, layer, name)
         except ValueError:
             # This layer has none.
             continue
         key = (found.width, found.layout, found.num_heads)
         alike.setdefault(key, (found, []))[1].append(layer)
     for found, layers in alike.values():
-        yield _listed(model, name, found, tuple(layers))
+        yield _listed(structure, name, found, tuple(layers))
 
 
-def _of_towers(model: PreTrainedModel) -> Iterator[ListedComponent]:
-    base = running_model(model)
+def _of_towers(structure: Structure) -> Iterator[ListedComponent]:
+    base = structure.running
     if reads_no_text(base):
         return
     for name, part in base.named_modules():
         # Those that only other towers contain are not by themselves.
-        if not reads_no_text(part) or (tower := tower_of(base, part)) is not part:
+        if not reads_no_text(part) or (tower := structure.tower_of(part)) is not part:
             continue
         if has_two_stacks(base) and part is base.get_encoder():
             continue
-        yield from _layers_of(base, name, tower)
+        yield from _layers_of(structure, name, tower)
 
 
 def _layers_of(
-    base: PreTrainedModel, name: str, tower: PreTrainedModel
+    structure: Structure, name: str, tower: PreTrainedModel
 ) -> Iterator[ListedComponent]:
     try:
         layers = find_layers(tower)
@@ -121,18 +121,18 @@ def _layers_of(
     for layer in layers:
         path = f"{name}.{names[id(layer)]}.output"
         try:
-            found = find_component(base, None, path)
+            found = find_component(structure, None, path)
         except ValueError:
             continue
-        yield _listed(base, path, found, ())
+        yield _listed(structure, path, found, ())
 
 
 def _listed(
-    model: nn.Module, name: str, found: Component, layers: tuple[int, ...]
+    structure: Structure, name: str, found: Component, layers: tuple[int, ...]
 ) -> ListedComponent:
     tokens = "text"
     if found.stack == TOWER:
-        tower = tower_of(running_model(model), found.module)
+        tower = structure.tower_of(found.module)
         tokens = "query" if tower is None or not found.around else modalities_of(tower)
     return ListedComponent(
         name, layers, found.width, tokens, found.layout.describe(), found.num_heads

@@ -11,7 +11,6 @@ are counted in the hidden state itself.
 from __future__ import annotations
 
 import inspect
-from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,14 +19,6 @@ from transformers import PreTrainedModel
 TOWER = "tower"
 # The arguments that towers take -> what these are.
 _INPUTS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}
-
-
-def tower_of(model: nn.Module, module: nn.Module) -> PreTrainedModel | None:
-    """The outermost part of a model that contains a module and reads no text, None if none does."""
-    for part in model.modules():
-        if reads_no_text(part) and any(inside is module for inside in part.modules()):
-            return cast("PreTrainedModel", part)
-    return None
 
 
 def reads_no_text(model: nn.Module) -> bool:

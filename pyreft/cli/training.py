@@ -72,7 +72,7 @@ def read_settings(file: Path | None, given: Mapping[str, object]) -> TrainSettin
             raise ValueError(f"{file} has the option {name!r}, which does not exist{hint}")
         found[name] = _convert(name, value, types[name])
     found |= {name: given[name] for name in types if given.get(name) is not None}
-    return TrainSettings(**found)  # type: ignore[arg-type]
+    return TrainSettings(**found)  # type: ignore[arg-type]  # of the types that were read above
 
 
 def _convert(name: str, value: object, expected: str) -> object:

@@ -128,7 +128,8 @@ def _rows(edits: Sequence[_Edit], columns: Sequence[int | None], reads_only: boo
 
 def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[_Row]:
     """The rows of the prompt, cut at the ends of edits; equal neighbours are one row."""
-    spans = {span for edit in edits for span in _spans(edit) if span.anchor in _ANCHORS}
+    placed = [(edit, _spans(edit)) for edit in edits]
+    spans = {span for _, found in placed for span in found if span.anchor in _ANCHORS}
     cuts = {0} | {cut for span in spans for cut in (span.first, span.stop) if cut is not None}
     ahead, behind = (sorted(c for c in cuts if sign * c >= 0) for sign in (1, -1))
     # (None, None) are the tokens between the ends, which have no fixed index.
@@ -137,7 +138,10 @@ def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[
         (None, None),
         *((first, end - 1) for first, end in pairwise(behind)),
     ]
-    drawn = [(*s, _cells([e for e in edits if _covers(e, s[0])], columns)) for s in between]
+    drawn = [
+        (*ends, _cells([edit for edit, found in placed if _covers(found, ends[0])], columns))
+        for ends in between
+    ]
     if len({cells for *_, cells in drawn}) == 1:
         return [_Row("prompt", "", drawn[0][2])]
     groups = groupby(drawn, key=lambda d: (d[0] is None, (d[0] or 0) < 0, d[2]))
@@ -145,13 +149,16 @@ def _prompt_rows(edits: Sequence[_Edit], columns: Sequence[int | None]) -> list[
     return [_Row("prompt", _tokens(group[0][0], group[-1][1]), group[0][2]) for group in alike]
 
 
-def _covers(edit: _Edit, first: int | None) -> bool:
-    """Whether an edit is on the tokens from `first` to the next cut; None is between the ends."""
-    spans = [span for span in _spans(edit) if span.anchor in (*_ANCHORS, "prompt")]
+def _covers(spans: Sequence[Span], first: int | None) -> bool:
+    """Whether an edit of these spans is on the tokens from `first` to the next cut.
+
+    None is between the ends.
+    """
     if first is None:
         return any(span.anchor == "prompt" for span in spans)
     here = Span("start" if first >= 0 else "end", first, first + 1)
-    return any(span.meets(here) for span in spans)
+    near = (span for span in spans if span.anchor in (*_ANCHORS, "prompt"))
+    return any(span.meets(here) for span in near)
 
 
 def _spans(edit: _Edit) -> list[Span]:

@@ -1,0 +1,60 @@
+"""What is read off a model for all of its components, each part once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pyreft.base_model.running import running_model
+from pyreft.base_model.stacks import find_layers
+from pyreft.base_model.towers import reads_no_text
+from pyreft.base_model.trace import Trace, trace_of
+
+
+class Traced(NamedTuple):
+    """A model or tower, its trace, and the name of each of its modules."""
+
+    model: PreTrainedModel
+    trace: Trace
+    names: dict[nn.Module, str]
+
+
+class Structure:
+    """Layers, towers and traces of a model, which does not change while this is used.
+
+    Args:
+        model: The base model, PEFT's around it included.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.running = running_model(model)
+        self._layers: dict[str | None, list[nn.Module]] = {}
+        self._traced: dict[nn.Module, Traced] = {}
+
+    def layers(self, stack: str | None) -> list[nn.Module]:
+        """The layers of a stack, see `find_layers`."""
+        if stack not in self._layers:
+            self._layers[stack] = find_layers(self.model, stack)
+        return self._layers[stack]
+
+    def traced(self, root: PreTrainedModel) -> Traced:
+        """The trace of the model that runs, or of a tower in it."""
+        if root not in self._traced:
+            names: dict[nn.Module, str] = {}
+            for name, module in root.named_modules():
+                names.setdefault(module, str(name))
+            self._traced[root] = Traced(root, trace_of(root), names)
+        return self._traced[root]
+
+    def tower_of(self, module: nn.Module) -> PreTrainedModel | None:
+        """The outermost part that contains a module and reads no text, None if none does."""
+        return next((tower for tower, inside in self._towers if module in inside), None)
+
+    @cached_property
+    def _towers(self) -> list[tuple[PreTrainedModel, set[nn.Module]]]:
+        towers = (part for part in self.running.modules() if reads_no_text(part))
+        return [(cast("PreTrainedModel", part), set(part.modules())) for part in towers]
