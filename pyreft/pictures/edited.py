@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyreft.adapters.model import EditedModel
 from pyreft.base_model.components import Component
+from pyreft.base_model.layout import ROWS_FIRST
 from pyreft.config.groups import place_of
 from pyreft.editing.plan import Placed
 from pyreft.pictures.prompt import Prompt
@@ -55,7 +56,8 @@ def place_edits(model: EditedModel, prompt: Prompt, adapter: str | None = None) 
             active ones do.
 
     Raises:
-        ValueError: If there is no such adapter, or no token is edited.
+        ValueError: If there is no such adapter, no token is edited, or a hidden state is one that
+            pictures do not show.
     """
     inputs = dict(prompt.inputs)
     if adapter is not None:
@@ -69,6 +71,14 @@ def place_edits(model: EditedModel, prompt: Prompt, adapter: str | None = None) 
             f"no token of this prompt is edited.{disabled} If the config leaves positions to the "
             "batch, give intervention_locations or positions with it."
         )
+    for target in (one.targets[index] for one in placed for index in one.placement.masks):
+        component = target.component
+        if component.layout != ROWS_FIRST or component.runs > 1:
+            raise ValueError(
+                f"pictures show hidden states (B, T, D) of modules that run once, and "
+                f"{target.config.place} has {component.layout.describe()} and runs "
+                f"{component.runs} times."
+            )
     return placed
 
 

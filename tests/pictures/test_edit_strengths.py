@@ -8,6 +8,7 @@ import pytest
 import torch
 from encoder_decoder_models import make as make_encoder_decoder
 from explicit_edits import edited_by_hand, formula, make_double
+from transformers import AlbertConfig, AlbertForMaskedLM
 from unchanged import unchanged
 
 import pyreft
@@ -285,3 +286,12 @@ def test_without_matplotlib_there_are_numbers_and_html(tokenizer, monkeypatch):
     assert found._repr_html_() and repr(found)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         found.plot()
+
+
+def test_layers_that_run_several_times_are_refused(tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 300, "embedding_size": 16}
+    base = AlbertForMaskedLM(AlbertConfig(**sizes)).eval()
+    model = get_reft_model(base, ReftConfig(positions="f1", rank=2)).eval()
+    with pytest.raises(ValueError, match="modules that run once"):
+        pyreft.edit_strengths(model, tokenizer, TEXT)
