@@ -111,7 +111,7 @@ def build(arguments: Arguments, base: PreTrainedModel) -> Method:
         raise ValueError(f"{type(base).__name__} has no head to train alone.")
     if name in BASELINES:
         for path, parameter in base.named_parameters():
-            trained = name == "full" or (name == "head" and is_in(path, heads))
+            trained = name == "full" or (name == "head" and _in(path, heads))
             parameter.requires_grad = trained
     elif config is not None:
         _require_layers(base, config)
@@ -126,7 +126,7 @@ def build(arguments: Arguments, base: PreTrainedModel) -> Method:
         if arguments.use_lora:
             model.model.enable_adapter_layers()
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
-    head = sum(size for path, size in trained.items() if is_in(path, heads))
+    head = sum(size for path, size in trained.items() if _in(path, heads))
     return Method(model, trainer, sum(trained.values()) - head, head)
 
 
@@ -217,8 +217,7 @@ def _indices(text: str) -> list[int] | None:
     return None if layers == "all" else layers
 
 
-def is_in(path: str, heads: Iterable[str]) -> bool:
-    """Whether a parameter is of a head."""
+def _in(path: str, heads: Iterable[str]) -> bool:
     return any(part in heads for part in path.split("."))
 
 

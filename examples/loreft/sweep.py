@@ -73,12 +73,6 @@ class Sweep:
         self.sets = layer_sets(options.layer_sets.split(";"), base)
         low, high = options.rates.split(";")
         self.rates = float(low), float(high)
-        # A classifier's head is trained in every trial, from the same random weights.
-        self.heads = {
-            name: parameter.detach().clone()
-            for name, parameter in base.named_parameters()
-            if methods.is_in(name, methods.HEADS)
-        }
 
     @property
     def direction(self) -> str:
@@ -100,9 +94,6 @@ class Sweep:
         """Train a trial; return its best held-out score."""
         arguments = self.choose(trial)
         set_seed(arguments.seed)
-        for name, parameter in self.base.named_parameters():
-            if name in self.heads:
-                parameter.data.copy_(self.heads[name])
         method = methods.build(arguments, self.base)
         batch = arguments.batch_size * arguments.gradient_accumulation_steps
         steps = max(1, arguments.epochs * (len(self.data["train"]) // batch) // EVALUATIONS)
@@ -128,6 +119,7 @@ class Sweep:
         except FloatingPointError as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:
+            # With it a classifier's head is as random as it was.
             method.model.unwrap()
         return (min if self.metric == "loss" else max)(reports.scores)
 

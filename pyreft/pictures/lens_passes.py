@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.adapters.model import EditedModel
+from pyreft.base_model.outputs import hidden_of, with_hidden
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers
 from pyreft.editing.plan import Placed
 from pyreft.pictures.edited import for_base
 from pyreft.pictures.prompt import Prompt
-from pyreft.pictures.recording import first_tensor, watching
+from pyreft.pictures.recording import watching
 
 
 class LensPasses:
@@ -142,11 +143,9 @@ class LensPasses:
         """What follows the last layer, as probabilities: (N, D) -> (N, V) float64."""
 
         def replace_output(module: nn.Module, args: object, output: object) -> object:
-            like = first_tensor(output)
-            hidden = states[:, None].to(like.device, like.dtype)
-            if isinstance(output, (tuple, list)):
-                return type(output)([hidden, *output[1:]])
-            return hidden
+            like = hidden_of(output)
+            assert like is not None
+            return with_hidden(output, states[:, None].to(like.device, like.dtype))
 
         inputs = {"input_ids": self._token.expand(len(states), 1)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

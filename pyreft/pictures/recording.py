@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pyreft.annotations import Arguments
+from pyreft.base_model.outputs import hidden_of
 
 # A function that is called with a hidden state, (B, T, D). It may not keep it: edits are in place.
 See = Callable[[Tensor], None]
@@ -42,11 +43,11 @@ def watching(
 def _register(module: nn.Module, side: str, see: See, first: bool) -> RemovableHandle:
     if side == "output":
         return module.register_forward_hook(
-            lambda module, args, output: see(first_tensor(output)), prepend=first
+            lambda module, args, output: see(_hidden_in(output)), prepend=first
         )
 
     def before(module: nn.Module, args: Sequence[object], kwargs: Arguments) -> None:
-        see(first_tensor([*args, *kwargs.values()]))
+        see(_hidden_in([*args, *kwargs.values()]))
 
     return module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
 
@@ -61,9 +62,7 @@ def _in_thread(see: See) -> See:
     return run
 
 
-def first_tensor(values: object) -> Tensor:
-    """The hidden state among what a module is given or returns."""
-    if isinstance(values, Tensor):
-        return values
-    assert isinstance(values, (tuple, list))
-    return next(value for value in values if isinstance(value, Tensor))
+def _hidden_in(values: object) -> Tensor:
+    hidden = hidden_of(values)
+    assert hidden is not None, "an edited module reads and returns a hidden state"
+    return hidden
