@@ -7,6 +7,8 @@ import torch
 
 from conftest import by_the_rule
 from pyreft import PositionSpec, Tokens, register_position
+from pyreft.positions import Kinds
+from pyreft.positions.words import widest
 
 SPECS = ["f1", "l1", "f7+l7", "f2+l12", "prompt", "completion", "all", "0", "-1", "0+3+-2"]
 SPECS += ["f2+completion", "l1+2", "f3+l2+completion+4+-5", "test_even", "f1+test_even"]
@@ -254,3 +256,118 @@ def test_specs_overlap_if_they_share_a_token_of_a_long_prompt(one):
         share = bool(set(chosen(one, tokens)[0]) & set(chosen(other, tokens)[0]))
         found = PositionSpec.parse(one).overlaps(PositionSpec.parse(other))
         assert found == share, f"{one} and {other}"
+
+
+def mixed(kinds, rows=("t i i i t t", "i t t t t i")):
+    """Rows of image (i) and text (t) tokens; the last token is a completion."""
+    ids = torch.tensor([[7 if one == "i" else 5 for one in row.split()] for row in rows])
+    prompt = torch.ones_like(ids, dtype=torch.bool)
+    prompt[:, -1] = False
+    return Tokens(prompt, ~prompt, ids, kinds)
+
+
+WITH_IMAGES = Kinds(ids={"image": 7})
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("image", [[1, 2, 3], [0]]),
+        ("text", [[0, 4], [1, 2, 3, 4]]),
+        ("image:l1", [[3], [0]]),
+        ("image:0+text:-1", [[1, 4], [0, 4]]),
+        # The rule of short prompts, for the tokens of the kind.
+        ("text:f2+text:l2", [[0, 4], [1, 2, 3, 4]]),
+        ("text:f3", [[0], [1, 2, 3]]),
+        ("image+l1", [[1, 2, 3, 4], [0, 4]]),
+    ],
+)
+def test_kinds_of_tokens_are_chosen_and_counted_by_themselves(spec, expected):
+    spec = PositionSpec.parse(spec)
+    assert PositionSpec.parse(str(spec)) == spec
+    found = spec.select(mixed(WITH_IMAGES))
+    assert [row.nonzero().flatten().tolist() for row in found] == expected
+
+
+def test_ends_of_a_kind_that_separate_interventions_edit_are_disjoint():
+    tokens = mixed(WITH_IMAGES)
+    first, last = (PositionSpec.parse(f"text:{end}") for end in ("f2", "l2"))
+    ends = widest([first.ends, last.ends])
+    one, other = first.select(tokens, ends), last.select(tokens, ends)
+    assert not (one & other).any()
+    assert torch.equal(one | other, PositionSpec.parse("text:f2+text:l2").select(tokens))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("image", "text", False),
+        ("image", "f7", False),
+        ("image", "prompt", True),
+        ("image:f2", "image:0", True),
+        ("image:f2", "image", True),
+        ("image:f2", "text:f2", False),
+        ("image:f2", "image:l2", False),
+        ("rows0", "rows0", True),
+    ],
+)
+def test_overlaps_of_kinds(one, other, shared):
+    one, other = PositionSpec.parse(one), PositionSpec.parse(other)
+    assert one.overlaps(other) is other.overlaps(one) is shared
+
+
+def patches(before=1, height=2, width=3, rows=2):
+    prompt = torch.ones(rows, before + height * width, dtype=torch.bool)
+    columns = {"class": slice(0, before), "patch": slice(before, None)}
+    kinds = Kinds(columns=columns)
+    return Tokens(prompt, ~prompt, kinds=kinds, picture=(16 * height, 16 * width))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("class", [0]),
+        ("rows1", [4, 5, 6]),
+        ("rows0-1", [1, 2, 3, 4, 5, 6]),
+        ("columns2", [3, 6]),
+        ("rows0xcolumns1-2", [2, 3]),
+        ("class+rows1xcolumns0+columns2", [0, 3, 4, 6]),
+        ("patch:l1", [6]),
+    ],
+)
+def test_boxes_of_patches(spec, expected):
+    spec = PositionSpec.parse(spec)
+    assert PositionSpec.parse(str(spec)) == spec
+    found = spec.select(patches())
+    assert [row.nonzero().flatten().tolist() for row in found] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens", "message"),
+    [
+        ("image", mixed(Kinds()), "no image tokens: there are text tokens"),
+        ("rows0", mixed(WITH_IMAGES), "no patch tokens"),
+        ("image:1", mixed(WITH_IMAGES), "outside the image tokens of the prompt of row 1, which"),
+        ("rows0-2", patches(), "'rows0-2' is outside the grid of patches, which has 2 rows and 3"),
+        ("columns3", patches(), "outside the grid"),
+        ("rows0", dataclasses.replace(patches(), picture=None), "in no grid that is known"),
+        ("rows0", dataclasses.replace(patches(), picture=(5, 5)), "in no grid that is known"),
+        ("image", dataclasses.replace(mixed(WITH_IMAGES), input_ids=None), "no input_ids"),
+    ],
+)
+def test_kinds_and_boxes_that_are_not_there(spec, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        PositionSpec.parse(spec).select(tokens)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["image:", "image:all", "image:rows0", "rows", "rows2-1", "rows0columns1", "xrows0"]
+)
+def test_kinds_and_boxes_that_do_not_parse(wrong):
+    with pytest.raises(ValueError, match="a position spec is parts"):
+        PositionSpec.parse(wrong)
+
+
+def test_kinds_are_reserved_names():
+    with pytest.raises(ValueError, match="'image' cannot name a position function"):
+        register_position("image", lambda tokens: tokens.prompt)

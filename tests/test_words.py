@@ -9,7 +9,7 @@ import torch
 from conftest import LAYERS, make_base
 from pyreft import PositionSpec, ReftConfig, Tokens, get_reft_model
 from pyreft.config.picture import draw
-from pyreft.positions import functions, words
+from pyreft.positions import functions, kinds, words
 
 
 @pytest.fixture
@@ -92,4 +92,5 @@ def test_the_documentation_has_every_word():
         elif cls is words.At:
             assert "-1" in written
         else:
-            assert re.search(cls.syntax.replace("<n>", r"\d+"), written), cls.syntax
+            syntax = cls.syntax.replace("<kind>", "|".join(kinds.KINDS))
+            assert re.search(re.sub("<[a-z]>", r"\\d+", syntax), written), cls.syntax

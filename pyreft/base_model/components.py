@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,9 +54,11 @@ from pyreft.base_model.stacks import (
     text_config,
 )
 from pyreft.base_model.structure import Structure
+from pyreft.base_model.token_kinds import kinds_in_tower, kinds_of_text
 from pyreft.base_model.towers import TOWER, modules_around
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
+from pyreft.positions import Kinds
 
 NAMES = (
     "block_input",
@@ -92,6 +94,7 @@ class Component:
         layout: The axes of the hidden state.
         around: In a tower, the modules around it: their attention masks say what is padding.
         run, runs: Which time it is edited, of how many times that it runs in a forward pass.
+        kinds: The kinds of its tokens, such as image tokens and text.
     """
 
     module: nn.Module
@@ -104,6 +107,7 @@ class Component:
     around: tuple[nn.Module, ...] = ()
     run: int = 0
     runs: int = 1
+    kinds: Kinds = field(default_factory=Kinds)
 
 
 def find_component(
@@ -144,18 +148,21 @@ def find_component(
 def _with_shape(structure: Structure, found: Component, named: str) -> Component:
     """The component with the shape of its hidden state, as one tiny forward pass shows it."""
     tower = structure.tower_of(found.module)
-    seen = None
+    seen, kinds = None, kinds_of_text(structure.running.config)
     if tower is not None:
-        seen = shape_in_tower(structure.traced(tower), found.module, found.side, named)
+        traced = structure.traced(tower)
+        seen = shape_in_tower(traced, found.module, found.side, named)
         around = modules_around(tower, found.module)
+        kinds = kinds_in_tower(traced, found.module, found.side)
         found = replace(found, stack=TOWER, around=around)
+    found = replace(found, kinds=kinds)
     if seen is None:
         # The tower may not run by itself: Perceiver's reads what embeddings of text return.
         whole = structure.traced(structure.running)
         seen = shape_of_text(whole, found.module, found.side, found.stack)
     if seen is not None and seen.of_queries:
         # Perceiver reads a text by queries, of which none is padding.
-        found = replace(found, stack=TOWER, around=())
+        found = replace(found, stack=TOWER, around=(), kinds=Kinds(columns={"query": slice(None)}))
     return found if seen is None else replace(found, width=seen.width, layout=seen.layout)
 
 

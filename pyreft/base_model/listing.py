@@ -33,6 +33,8 @@ class ListedComponent:
             as "image" or "audio".
         shape: The axes of its hidden state, such as "(B, T, D)".
         num_heads: The number of heads that the width is split into, for a per-head component.
+        kinds: The words of position specs for its tokens, such as "text" and "image", or "class"
+            and "patch".
     """
 
     component: str
@@ -41,13 +43,14 @@ class ListedComponent:
     tokens: str
     shape: str
     num_heads: int | None = None
+    kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"layers {name_layers(self.layers)}" if self.layers else "one module"
         heads = f", {self.num_heads} heads" if self.num_heads else ""
         return (
-            f"{self.component}: {where}, width {self.width or 'unknown'}{heads}, {self.tokens} "
-            f"tokens, {self.shape}"
+            f"{self.component}: {where}, width {self.width or 'unknown'}{heads}, "
+            f"{' and '.join(self.kinds or (self.tokens,))} tokens, {self.shape}"
         )
 
 
@@ -134,6 +137,5 @@ def _listed(
     if found.stack == TOWER:
         tower = structure.tower_of(found.module)
         tokens = "query" if tower is None or not found.around else modalities_of(tower)
-    return ListedComponent(
-        name, layers, found.width, tokens, found.layout.describe(), found.num_heads
-    )
+    shape, kinds = found.layout.describe(), found.kinds.names
+    return ListedComponent(name, layers, found.width, tokens, shape, found.num_heads, kinds)

@@ -43,6 +43,8 @@ class Trace:
             them, where it can be told.
         queries: Numbers of tokens of hidden states that begin as queries that the model has
             learned, and not as tokens of the text.
+        added: Number of tokens of a hidden state -> how many of them, at its start and its end, the
+            model has added to those of its input.
         problem: Why there was no forward pass; None if there was one.
     """
 
@@ -50,6 +52,7 @@ class Trace:
     order: Sequence[str] = ()
     offsets: Mapping[int, int] = field(default_factory=dict)
     queries: Set[int] = frozenset()
+    added: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     problem: str | None = None
 
     def ran(self, name: str) -> bool:
@@ -85,7 +88,7 @@ def _run(model: PreTrainedModel) -> Trace:
                 given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
                 problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
             else:
-                return Trace(seen.shapes, seen.order, seen.offsets, seen.queries)
+                return Trace(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -112,7 +115,7 @@ class _Seen:
         self.order: list[str] = []
         self.offsets: dict[int, int] = {}
         self.queries: set[int] = set()
-        self._counts = {TOKENS, OF_DECODER}
+        self.added: dict[int, tuple[int, int]] = {}
 
     def watch(self, name: str, module: nn.Module) -> RemovableHandle:
         """Note the shapes of a module whenever it runs."""
@@ -127,11 +130,20 @@ class _Seen:
                 continue
             if hidden.dim() == 3 and len(hidden) == ROWS:
                 self._find_offset(hidden)
-                if hidden.shape[1] not in self._counts:
-                    # Before they attend to the text, they are alike in all rows.
-                    self._counts.add(hidden.shape[1])
-                    if bool((hidden == hidden[0]).all()):
-                        self.queries.add(hidden.shape[1])
+                if hidden.shape[1] not in self.added:
+                    self._find_added(hidden)
+
+    def _find_added(self, hidden: Tensor) -> None:
+        """Which of so many tokens the model adds: until they attend to its input, all rows agree.
+
+        Seen in the first hidden state that has as many.
+        """
+        count = hidden.shape[1]
+        alike = (hidden == hidden[0]).all(-1).all(0).int()
+        before, after = (int(one.cumprod(0).sum()) for one in (alike, alike.flip(0)))
+        self.added[count] = before, after
+        if before == count and count not in (TOKENS, OF_DECODER):
+            self.queries.add(count)
 
     def _find_offset(self, hidden: Tensor) -> None:
         """Where the text begins in hidden states of so many tokens.

@@ -10,6 +10,7 @@ from torch import nn
 from pyreft.config.disjoint import share_no_head
 from pyreft.config.intervention import InterventionConfig
 from pyreft.interventions import constructor_arguments, join, kind_of, scale
+from pyreft.positions.words import Ends, widest
 
 # One intervention of an adapter: the adapter's index, the intervention, the adapter's weight.
 Part = tuple[int, InterventionConfig, float]
@@ -101,29 +102,31 @@ def _require_one_rule(adapters: Sequence[Sequence[InterventionConfig]]) -> None:
     Whether a prompt is too short depends on the sum of all f<n> and l<n> of an adapter on one
     component and layer, see `PositionSpec.select`.
     """
-    places: dict[str, dict[int, tuple[int, int]]] = {}
+    places: dict[tuple[str, str | None], dict[int, Ends]] = {}
     for index, configs in enumerate(adapters):
         for config in configs:
-            if (spec := config.positions) and (spec.first or spec.last):
-                at = places.setdefault(config.place, {})
-                first, last = at.get(index, (0, 0))
-                at[index] = max(spec.first, first), max(spec.last, last)
-    for place, at in places.items():
+            ends = config.positions.ends if config.positions else Ends()
+            for kind in (None, *dict(ends.within)):
+                if (inside := ends.of_kind(kind)) != Ends():
+                    at = places.setdefault((config.place, kind), {})
+                    at[index] = widest([inside, at.get(index, Ends())])
+    for (place, kind), at in places.items():
         (one, ends), *others = at.items()
         for other, differing in others:
             if differing != ends:
-                tokens = sum(map(max, zip(ends, differing, strict=True)))
+                both = widest([ends, differing])
                 raise ValueError(
-                    f"adapters {one} and {other} edit {_name_ends(*ends)} and "
-                    f"{_name_ends(*differing)} of {place}: in "
-                    f"prompts of fewer than {tokens} tokens one adapter would edit other tokens "
+                    f"adapters {one} and {other} edit {_name_ends(ends, kind)} and "
+                    f"{_name_ends(differing, kind)} of {place}: in prompts of fewer than "
+                    f"{both.first + both.last} tokens one adapter would edit other tokens "
                     "than both do. Activate both with set_adapter, which takes weights too, or "
                     "train them at the same positions."
                 )
 
 
-def _name_ends(first: int, last: int) -> str:
-    return "+".join([f"f{first}"] * bool(first) + [f"l{last}"] * bool(last))
+def _name_ends(ends: Ends, kind: str | None) -> str:
+    named = [f"f{ends.first}"] * bool(ends.first) + [f"l{ends.last}"] * bool(ends.last)
+    return "+".join(name if kind is None else f"{kind}:{name}" for name in named)
 
 
 def _combined(

@@ -164,13 +164,14 @@ def _covers(spans: Sequence[Span], first: int | None) -> bool:
 def _spans(edit: _Edit) -> list[Span]:
     """The spans of an edit in a long prompt, as far as they are known."""
     words = () if edit.positions is None else edit.positions.words
-    return [span for word in words for span in word.spans()]
+    return [span for word in words for span in word.spans() if span.kind is None]
 
 
 def _is_placed(word: Word) -> bool:
     """Whether a word has rows of its own in the picture of the prompt."""
     spans = word.spans()
-    return bool(spans) and all(span.anchor in (*_ANCHORS, *_WHOLE) for span in spans)
+    anchors = (*_ANCHORS, *_WHOLE)
+    return bool(spans) and all(s.kind is None and s.anchor in anchors for s in spans)
 
 
 def _name(word: Word) -> str:

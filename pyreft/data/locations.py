@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+from pyreft.positions.words import widest
 
 
 def spec_of_each(
@@ -47,17 +48,17 @@ def locate(
         prompt_length: The number of prompt tokens.
 
     Returns:
-        None if positions are in the completion, which `generate` extends: the model computes those
-        from its specs.
+        None if positions are in the completion, which `generate` extends, or are of a kind of
+        tokens that only the model knows: it computes those from its specs.
 
     Raises:
         ValueError: If an explicit position is outside the prompt, or the prompt is empty.
     """
-    if any(spec.edits_completion for spec in specs):
+    if any(spec.edits_completion or spec.kinds for spec in specs):
         return None
     prompt = torch.arange(len(ids))[None] < prompt_length
     tokens = Tokens(prompt, ~prompt, torch.as_tensor(ids)[None])
-    site = (max(spec.first for spec in specs), max(spec.last for spec in specs))
+    site = widest(spec.ends for spec in specs)
     # Each spec is applied once: interventions of many layers share a few.
     chosen = {s: s.select(tokens, site)[0].nonzero().flatten().tolist() for s in set(specs)}
     longest = max(len(positions) for positions in chosen.values())

@@ -46,7 +46,7 @@ class SiteEdits:
         return self
 
 
-# The edits of a hidden state (B, T, D), None if no token of it is edited.
+# The edits of a hidden state, (B, T, D) or (B, H, W, D); None if no token of it is edited.
 FindEdits = Callable[[Tensor], SiteEdits | None]
 
 
@@ -105,9 +105,9 @@ def _edit_hidden(find: FindEdits, layout: Layout, hidden: Tensor, in_place: bool
         return hidden if edits is None else _edit_rows(edits, hidden, in_place)
     edited = hidden.clone()
     for view in layout.views(edited):
-        rows = flat_rows(view)
-        if (edits := find(rows)) is None:
+        if (edits := find(view)) is None:
             continue
+        rows = flat_rows(view)
         if layout.offset is not None:
             count = edits.calls[0].slots.shape[1]
             view, rows = (one[:, layout.offset : layout.offset + count] for one in (view, rows))

@@ -17,7 +17,7 @@ from pyreft.base_model.towers import TOWER
 from pyreft.editing.edits import Call, SiteEdits
 from pyreft.editing.pass_edits import Edits
 from pyreft.editing.slots import Slots, join_slots, slots_of
-from pyreft.editing.towers import TowerEdits
+from pyreft.editing.towers import Picture, TowerEdits
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
 from pyreft.placement.placement import Directions, Placement
@@ -108,8 +108,8 @@ def _plan_towers(placed: Sequence[Placed]) -> TowerEdits | None:
     if not waiting:
         return None
 
-    def plan(site: int, text: Tensor) -> SiteEdits | None:
-        placements = [(one, tokens.place(site, text)) for one, tokens in waiting]
+    def plan(site: int, text: Tensor, picture: Picture | None) -> SiteEdits | None:
+        placements = [(one, tokens.place(site, text, picture)) for one, tokens in waiting]
         found = [replace(one, placement=where) for one, where in placements if where is not None]
         edits = plan_pass(found)
         return None if edits is None else edits.sites.get(site)

@@ -2,12 +2,14 @@
 
 attention_mask (B, samples)   the call's argument, which counts no frames
 attention_mask (B, T)         what the model makes of it, for the modules around the edited one
+pixel_values (B, C, H, W)     the picture, of whose shape the grid of patches is
 hidden (B, T, D)              T tokens, of which the mask admits some
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from pyreft.annotations import Arguments
 from pyreft.editing.edits import SiteEdits
 
-# (site, tokens that are not padding (B, T)) -> the edits there, if any.
-PlanSite = Callable[[int, Tensor], SiteEdits | None]
+# The height and the width of a picture, or of its grid of patches.
+Picture: TypeAlias = tuple[int, int]
+# (site, tokens that are not padding (B, T), picture) -> the edits there, if any.
+PlanSite = Callable[[int, Tensor, Picture | None], SiteEdits | None]
 
 
 class TowerEdits:
@@ -34,7 +38,8 @@ class TowerEdits:
         self._plan, self._sites = plan, frozenset(sites)
         # T -> the tokens of the rows that are not padding, (B, T), as the model said last.
         self._masks: dict[int, Tensor] = {}
-        self._planned: dict[tuple[int, tuple[int, int]], SiteEdits | None] = {}
+        self._planned: dict[tuple[int, tuple[int, ...]], SiteEdits | None] = {}
+        self._picture: Picture | None = None
         self.edited = False
 
     def __contains__(self, site: int) -> bool:
@@ -42,7 +47,7 @@ class TowerEdits:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def see(self, names: Sequence[str], args: Sequence[object], kwargs: Arguments) -> None:
-        """Note the attention masks among the arguments of a module around an edited one.
+        """Note attention masks and pictures among the arguments of a module around an edited one.
 
         Args:
             names: The names of its positional arguments.
@@ -50,25 +55,31 @@ class TowerEdits:
         """
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         for name, value in given.items():
-            if not (name.endswith("attention_mask") and isinstance(value, Tensor)):
+            if not isinstance(value, Tensor):
+                continue
+            if name == "pixel_values" and value.dim() == 4:
+                self._picture = value.shape[2], value.shape[3]
+            if not name.endswith("attention_mask"):
                 continue
             if (text := _tokens_admitted(value)) is not None:
                 self._masks[text.shape[1]] = text
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def at(self, site: int, hidden: Tensor) -> SiteEdits | None:
-        """The edits of a hidden state (B, T, D), None if no token of it is edited.
+        """The edits of a hidden state, (B, T, D) or (B, H, W, D); None if none of it is edited.
 
         A second hidden state of the same site and shape, of a pass whose parts are computed again,
         has the same edits.
         """
-        rows, count = hidden.shape[:2]
-        key = (site, (rows, count))
+        key = (site, tuple(hidden.shape[:-1]))
         if key not in self._planned:
+            rows, count = len(hidden), hidden.shape[1:-1].numel()
+            grid = hidden.shape[1], hidden.shape[2]
             text = self._masks.get(count)
             if text is None or len(text) != rows:
                 text = torch.ones(rows, count, dtype=torch.bool)
-            self._planned[key] = edits = self._plan(site, text.to(hidden.device))
+            picture = grid if hidden.dim() == 4 else self._picture
+            self._planned[key] = edits = self._plan(site, text.to(hidden.device), picture)
             calls = () if edits is None else edits.calls
             self.edited |= any(call.slots.scatter.numel() for call in calls)
         return self._planned[key]

@@ -40,12 +40,15 @@ class HiddenTokens:
     rows: Tensor | None = None
     batch: int | None = None
 
-    def place(self, site: int, text: Tensor) -> Placement | None:
+    def place(
+        self, site: int, text: Tensor, picture: tuple[int, int] | None = None
+    ) -> Placement | None:
         """Place the interventions of one site.
 
         Args:
             site: The site.
             text: (B, T) bool, the tokens of its hidden state that are not padding.
+            picture: The height and the width of the picture that its patches are of, if known.
 
         Raises:
             ValueError: As for `place`; or if rows were named, and the hidden state has others.
@@ -62,6 +65,7 @@ class HiddenTokens:
         if explicit is not None and 0 < len(explicit) < len(here):
             # Once for each beam.
             explicit = explicit.repeat_interleave(len(here) // len(explicit), dim=0)
-        tokens: dict[str | None, Tokens] = {TOWER: Tokens(here, torch.zeros_like(here))}
+        seen = Tokens(here, torch.zeros_like(here), picture=picture)
+        tokens: dict[str | None, Tokens] = {TOWER: seen}
         placed = place(self.targets, tokens, explicit, self.subspaces, self.in_order, site)
         return placed if placed is None or rows is None else placed.in_rows(rows, len(text))

@@ -18,6 +18,7 @@ from pyreft.config import share_no_head
 from pyreft.placement.boundary import as_tensor
 from pyreft.placement.targets import Target
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
+from pyreft.positions.words import Ends, widest
 
 if TYPE_CHECKING:
     from pyreft.placement.hidden_tokens import HiddenTokens
@@ -176,14 +177,15 @@ def _spec_masks(
         and target.component.stack in tokens
         and site in (None, target.site)
     }
-    chosen: dict[tuple[PositionSpec, tuple[int, int], str | None], Tensor] = {}
+    chosen: dict[tuple[PositionSpec, Ends, str | None], Tensor] = {}
     masks = {}
     for index, spec in specs.items():
         beside = [other for i, other in specs.items() if targets[i].site == targets[index].site]
-        size = (max(other.first for other in beside), max(other.last for other in beside))
-        key = (spec, size, targets[index].component.stack)
+        size, component = widest(other.ends for other in beside), targets[index].component
+        key = (spec, size, component.stack)
         if key not in chosen:
-            chosen[key] = spec.select(tokens[targets[index].component.stack], site=size)
+            seen = replace(tokens[component.stack], kinds=component.kinds)
+            chosen[key] = spec.select(seen, site=size)
         masks[index] = chosen[key]
     return masks
 

@@ -46,12 +46,17 @@ def require_positions(targets: Sequence[Target]) -> None:
     """Refuse positions that overlap, or that no batch has.
 
     Raises:
-        ValueError: If two specs at one site share a token in every long prompt, or a spec for an
-            encoder selects a completion.
+        ValueError: If two specs at one site share a token in every long prompt, a spec for an
+            encoder selects a completion, or a spec names a kind of tokens that is not there.
     """
     require_disjoint([target.config for target in targets], [target.site for target in targets])
     for target in targets:
-        spec = target.positions
+        spec, names = target.positions, target.component.kinds.names
+        if spec and (missing := sorted(spec.kinds.difference(names))):
+            raise ValueError(
+                f"{target.config.place} has no {' and no '.join(missing)} tokens for {spec!r}, but "
+                f"{', '.join(names)} tokens."
+            )
         if (
             target.component.stack in _WITHOUT_COMPLETION
             and spec

@@ -19,7 +19,7 @@ class Chosen(Word):
     """The tokens that a function returns; a function and its registered name are the same word."""
 
     syntax, meaning = "<name>", "what a registered function returns"
-    reads_prompt = False
+    reads_prompt, several = False, True
 
     def __init__(self, function: str | PositionFunction) -> None:
         # A function may be registered later, and a name be registered for another function.
@@ -41,6 +41,10 @@ class Chosen(Word):
         if isinstance(self._function, str):
             return self._function
         return next((name for name, one in _functions.items() if one == self._function), None)
+
+    @property
+    def sorted_by(self) -> str:
+        return self.name or ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chosen) and self.function == other.function

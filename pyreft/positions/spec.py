@@ -24,12 +24,11 @@ from pyreft.positions.words import (
     At,
     Completion,
     Ends,
-    First,
-    Last,
     Prompt,
     Word,
     describe_grammar,
     parse_word,
+    widest,
 )
 
 _ALL = (Completion(), Prompt())
@@ -42,7 +41,8 @@ class PositionSpec:
     """An immutable, parsed position spec. Construct it with `PositionSpec.parse`.
 
     Args:
-        words: Its parts in the order of the classes; at most one of each class except `Chosen`.
+        words: Its parts in the order of the classes; at most one of each class, unless
+            the class says that there may be several.
     """
 
     words: tuple[Word, ...]
@@ -56,7 +56,7 @@ class PositionSpec:
         """
         groups: list[list[Word]] = []
         for word in words:
-            same = (g for g in groups if type(g[0]) is type(word) and not _differ(g[0], word))
+            same = (g for g in groups if type(g[0]) is type(word) and not _both(g[0], word))
             if (group := next(same, None)) is None:
                 groups.append([word])
             else:
@@ -120,14 +120,24 @@ class PositionSpec:
         return [PositionSpec((alone,)) for word in self.words for alone in word.alone()]
 
     @cached_property
+    def ends(self) -> Ends:
+        """The number of tokens at the ends of the prompt."""
+        return widest(word.ends() for word in self.words)
+
+    @property
     def first(self) -> int:
         """The number of tokens at the start of the prompt."""
-        return next((word.count for word in self.words if isinstance(word, First)), 0)
+        return self.ends.first
 
-    @cached_property
+    @property
     def last(self) -> int:
         """The number of tokens at the end of the prompt."""
-        return next((word.count for word in self.words if isinstance(word, Last)), 0)
+        return self.ends.last
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of tokens that it names."""
+        return frozenset(kind for word in self.words if (kind := word.only()) is not None)
 
     @cached_property
     def edits_all(self) -> bool:
@@ -141,13 +151,12 @@ class PositionSpec:
 
     def overlaps(self, other: PositionSpec) -> bool:
         """Whether both specs certainly choose a common token in some prompt that is long enough."""
-        functions = [word for word in self.words if isinstance(word, Chosen)]
-        if any(word in other.words for word in functions):
+        if any(word in other.words for word in self.words if not word.spans()):
             return True
         ours, theirs = ([s for word in spec.words for s in word.spans()] for spec in (self, other))
         return any(one.meets(another) for one in ours for another in theirs)
 
-    def select(self, tokens: Tokens, site: tuple[int, int] | None = None) -> Tensor:
+    def select(self, tokens: Tokens, site: Ends | tuple[int, int] | None = None) -> Tensor:
         """Choose this spec's tokens in a batch.
 
         A prompt of n < p + s tokens is too short for `f{p}+l{s}`: then min(p, floor(n / 2)) first
@@ -156,8 +165,8 @@ class PositionSpec:
 
         Args:
             tokens: The batch.
-            site: (p, s) of all interventions on the same layer, if separate ones edit the prefix
-                and the suffix; this spec's own by default.
+            site: The ends (p, s) of all interventions on the same layer, if separate ones edit the
+                prefix and the suffix; this spec's own by default.
 
         Returns:
             (B, T) bool.
@@ -168,7 +177,7 @@ class PositionSpec:
         """
         if not self.edits_all and any(word.reads_prompt for word in self.words):
             _refuse_empty(self, tokens)
-        ends = Ends(*(site if site is not None else (self.first, self.last)))
+        ends = self.ends if site is None else Ends(*site)
         chosen = torch.zeros_like(tokens.prompt)
         for word in self.words:
             chosen |= word.select(tokens, ends)
@@ -189,13 +198,13 @@ def _read(part: str) -> tuple[Word, ...]:
 
 
 def _order(word: Word) -> tuple[int, str]:
-    """The sort key: the order of the classes; functions by their names."""
-    return WORDS.index(type(word)), (word.name or "") if isinstance(word, Chosen) else ""
+    """The sort key: the order of the classes, then that of names."""
+    return WORDS.index(type(word)), word.sorted_by
 
 
-def _differ(one: Word, other: Word) -> bool:
-    """Whether they are two functions: a spec may have several."""
-    return isinstance(one, Chosen) and one != other
+def _both(one: Word, other: Word) -> bool:
+    """Whether a spec may have both of these words of one class."""
+    return one.several and one != other
 
 
 def _refuse_empty(spec: PositionSpec, tokens: Tokens) -> None:

@@ -6,8 +6,10 @@
     completion    every token after it, generated ones too  Completion
     <index>       tokens of the prompt; -1 is its last      At
     <name>        what a registered function returns        Chosen, in `functions`
+    <kind>        image, text, patch ... tokens             OfKind, in `kinds`
+    rows<a>-<b>   lines of the patches of a picture         Box, in `boxes`
 
-Nothing else names them: a new word is a subclass of `Word` here. The order of the classes is the
+Nothing else names them: a new word is a subclass of `Word`. The order of the classes is the
 order of the parts of a spec, and so of untied interventions in files: new ones come last.
 """
 
@@ -35,14 +37,19 @@ class Span(NamedTuple):
             of different anchors have no token in common.
         first, stop: The half-open range of indices, negative before the anchor. None for all of
             the prompt, or of the completion.
+        kind: The kind of tokens that are counted, None for all. Only the whole prompt has a token
+            in common with those of every kind.
     """
 
     anchor: str
     first: int | None = None
     stop: int | None = None
+    kind: str | None = None
 
     def meets(self, other: Span) -> bool:
         """Whether both contain a common token."""
+        if self.kind != other.kind:
+            return Span("prompt") in (self, other)
         outside = "completion" in (self.anchor, other.anchor)
         if outside or self.first is None or other.first is None:
             return not outside or self.anchor == other.anchor
@@ -51,10 +58,31 @@ class Span(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The number of tokens at both ends of the prompt that all interventions of a layer edit."""
+    """The number of tokens at both ends of the prompt that all interventions of a layer edit.
 
-    first: int
-    last: int
+    Args:
+        first, last: The numbers.
+        within: The ends of the tokens of one kind alone, with its name; none that are empty.
+    """
+
+    first: int = 0
+    last: int = 0
+    within: tuple[tuple[str, Ends], ...] = ()
+
+    def of_kind(self, kind: str | None) -> Ends:
+        """The ends of the tokens of one kind; None for those of the prompt itself."""
+        if kind is None:
+            return Ends(self.first, self.last)
+        return dict(self.within).get(kind, Ends())
+
+
+def widest(several: Iterable[Ends]) -> Ends:
+    """The ends that contain all of these."""
+    found = list(several)
+    kinds = sorted({kind for ends in found for kind, _ in ends.within})
+    within = tuple((kind, widest(ends.of_kind(kind) for ends in found)) for kind in kinds)
+    first = max((ends.first for ends in found), default=0)
+    return Ends(first, max((ends.last for ends in found), default=0), within)
 
 
 class Word:
@@ -63,16 +91,23 @@ class Word:
     Attributes:
         syntax, meaning: For messages: how it is written, and what it edits.
         reads_prompt: Whether it needs a prompt to select anything.
+        several: Whether a spec may have several different ones.
     """
 
     syntax: ClassVar[str] = ""
     meaning: ClassVar[str] = ""
     reads_prompt: ClassVar[bool] = True
+    several: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "syntax" in vars(cls):
             WORDS.append(cls)
+
+    @property
+    def sorted_by(self) -> str:
+        """The name by which several of a class are sorted."""
+        return str(self) if self.several else ""
 
     @classmethod
     def parse(cls, text: str) -> Word | None:
@@ -98,6 +133,14 @@ class Word:
     def spans(self) -> tuple[Span, ...]:
         """The spans of its tokens in a long prompt, as far as they are known."""
         return ()
+
+    def ends(self) -> Ends:
+        """The number of tokens that it selects at the ends of the prompt."""
+        return Ends()
+
+    def only(self) -> str | None:
+        """The kind of tokens that it selects; None if it may be any."""
+        return None
 
     def alone(self) -> list[Word]:
         """The words that have their own weights if weights are not tied."""
@@ -135,11 +178,15 @@ class First(_Counted):
 
     def select(self, tokens: Tokens, ends: Ends) -> Tensor:
         n = tokens.prompt_length
-        count = torch.where(n < sum(ends), (n // 2).clamp(max=self.count), self.count)
+        short = n < ends.first + ends.last
+        count = torch.where(short, (n // 2).clamp(max=self.count), self.count)
         return tokens.prompt & (tokens.index < count)
 
     def spans(self) -> tuple[Span, ...]:
         return (Span("start", 0, self.count),)
+
+    def ends(self) -> Ends:
+        return Ends(first=self.count)
 
 
 class Last(_Counted):
@@ -147,11 +194,15 @@ class Last(_Counted):
 
     def select(self, tokens: Tokens, ends: Ends) -> Tensor:
         n = tokens.prompt_length
-        count = torch.where(n < sum(ends), ((n + 1) // 2).clamp(max=self.count), self.count)
+        short = n < ends.first + ends.last
+        count = torch.where(short, ((n + 1) // 2).clamp(max=self.count), self.count)
         return tokens.prompt & (tokens.index >= n - count)
 
     def spans(self) -> tuple[Span, ...]:
         return (Span("end", -self.count, 0),)
+
+    def ends(self) -> Ends:
+        return Ends(last=self.count)
 
 
 @dataclass(frozen=True)
@@ -210,9 +261,9 @@ class At(Word):
             if not -shortest <= index < shortest:
                 row = f" of row {int(tokens.prompt_length.argmin())}"
                 raise ValueError(
-                    f"position {index} is outside the prompt{row if len(tokens.prompt) > 1 else ''}"
-                    f", which has {shortest} tokens: positions go from {-shortest} to "
-                    f"{shortest - 1}."
+                    f"position {index} is outside {tokens.name}"
+                    f"{row if len(tokens.prompt) > 1 else ''}, which has {shortest} tokens: "
+                    f"positions go from {-shortest} to {shortest - 1}."
                 )
         wanted = torch.tensor(self.indices, device=tokens.prompt.device)
         wanted = torch.where(wanted < 0, wanted + tokens.prompt_length, wanted)  # (B, P)

@@ -47,7 +47,7 @@ def test_layers_of_several_widths_are_listed_apart():
         ((0,), 8, "(B, D, H, W)"),
         ((1,), 12, "(B, D, H, W)"),
     ]
-    assert outputs[0].tokens == "image"
+    assert outputs[0].tokens == "image" and outputs[0].kinds == ("patch",)
 
 
 def test_a_tower_is_listed_by_path():
@@ -57,6 +57,7 @@ def test_a_tower_is_listed_by_path():
     config = pyreft.ReftConfig(component=paths[0], positions="f1", rank=2)
     (module,) = pyreft.get_reft_model(make("llava"), config).interventions.values()
     assert module.embed_dim == found[paths[0]].width == 16
+    assert found["block_output"].kinds == ("text", "image")
 
 
 def test_a_config_is_enough_on_the_command_line(tmp_path, capsys):
