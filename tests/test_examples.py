@@ -33,6 +33,7 @@ RUNS = {
     "sft.py": ["--epochs", "1"],
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
+    "images.py": ["--steps", "2"],
     "memorisation.py": ["--steps", "2", "--tokens", "8"],
     "pictures.py": ["--epochs", "1"],
     "benchmarks/module_cost.py": ["--width", "32"],
@@ -59,6 +60,8 @@ MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
 # Started as users start them, in two processes.
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py",)
+# They make their own model.
+WITHOUT_MODEL = ("images.py",)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,9 @@ def run(name, arguments, monkeypatch, tmp_path):
 def test_an_example_runs(name, models, monkeypatch, tmp_path, capsys):
     if name in ("sft.py", "dpo.py"):
         pytest.importorskip("trl")
-    arguments = [*RUNS[name], "--model", models["bert" if name in ENCODERS else "llama"]]
+    arguments = list(RUNS[name])
+    if name not in WITHOUT_MODEL:
+        arguments += ["--model", models["bert" if name in ENCODERS else "llama"]]
     if name in MEASURES:
         arguments += ["--rounds", "1", "--threads", "1"]
     run(name, arguments, monkeypatch, tmp_path)
