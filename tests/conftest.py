@@ -38,14 +38,13 @@ CONSTANT = [kind for kind, cls in LOW_RANK.items() if cls.constant_source]
 
 # What these test is pyreft's own or torch's, and no matter of the releases of others.
 ONCE = (
-    *("interventions/", "pictures/", "test_picture.py", "test_shown.py"),
+    *("interventions/", "placement/", "pictures/", "oracle/", "loreft/"),
+    *("test_picture.py", "test_shown.py"),
     *("test_positions.py", "test_config.py", "test_combination.py"),
     *("sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),
     *("sharing/test_hostile.py", "sharing/test_format.py", "sharing/test_links.py"),
     *("training/test_killed.py", "compat/test_own_kinds.py", "editing/test_compile.py"),
     *("test_migrate.py", "test_releases.py", "test_api_reference.py", "test_words.py"),
-    *("loreft/test_loreft_answers.py", "loreft/test_loreft_sources.py"),
-    "loreft/test_loreft_arguments.py",
 )
 
 
