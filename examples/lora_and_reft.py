@@ -32,7 +32,9 @@ def make_model(method: str, name: str | None):
         )
         base = get_peft_model(base, lora)
     if "ReFT" in method:
-        base = pyreft.get_reft_model(base, chosen.config, disable_model_grads=False)
+        # Whatever is trainable stays so with a LoRA; without one that would be the whole model.
+        frozen = "LoRA" not in method
+        base = pyreft.get_reft_model(base, chosen.config, disable_model_grads=frozen)
     return base, tokenizer
 
 
@@ -66,7 +68,7 @@ def train(method: str, model, tokenizer, arguments: argparse.Namespace) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or path of a chat model; SmolLM2-135M by default")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--out", type=Path, default=Path("out/lora_and_reft"))
     arguments = parser.parse_args()
