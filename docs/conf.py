@@ -6,6 +6,7 @@ The source directory is the root of the repository, so that a link between pages
 here, on GitHub and on the site.
 """
 
+import posixpath
 import re
 from importlib import import_module
 from pathlib import Path
@@ -25,13 +26,17 @@ from pyreft.cli.app import app as command_line
 logger = logging.getLogger(__name__)
 
 project, author, release = "pyreft", "the authors of pyreft", pyreft.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
-include_patterns = ["README.md", "docs/*.md", "docs/reference/*.rst"]
+include_patterns = ["README.md", "docs/*.md", "docs/reference/*.rst", "examples/notebooks/*.ipynb"]
 # Directories that are not searched for pages, which takes long in an environment.
-exclude_patterns = [".*", "build", "dist", "examples", "out", "pyreft", "tests"]
+exclude_patterns = [".*", "build", "dist", "out", "pyreft", "tests"]
+exclude_patterns += [f"examples/{name}" for name in ("benchmarks", "loreft", "notebooks/out")]
 html_theme, html_title = "furo", f"pyreft {release}"
 html_copy_source = False
+
+# The stored outputs of notebooks are shown. examples/notebooks/execute.py makes them.
+nb_execution_mode = "off"
 
 # Links to headings, down to the third level.
 myst_heading_anchors = 3
@@ -111,8 +116,8 @@ def _exists(target: str) -> bool:
 
 
 def link_names_in_pages(app: Sphinx, doctree: nodes.document) -> None:
-    """Link public names that are code in the text of a Markdown page to the reference."""
-    if not str(doctree["source"]).endswith(".md"):
+    """Link public names that are code in the text of a page or notebook to the reference."""
+    if not str(doctree["source"]).endswith((".md", ".ipynb")):
         return
     for code in list(doctree.findall(nodes.literal)):
         name = code.astext().removeprefix("pyreft.")
@@ -127,19 +132,21 @@ def link_names_in_pages(app: Sphinx, doctree: nodes.document) -> None:
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """Add what GitHub should not show: the contents of the site, and the help of each command.
 
-    The order of the pages is that of docs/index.md, and a page that is not there is an error.
+    Pages and their order are those of docs/index.md, with its headings; one that is not there is an
+    error.
     """
     if docname == root_doc:
         index = (Path(app.srcdir) / "docs" / "index.md").read_text(encoding="utf-8")
-        pages = list(dict.fromkeys(re.findall(r"\]\((\w+)\.md\)", index)))
-        source[0] += _contents("Documentation", ["index", *pages])
-        source[0] += _contents("Reference", ["reference/index"])
+        source[0] += _contents("Documentation", ["docs/index", "docs/gallery", "docs/comparison"])
+        for heading, text in re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", index, re.M):
+            pages = re.findall(r"\]\(([\w./]+)\.(?:md|ipynb|rst)\)", text)
+            source[0] += _contents(heading, [posixpath.normpath(f"docs/{page}") for page in pages])
     if docname == "docs/reference/command_line":
         source[0] += "".join(map(_help_of, get_command(command_line).commands))
 
 
 def _contents(caption: str, pages: list[str]) -> str:
-    listed = "\n".join(f"docs/{page}" for page in pages)
+    listed = "\n".join(dict.fromkeys(pages))
     return f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
