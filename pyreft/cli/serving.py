@@ -40,8 +40,9 @@ def server_command(
     if wrong:
         raise ValueError(f"an adapter is given as NAME=ADAPTER, got {wrong[0]!r}.")
     in_step, in_memory = numbers
-    command = ["-m", "vllm.entrypoints.cli.main", "serve", model, *options, "--enable-lora"]
-    command += ["--additional-config", json.dumps({"pyreft": {}})]
+    # Not the command `vllm`, which asks for its own release by a name that builds for CPUs lack.
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, *options]
+    command += ["--enable-lora", "--additional-config", json.dumps({"pyreft": {}})]
     command += ["--max-loras", str(in_step), "--max-cpu-loras", str(max(in_step, in_memory))]
     if named:
         command += ["--lora-modules", *named]

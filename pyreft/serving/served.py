@@ -42,7 +42,8 @@ def build_base(config: PretrainedConfig) -> PreTrainedModel:
     names = config.architectures or []
     found = next((cls for one in names if (cls := getattr(transformers, one, None))), None)
     with torch.device("meta"):
-        made = transformers.AutoModel.from_config(config) if found is None else found(config)
+        make = transformers.AutoModelForCausalLM.from_config if found is None else found
+        made = make(config)
     model: PreTrainedModel = made.eval()
     return model
 
