@@ -168,6 +168,15 @@ def sizes_of_qkv(joined: QKVParallelLinear) -> tuple[int, int, int]:
 
 
 @contextmanager
+def refusing() -> Iterator[None]:
+    """Raise ValueError inside the block as the error for which vLLM's server answers 400."""
+    try:
+        yield
+    except ValueError as error:
+        raise import_module("vllm.exceptions").VLLMValidationError(str(error)) from error
+
+
+@contextmanager
 def run_without_graphs() -> Iterator[None]:
     """Run the model inside the block layer by layer, without what was compiled or captured."""
     context = import_module("vllm.forward_context").get_forward_context()

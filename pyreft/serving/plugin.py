@@ -12,7 +12,7 @@ from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pyreft.installed.vllm import FACTS_OF_SERVING
+from pyreft.installed.vllm import FACTS_OF_SERVING, refusing
 from pyreft.serving.switch import require_possible, serves_reft
 
 if TYPE_CHECKING:
@@ -165,11 +165,12 @@ def _process_inputs(original: Callable[..., EngineCoreRequest]) -> Callable[...,
         if made.lora_request is not None and serves_reft(self.vllm_config):
             from pyreft.serving.registry import REGISTRY
 
-            if made.resumable:
-                raise ValueError("a session that goes on has no end of its prompt, so no adapter.")
-            ids, embeds = made.prompt_token_ids, made.prompt_embeds
             adapter = REGISTRY.get(made.lora_request, self.vllm_config)
-            adapter.place(len(embeds if ids is None else ids), ids)
+            ids, embeds = made.prompt_token_ids, made.prompt_embeds
+            with refusing():
+                if made.resumable:
+                    raise ValueError("the prompt of a session never ends, so it has no adapter.")
+                adapter.place(len(embeds if ids is None else ids), ids)
         return made
 
     return process_inputs

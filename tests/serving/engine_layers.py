@@ -3,6 +3,8 @@
 They have the weights of a Llama of transformers, so that both give the same numbers.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -113,11 +115,11 @@ class EngineLlama(nn.Module):
 
     @torch.no_grad()
     def forward(self, texts):
-        lengths = torch.tensor([len(one) for one in texts])
-        ends = lengths.cumsum(0).tolist()
-        self.rotate.texts = [slice(end - n, end) for end, n in zip(ends, lengths.tolist())]
-        positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
-        hidden, residual = self.embed(torch.tensor(sum(texts, []))), None
+        lengths = [len(one) for one in texts]
+        ends = list(accumulate(lengths))
+        self.rotate.texts = [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        hidden, residual = self.embed(torch.tensor([one for text in texts for one in text])), None
         for layer in self.layers:
             hidden, residual = layer(positions, hidden, residual)
         return self.head(self.norm(hidden, residual)[0])

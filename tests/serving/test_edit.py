@@ -8,6 +8,7 @@ import torch
 import pyreft
 from conftest import CONSTANT, KINDS, VOCAB, make_base, randomize
 from engine_layers import EngineLlama
+from pyreft.interventions import slotted
 from pyreft.serving import step
 from pyreft.serving.loaded import LoadedAdapters, TextInStep
 from pyreft.serving.places import PlaceHooks
@@ -21,8 +22,11 @@ COMPONENTS = [
     *("key_output", "value_output"),
 ]
 UPSTREAM = {"component": "block_output", "low_rank_dimension": 2}
-TEXTS = [torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n)).tolist()
-         for n in (5, 21, 9, 40, 6)]  # fmt: skip
+IN_HEAD = {**UPSTREAM, "component": "lm_head.input", "positions": "l1"}
+TEXTS = [
+    torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    for n in (5, 21, 9, 40, 6)
+]
 
 
 def saved(tmp_path, number, **config):
@@ -68,11 +72,12 @@ def test_the_layers_compute_what_transformers_computes():
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_adapters_of_one_step_edit_as_reft_model_does(tmp_path, component):
+    where = {"layers": [0, 1], "component": component}
     specs = ["l1", "f2+l2", "prompt", "l2"]
     made = [
-        saved(tmp_path, i, kind=KINDS[i], layers=[0, 1], component=component, positions=p, rank=i + 1)
-        for i, p in enumerate(specs)
-    ]  # fmt: skip
+        saved(tmp_path, i, kind=KINDS[i], rank=i + 1, positions=spec, **where)
+        for i, spec in enumerate(specs)
+    ]
     engine, hooks, adapters = loaded([directory for _, directory in made])
     numbers = [1, 2, 0, 3, 4]
     bare = make_base("llama")
@@ -115,12 +120,13 @@ def test_untouched_texts_are_bit_identical(tmp_path):
 def test_the_work_of_a_step_does_not_depend_on_the_number_of_adapters(tmp_path, monkeypatch):
     made = [saved(tmp_path, i, layers=[0, 2], positions="l1", rank=1 + i)[1] for i in range(4)]
     calls = []
-    edit = pyreft.interventions.slotted.edit_stacked
-    monkeypatch.setattr(
-        pyreft.interventions.slotted,
-        "edit_stacked",
-        lambda weights, hidden, *rest: calls.append(tuple(hidden.shape)) or edit(weights, hidden, *rest),
-    )  # fmt: skip
+    edit = slotted.edit_stacked
+
+    def count(weights, hidden, *rest):
+        calls.append(tuple(hidden.shape))
+        return edit(weights, hidden, *rest)
+
+    monkeypatch.setattr(slotted, "edit_stacked", count)
     engine, hooks, adapters = loaded(made)
     run(engine, hooks, adapters, TEXTS[:4], [1, 2, 3, 4])
     assert calls == [(4, 1, 32)] * 2  # one for each edited layer
@@ -143,9 +149,8 @@ def test_a_step_edits_what_it_has_of_a_prompt(tmp_path):
 
 
 def test_generated_tokens_are_edited_by_all_alone(tmp_path):
-    directories = [
-        saved(tmp_path, i, layers=[0], positions=p, rank=1)[1] for i, p in enumerate(["all", "prompt"])
-    ]  # fmt: skip
+    specs = enumerate(["all", "prompt"])
+    directories = [saved(tmp_path, i, layers=[0], positions=p, rank=1)[1] for i, p in specs]
     _, _, adapters = loaded(directories)
     # After preemption, generated tokens are computed again, with the prompt.
     for number, count in ((1, 8), (2, 6)):
@@ -155,7 +160,8 @@ def test_generated_tokens_are_edited_by_all_alone(tmp_path):
 
 
 def test_groups_are_filled_up_and_long_ones_divided(tmp_path):
-    made = [saved(tmp_path, i, layers=[1], positions=p, rank=2) for i, p in enumerate(["prompt", "l1"])]  # fmt: skip
+    specs = enumerate(["prompt", "l1"])
+    made = [saved(tmp_path, i, layers=[1], positions=p, rank=2) for i, p in specs]
     engine, hooks, adapters = loaded([directory for _, directory in made])
     found = run(engine, hooks, adapters, [TEXTS[3], TEXTS[1]], [1, 2])
     assert len(TEXTS[3]) > 2 * step.GROUP
@@ -186,11 +192,12 @@ def test_slots_are_used_again_and_the_oldest_adapter_makes_room(tmp_path):
         ({"component": "mlp_activation"}, "in one step"),
         ({"representations": [{"layer": 0, **UPSTREAM}]}, "leaves positions to the batch"),
         ({"modules_to_save": ["lm_head"]}, "has trained lm_head"),
-        ({"representations": [{**UPSTREAM, "component": "lm_head.input", "positions": "l1"}]}, "layer"),
+        ({"representations": [IN_HEAD]}, "in a layer"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path, config, reason):
-    config = config if "representations" in config else {"layers": [0], "rank": 2, "positions": "l1"} | config  # fmt: skip
+    if "representations" not in config:
+        config = {"layers": [0], "rank": 2, "positions": "l1"} | config
     _, directory = saved(tmp_path, 0, **config)
     with pytest.raises(AdapterError, match=reason):
         read_served(directory, build_base(make_base("llama").config))
