@@ -120,8 +120,8 @@ def test_every_example_is_run_here():
     scripts = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py")}
     shared = {"base_model.py", "benchmarks/harness.py", "benchmarks/worker.py"}
     shared |= {"benchmarks/learning_tasks.py", "benchmarks/householder.py"}
-    # Those of examples/loreft run in tests/loreft.
-    alone = {name for name in scripts if not name.startswith("loreft/")}
+    # Those of examples/loreft run in tests/loreft, of examples/serving in tests/serving.
+    alone = {name for name in scripts if not name.startswith(("loreft/", "serving/"))}
     assert alone - shared == RUNS.keys() | LAUNCHED.keys()
 
 

@@ -37,7 +37,9 @@ ADAPTERS = {
     "mlp": {"layers": [2], "positions": "l3", "rank": 2, "component": "mlp_output"},
     "value": {"layers": [1], "positions": "l2", "rank": 2, "component": "value_output"},
     "heads": {
-        "layers": [2], "positions": "f2+l2", "rank": 2,
+        "layers": [2],
+        "positions": "f2+l2",
+        "rank": 2,
         "component": "head_attention_value_output",
     },
     "input": {"layers": [1], "positions": "f2+l1", "rank": 3, "component": "block_input"},
@@ -187,7 +189,7 @@ def test_a_conversation_that_goes_on_is_edited_at_its_new_end(server):
     for name in ("last", "ends", "prompt", "all", "explicit"):
         ids = prompts(1, seed=7)[0]
         for _ in range(4):
-            tokens, cached = server.complete(name, ids)
+            tokens, _ = server.complete(name, ids)
             assert tokens == [server.expected(name, ids)]
             ids = ids + tokens[0] + prompts(1, seed=len(ids))[0][:20]
 
