@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         options = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "256"]
-        # Prompts come in chunks, and fewer blocks than requests need: some are preempted.
+        # Prompts come in chunks, and there are fewer blocks than long completions need.
         options += ["--max-num-batched-tokens", "48", "--max-num-seqs", "12", "--block-size", "32"]
         options += ["--num-gpu-blocks-override", "30", "--distributed-executor-backend", "uni"]
         options += ["--enforce-eager", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
@@ -131,16 +132,12 @@ class Server:
         tokens = [choice["token_ids"] for choice in answer["choices"]]
         return tokens, details.get("cached_tokens") or 0
 
-    def expected(self, name, prompt):
-        model = self.models["last"].model if name is None else self.models[name]
-        made = self.models["last"] if name is None else model
-        ids = torch.tensor([prompt])
-        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
-        if name is None:
-            with made.disable_adapter():
-                out = made.generate(input_ids=ids, **options)
-        else:
-            out = made.generate(input_ids=ids, **options)
+    def expected(self, name, prompt, count=NEW_TOKENS):
+        """The tokens that ReftModel generates; the base model, without a name."""
+        model = self.models[name or "last"]
+        options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None}
+        with model.disable_adapter() if name is None else nullcontext():
+            out = model.generate(input_ids=torch.tensor([prompt]), **options)
         return out[0, len(prompt) :].tolist()
 
     def counted(self, metric):
@@ -181,7 +178,16 @@ def test_mixed_requests_get_the_tokens_of_reft_model(server):
         for _ in range(2):
             found = list(pool.map(lambda one: server.complete(*one), requests))
             assert [tokens[0] for tokens, _ in found] == expected
-    assert sum(cached for _, cached in found) > 500
+
+
+def test_preempted_requests_go_on_with_the_same_tokens(server):
+    # Their prompts fit into the cache together, and their completions do not.
+    names = ["last", "all", "ends", None]
+    requests = [(names[i % 4], ids[:50]) for i, ids in enumerate(prompts(12, seed=2))]
+    expected = [server.expected(*one, count=90) for one in requests]
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda one: server.complete(*one, max_tokens=90), requests))
+    assert [tokens[0] for tokens, _ in found] == expected
     assert server.counted("vllm:num_preemptions_total") > 0
 
 
