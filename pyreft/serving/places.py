@@ -7,6 +7,8 @@ vLLM            layer(positions, h, residual)  -> h, residual        hidden = h 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,19 +97,35 @@ class PlaceHooks:
             )
         self._find(place)
 
-    def add(self, place: Place, edits: SiteEdits) -> RemovableHandle:
-        """Edit at a place until the handle is removed."""
+    @contextmanager
+    def editing(self, edits: Mapping[Place, SiteEdits]) -> Iterator[None]:
+        """Edit at these places in the forward pass inside the block.
+
+        Raises:
+            RuntimeError: If a place is not reached in it.
+        """
+        reached: set[Place] = set()
+        with ExitStack() as handles:
+            for place, several in edits.items():
+                handles.callback(self._add(place, several, reached).remove)
+            yield
+        if missed := sorted(place.path for place in edits.keys() - reached):
+            raise RuntimeError(f"the engine's model does not run {missed[0]!r} of its layers.")
+
+    def _add(self, place: Place, edits: SiteEdits, reached: set[Place]) -> RemovableHandle:
         module, part = self._find(place)
         if place.side == "input":
 
             def before(
                 module: nn.Module, args: tuple[object, ...], kwargs: Inputs
             ) -> tuple[tuple[object, ...], Inputs]:
+                reached.add(place)
                 return _edit_inputs(edits, args, kwargs, place.width)
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+            reached.add(place)
             _edit_outputs(edits, output, part, whole=place.path == "")
 
         return module.register_forward_hook(after)

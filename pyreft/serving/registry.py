@@ -22,14 +22,12 @@ Key = tuple[int, str]
 
 
 class Registry:
-    """Adapters by their number and directory; those used the longest ago are forgotten.
+    """Adapters by their number and directory.
 
-    Args:
-        capacity: How many are kept.
+    As many are kept as an engine may have in memory; those used the longest ago are forgotten.
     """
 
-    def __init__(self, capacity: int = 4096) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._bases: dict[str, PreTrainedModel] = {}
         self._adapters: OrderedDict[Key, ServedAdapter] = OrderedDict()
         self._lock = threading.RLock()
@@ -44,9 +42,9 @@ class Registry:
         with self._lock:
             if key not in self._adapters:
                 self._adapters[key] = read_served(request.lora_path, self.base(vllm_config))
-                while len(self._adapters) > self._capacity:
-                    self._adapters.popitem(last=False)
             self._adapters.move_to_end(key)
+            while len(self._adapters) > vllm_config.lora_config.max_cpu_loras:
+                self._adapters.popitem(last=False)
             return self._adapters[key]
 
     def known(self, request: LoRARequest) -> ServedAdapter | None:

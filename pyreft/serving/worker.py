@@ -89,13 +89,8 @@ class WorkerAdapters:
         if not edits:
             yield
             return
-        handles = [self._hooks.add(place, several) for place, several in edits.items()]
-        try:
-            with run_without_graphs():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._hooks.editing(edits), run_without_graphs():
+            yield
 
     def _load(self, requests: Sequence[LoRARequest]) -> None:
         used = {request.lora_int_id for request in requests}

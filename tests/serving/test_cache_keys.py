@@ -24,7 +24,10 @@ class Request:
 def adapters(tmp_path, monkeypatch):
     """Adapters by their positions, as an engine has read them."""
     monkeypatch.setattr(cache_keys, "REGISTRY", registry := Registry())
-    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=make_base("llama").config))
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=make_base("llama").config),
+        lora_config=SimpleNamespace(max_cpu_loras=5),
+    )
     made = {}
     for number, spec in enumerate(["l1", "f2+l2", "prompt", "all", "f1"], 1):
         model = pyreft.get_reft_model(

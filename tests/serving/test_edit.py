@@ -56,10 +56,8 @@ def run(engine, hooks, adapters, texts, numbers):
             where = (offset, 0, len(text))
             here.append(TextInStep(str(index), number, len(text), text, *where))
         offset += len(text)
-    handles = [hooks.add(place, edits) for place, edits in adapters.plan(here, offset).items()]
-    logits = engine(texts)
-    for handle in handles:
-        handle.remove()
+    with hooks.editing(adapters.plan(here, offset)):
+        logits = engine(texts)
     return logits.split([len(text) for text in texts])
 
 
@@ -226,3 +224,11 @@ def test_parts_of_hidden_states_are_refused_in_tensor_parallel_processes(tmp_pat
                 hooks.require(adapter.places[0], 2)
         else:
             hooks.require(adapter.places[0], 2)
+
+
+def test_a_place_that_does_not_run_is_an_error(tmp_path):
+    _, directory = saved(tmp_path, 0, layers=[0], positions="l1", rank=2, component="mlp_output")
+    engine, hooks, adapters = loaded([directory])
+    engine.layers[0].forward = lambda positions, hidden, residual: (hidden, hidden)
+    with pytest.raises(RuntimeError, match="does not run 'mlp'"):
+        run(engine, hooks, adapters, TEXTS[:1], [1])
