@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from pyreft.editing.edits import SiteEdits
 from pyreft.interventions.slotted import InterventionTable
@@ -83,7 +82,10 @@ class LoadedAdapters:
             if oldest is None:
                 break
             self.remove(oldest)
-        self._adapters[number] = (adapter, [*map(self._load, *_parts(adapter))])
+        self._adapters[number] = (
+            adapter,
+            [self._load(adapter, index) for index in range(len(adapter.places))],
+        )
 
     def touch(self, number: int) -> None:
         """Note that an adapter is used now."""
@@ -119,19 +121,12 @@ class LoadedAdapters:
         if len(self._prompts) > 2 * len(requests) + 64:
             self._prompts = {r: known for r, known in self._prompts.items() if r in requests}
 
-    def _load(
-        self, place: Place, module: nn.Module, heads: tuple[int, ...] | None, of: int | None
-    ) -> Loaded:
-        key = stacks_with(module) if of is None else None
+    def _load(self, adapter: ServedAdapter, index: int) -> Loaded:
+        module, place = adapter.interventions[index], adapter.places[index]
+        target = adapter.targets[index]
+        heads, count = target.config.heads, target.component.num_heads
+        key = stacks_with(module) if count is None else None
         if key is None:
-            return Loaded(place, module.to(self._device), None, 0, heads, of)
+            return Loaded(place, module.to(self._device), None, 0, heads, count)
         table = self._tables.setdefault((place, *key), InterventionTable(self._device))
         return Loaded(place, module, table, table.put(module), None, None)
-
-
-def _parts(
-    adapter: ServedAdapter,
-) -> tuple[list[Place], list[nn.Module], list[tuple[int, ...] | None], list[int | None]]:
-    heads = [target.config.heads for target in adapter.targets]
-    counts = [target.component.num_heads for target in adapter.targets]
-    return adapter.places, adapter.interventions, heads, counts
