@@ -132,8 +132,9 @@ def test_every_example_is_run_here():
     shared |= {"benchmarks/learning_tasks.py", "benchmarks/householder.py"}
     # What it makes is looked at in test_gallery.py, and notebooks run in test_notebooks.py.
     shared |= {"gallery.py", "notebooks/execute.py"}
-    # Those of examples/loreft run in tests/loreft.
-    alone = {n for n in scripts if not n.startswith("loreft/") and "/out/" not in n}
+    # Those of examples/loreft run in tests/loreft, of examples/serving in tests/serving.
+    apart = ("loreft/", "serving/")
+    alone = {n for n in scripts if not n.startswith(apart) and "/out/" not in n}
     assert alone - shared == RUNS.keys() | LAUNCHED.keys()
 
 

@@ -88,6 +88,9 @@ app.command()(model_commands.train)
 app.command(name="eval")(model_commands.evaluate)
 app.command()(model_commands.generate)
 app.command()(model_commands.chat)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    model_commands.serve
+)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that run a model: train, eval, generate, chat."""
+"""The commands that run a model: train, eval, generate, chat, serve."""
 
 from __future__ import annotations
 
@@ -161,3 +161,27 @@ def chat(
         messages.append({"role": "user", "content": text})
         reply = answers.answer(messages, show=True)
         messages.append({"role": "assistant", "content": reply})
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model.")],
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=ADAPTER]...", help="A directory, or owner/name."),
+    ] = None,
+    in_step: Annotated[int, typer.Option(help="Adapters in one step.", metavar="N")] = 64,
+    in_memory: Annotated[int, typer.Option(help="Adapters in memory.", metavar="N")] = 512,
+    load: Annotated[
+        bool, typer.Option("--load", help="Let clients load adapters while it runs.")
+    ] = False,
+) -> None:
+    """Serve a model and any number of adapters by vLLM, with its OpenAI API.
+
+    A request names an adapter as its model. Options of `vllm serve` come after the adapters.
+
+    Example: pyreft serve HuggingFaceTB/SmolLM2-135M-Instruct cats=adapter --port 8000
+    """
+    from pyreft.cli.serving import run_server
+
+    run_server(model, [*(adapters or []), *context.args], (in_step, in_memory), load)

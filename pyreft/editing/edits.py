@@ -144,6 +144,31 @@ def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
     return hidden
 
 
+@torch.no_grad()
+def edit_tokens(edits: SiteEdits, hidden: Tensor, residual: Tensor | None = None) -> None:
+    """Edit the tokens of several texts in place, one text after the other, without a batch.
+
+    Args:
+        edits: The edits, with slots of the shape (1, N).
+        hidden: (N, D).
+        residual: (N, D), if the hidden state is the sum of both. Where it is edited, the residual
+            becomes the sum and the other zero.
+    """
+    for function, slots in edits.calls:
+        rows = slots.gather.flatten()
+        before = hidden.index_select(0, rows)
+        if residual is not None:
+            before = before + residual.index_select(0, rows)
+        after = function(before.view(*slots.gather.shape, -1)).flatten(0, 1)
+        if slots.kept is not None:
+            after = after.index_select(0, slots.kept)
+        if residual is None:
+            hidden.index_copy_(0, slots.scatter, after)
+        else:
+            residual.index_copy_(0, slots.scatter, after)
+            hidden.index_fill_(0, slots.scatter, 0)
+
+
 def _may_overwrite(module: nn.Module, hidden: Tensor, inputs: Sequence[object]) -> bool:
     """Whether an output can be edited in place, which spares a copy of the whole hidden state.
 

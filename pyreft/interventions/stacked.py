@@ -7,7 +7,7 @@ G rows, P positions, D hidden size, R the largest rank; smaller ranks are padded
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -77,23 +77,49 @@ class StackedInterventions:
         Returns:
             (G, P, D), edited.
         """
-        weights = self._stack() if self._kept is None else self._kept
-        basis, source, bias = (w[index] for w in weights[:3])
-        basis, source, bias = (w.to(hidden.dtype) for w in (basis, source, bias))
-        coefficients = torch.baddbmm(bias[:, None], hidden, source.mT)  # (G, P, R)
-        if weights.projection is not None and weights.shift is not None:
-            projection = weights.projection[index].to(hidden.dtype)
-            shift = weights.shift[index].to(hidden.dtype)
-            replaced = torch.baddbmm(shift[:, None], hidden, projection.mT)
-            coefficients = self._first.act_fn(coefficients) - replaced
-        edit: Tensor = self._first.dropout(torch.bmm(coefficients, basis))
-        return hidden + edit
+        first = self._first
+        return edit_stacked(self.weights, hidden, index, first.act_fn, first.dropout)
+
+    @property
+    def weights(self) -> StackedWeights:
+        """The weights of all, in the order of `index`."""
+        return self._stack() if self._kept is None else self._kept
 
     def _stack(self) -> StackedWeights:
         rank = max(group[0].low_rank_dimension for group in self._groups)
         weights = [_weights(read_stacked(group, self.dtype)) for group in self._groups]
         joined = [torch.cat([_fill_up(w, rank) for w in ws]) for ws in zip(*weights, strict=True)]
         return StackedWeights(*joined)
+
+
+def edit_stacked(
+    weights: StackedWeights,
+    hidden: Tensor,
+    index: Tensor,
+    act_fn: Callable[[Tensor], Tensor],
+    dropout: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Edit hidden states by stacked weights.
+
+    Args:
+        weights: The weights of I interventions.
+        hidden: (G, P, D), in a type as wide as the weights.
+        index: (G,), the intervention of each row.
+        act_fn: Their activation, which weights without `projection` do not need.
+        dropout: Of the edit.
+
+    Returns:
+        (G, P, D), edited.
+    """
+    basis, source, bias = (w[index].to(hidden.dtype) for w in weights[:3])
+    coefficients = torch.baddbmm(bias[:, None], hidden, source.mT)  # (G, P, R)
+    if weights.projection is not None and weights.shift is not None:
+        projection = weights.projection[index].to(hidden.dtype)
+        shift = weights.shift[index].to(hidden.dtype)
+        replaced = torch.baddbmm(shift[:, None], hidden, projection.mT)
+        coefficients = act_fn(coefficients) - replaced
+    edit: Tensor = dropout(torch.bmm(coefficients, basis))
+    return hidden + edit
 
 
 def stacks_with(intervention: nn.Module) -> tuple[object, ...] | None:
