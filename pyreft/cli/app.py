@@ -88,6 +88,7 @@ app.command()(model_commands.train)
 app.command(name="eval")(model_commands.evaluate)
 app.command()(model_commands.generate)
 app.command()(model_commands.chat)
+app.command()(model_commands.demo)
 
 
 @app.command()
