@@ -47,3 +47,7 @@ def minilm() -> str:
     if package is None or package.submodule_search_locations is None:
         return "sentence-transformers/all-MiniLM-L6-v2"
     return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+if __name__ == "__main__":
+    print(smollm2())

@@ -38,7 +38,7 @@ CONSTANT = [kind for kind, cls in LOW_RANK.items() if cls.constant_source]
 
 # What these test is pyreft's own or torch's, and no matter of the releases of others.
 ONCE = (
-    *("interventions/", "placement/", "pictures/", "oracle/", "loreft/", "serving/"),
+    *("interventions/", "placement/", "pictures/", "oracle/", "loreft/", "serving/", "demo/"),
     *("test_picture.py", "test_shown.py"),
     *("test_positions.py", "test_config.py", "test_combination.py"),
     *("sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),

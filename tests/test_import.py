@@ -29,7 +29,7 @@ def test_type_checkers_see_the_same_names():
 ROOMS = [
     *("annotations", "tables", "installed", "positions", "interventions", "config", "data"),
     *("sharing", "base_model", "placement", "editing", "lora", "adapters", "pictures", "reuse"),
-    *("training", "compat", "serving", "cli"),
+    *("training", "compat", "serving", "demo", "cli"),
 ]
 
 

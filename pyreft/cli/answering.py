@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,9 +12,8 @@ from pyreft.annotations import Arguments
 from pyreft.cli.loading import load_model
 from pyreft.compat.formats import FILE_PATTERNS
 from pyreft.compat.model import ReftModel
+from pyreft.data.prompts import Messages, encode_prompt
 from pyreft.sharing import HubSource, find_adapter
-
-Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -83,14 +81,7 @@ class Answers:
             edited: Whether the adapter is active.
             show: Whether the answer is printed while it is generated.
         """
-        if self.raw or self.tokenizer.chat_template is None:
-            prompt = self.tokenizer(messages[-1]["content"], return_tensors="pt")
-        else:
-            prompt = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
-        prompt = prompt.to(self.model.device)
-        prompt.pop("token_type_ids", None)
+        prompt = encode_prompt(self.tokenizer, messages, self.raw).to(self.model.device)
         settings = self.settings
         if show:
             shown = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)

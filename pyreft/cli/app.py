@@ -91,6 +91,7 @@ app.command()(model_commands.chat)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     model_commands.serve
 )
+app.command()(model_commands.demo)
 
 
 @app.command()

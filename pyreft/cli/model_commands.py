@@ -1,4 +1,4 @@
-"""The commands that run a model: train, eval, generate, chat, serve."""
+"""The commands that run a model: train, eval, generate, chat, serve, demo."""
 
 from __future__ import annotations
 
@@ -185,3 +185,41 @@ def serve(
     from pyreft.cli.serving import run_server
 
     run_server(model, [*(adapters or []), *context.args], (in_step, in_memory), load)
+
+
+def demo(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model.")],
+    adapters: Annotated[
+        list[str] | None, typer.Argument(metavar="[ADAPTER]...", help="Directories, or owner/name.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets other machines reach the page.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="The first free one from 7860 by default.", metavar="N")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="For adapters that are trained in the page.", metavar="DIRECTORY")
+    ] = Path("demo_runs"),
+    max_prompt: Annotated[int, typer.Option(help="Tokens, at most.", metavar="N")] = 2048,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+    token: Token = None,
+) -> None:
+    """Compare adapters with their base model in a page of the browser, and train one there.
+
+    The page is on this machine alone, and nothing is sent anywhere. Ctrl-C ends.
+
+    Example: pyreft demo HuggingFaceTB/SmolLM2-135M-Instruct adapter
+    """
+    from pyreft.demo.serving import serve
+
+    serve(
+        model,
+        adapters or (),
+        runs,
+        host=host,
+        port=port,
+        browser=browser,
+        token=token,
+        max_prompt=max_prompt,
+    )

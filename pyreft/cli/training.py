@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 
-import torch
 import yaml
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,28 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from pyreft.compat.wrapping import get_reft_model
 from pyreft.data import make_examples
 from pyreft.data.sources import load_rows
-from pyreft.training import ReftTrainer, recommended
-
-_OF_THE_CONFIG = ("layers", "positions", "rank", "kind", "tied", "dropout")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The options of `pyreft train`; None is what is recommended for the model."""
-
-    layers: str | int | None = None
-    positions: str | None = None
-    rank: int | None = None
-    kind: str | None = None
-    tied: bool | None = None
-    dropout: float | None = None
-    epochs: float = 3
-    learning_rate: float | None = None
-    batch_size: int = 8
-    accumulate: int = 1
-    schedule: str = "linear"
-    max_length: int | None = None
-    seed: int = 42
+from pyreft.training import recommended
+from pyreft.training.settings import TrainSettings, choose_config, make_trainer
 
 
 def read_settings(file: Path | None, given: Mapping[str, object]) -> TrainSettings:
@@ -128,43 +106,8 @@ def train_adapter(
     )
     base = AutoModelForCausalLM.from_pretrained(model)
     chosen = recommended(base)
-    own = {name: getattr(settings, name) for name in _OF_THE_CONFIG}
-    own = {name: value for name, value in own.items() if value is not None}
-    if "layers" in own:
-        own["layers"] = _read_layers(own["layers"])
-    edited = get_reft_model(base, replace(chosen.config, **own))
+    edited = get_reft_model(base, choose_config(settings, chosen))
     edited.print_trainable_parameters()
-    # Rates of other kinds, or from papers, are one for all of an edit.
-    usual = settings.learning_rate is None and settings.kind is None
-    trainer = ReftTrainer(
-        model=edited,
-        args=TrainingArguments(
-            output_dir=str(directory),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulate,
-            learning_rate=settings.learning_rate or chosen.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            seed=settings.seed,
-            logging_steps=1,
-            save_strategy="epoch",
-            save_total_limit=1,
-            report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
-        train_dataset=examples,
-        processing_class=tokenizer,
-        learning_rate_ratios=chosen.learning_rate_ratios if usual else None,
-    )
+    trainer = make_trainer(edited, examples, tokenizer, directory, settings, chosen)
     trainer.train(resume_from_checkpoint=checkpoint)
     edited.save_pretrained(directory)
-
-
-def _read_layers(text: str | int) -> str | list[int]:
-    """ "all", or the indices in "10,12,14"."""
-    if str(text).strip() == "all":
-        return "all"
-    try:
-        return [int(index) for index in str(text).replace(";", ",").split(",")]
-    except ValueError:
-        raise ValueError(f"layers are all, or indices such as 10,12,14; got {text!r}.") from None
