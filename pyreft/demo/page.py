@@ -30,8 +30,10 @@ def make_page(runs: Runs, adapters: Mapping[str, Adapter], scratch: Path) -> gr.
     with gr.Blocks(title=f"pyreft: {name}", analytics_enabled=False) as page:
         gr.HTML(f"<h2>pyreft: adapters of {escape(name)}</h2>")
         own = gr.State({})
+        # Outside the tabs, whose components are not there when the page is opened.
+        mine = gr.BrowserState(None, storage_key="pyreft_run")
         with gr.Tab("Compare"):
             chooser = add_compare_tab(runs.playground, adapters, own)
         with gr.Tab("Train"):
-            add_train_tab(page, runs, chooser, scratch)
+            add_train_tab(page, runs, chooser, mine, scratch)
     return page

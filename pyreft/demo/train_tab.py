@@ -28,17 +28,19 @@ _EXAMPLES = [
 ]
 
 
-def add_train_tab(page: gr.Blocks, runs: Runs, chooser: Chooser, scratch: Path) -> None:
+def add_train_tab(
+    page: gr.Blocks, runs: Runs, chooser: Chooser, mine: gr.BrowserState, scratch: Path
+) -> None:
     """Add the components and what they do.
 
     Args:
         page: The page.
         runs: Where runs begin.
         chooser: In the other tab; it gets the trained adapter.
+        mine: The name of the user's run. The browser keeps it, so that a page that was lost finds
+            its run again.
         scratch: For the files that are downloaded.
     """
-    # Kept by the browser, so that a page that was lost finds its run again.
-    mine = gr.BrowserState(None, storage_key="pyreft_run")
     with gr.Row():
         with gr.Column():
             pairs = gr.Dataframe(
