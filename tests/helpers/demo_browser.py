@@ -13,7 +13,13 @@ from playground_of import make_playground, save_adapter
 from conftest import make_base
 
 # Chromium's own services are of no use here, and root has no sandbox.
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+)
 # Runs the command, and writes each address that its process connects to.
 WATCHED = """
 import json, sys
