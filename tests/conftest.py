@@ -45,7 +45,7 @@ ONCE = (
     *("sharing/test_hostile.py", "sharing/test_format.py", "sharing/test_links.py"),
     *("training/test_killed.py", "compat/test_own_kinds.py", "editing/test_compile.py"),
     *("test_migrate.py", "test_releases.py", "test_api_reference.py", "test_words.py"),
-    *("test_notebooks.py", "test_gallery.py", "test_links.py"),
+    *("test_notebooks.py", "test_gallery.py", "test_external_links.py"),
 )
 
 
