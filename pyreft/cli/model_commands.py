@@ -211,7 +211,7 @@ def demo(
 
     Example: pyreft demo HuggingFaceTB/SmolLM2-135M-Instruct adapter
     """
-    from pyreft.demo.serving import serve
+    from pyreft.demo.address import serve
 
     serve(
         model,

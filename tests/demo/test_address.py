@@ -19,7 +19,7 @@ def test_without_gradio_the_error_says_what_to_install(monkeypatch, tmp_path, ca
 @pytest.fixture
 def gradio(monkeypatch):
     """It is taken to be installed: these commands end before it is imported."""
-    monkeypatch.setattr("pyreft.demo.serving.find_spec", lambda name: True)
+    monkeypatch.setattr("pyreft.demo.address.find_spec", lambda name: True)
 
 
 def test_an_adapter_for_another_model_ends_the_command(gradio, tmp_path, capsys):
