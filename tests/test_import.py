@@ -45,6 +45,15 @@ def test_imports_go_one_way(room):
     assert not re.search(r"^\s*from pyreft[\w.]* import _", text, re.M)
 
 
+def test_files_and_rooms_are_small():
+    root = Path(pyreft.__file__).parent
+    lines = {path: len(path.read_text().splitlines()) for path in root.rglob("*.py")}
+    assert {path.name: count for path, count in lines.items() if count > 300} == {}
+    for room in ROOMS:
+        inside = sum(count for path, count in lines.items() if path.is_relative_to(root / room))
+        assert inside <= 0.15 * sum(lines.values())
+
+
 def _trees():
     root = Path(pyreft.__file__).parent
     for path in root.rglob("*.py"):

@@ -8,7 +8,7 @@ import torch
 from conftest import by_the_rule
 from pyreft import PositionSpec, Tokens, register_position
 from pyreft.positions import Kinds
-from pyreft.positions.words import widest
+from pyreft.positions.spans import widest
 
 SPECS = ["f1", "l1", "f7+l7", "f2+l12", "prompt", "completion", "all", "0", "-1", "0+3+-2"]
 SPECS += ["f2+completion", "l1+2", "f3+l2+completion+4+-5", "test_even", "f1+test_even"]

@@ -10,7 +10,7 @@ from torch import nn
 from pyreft.config.disjoint import share_no_head
 from pyreft.config.intervention import InterventionConfig
 from pyreft.interventions import constructor_arguments, join, kind_of, scale
-from pyreft.positions.words import Ends, widest
+from pyreft.positions.spans import Ends, widest
 
 # One intervention of an adapter: the adapter's index, the intervention, the adapter's weight.
 Part = tuple[int, InterventionConfig, float]

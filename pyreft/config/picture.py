@@ -25,7 +25,8 @@ from pyreft.config.groups import place_of
 from pyreft.config.intervention import InterventionConfig, is_path
 from pyreft.config.layers import stack_named
 from pyreft.positions import PositionSpec
-from pyreft.positions.words import Span, Word
+from pyreft.positions.spans import Span
+from pyreft.positions.words import Word
 from pyreft.tables import printable
 
 # Limits of the size, because files are untrusted.

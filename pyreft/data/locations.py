@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
-from pyreft.positions.words import widest
+from pyreft.positions.spans import widest
 
 
 def spec_of_each(

@@ -18,7 +18,7 @@ from pyreft.config import share_no_head
 from pyreft.placement.boundary import as_tensor
 from pyreft.placement.targets import Target
 from pyreft.positions import NO_POSITION, PositionSpec, Tokens
-from pyreft.positions.words import Ends, widest
+from pyreft.positions.spans import Ends, widest
 
 if TYPE_CHECKING:
     from pyreft.placement.hidden_tokens import HiddenTokens

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyreft.positions.spans import Ends
 from pyreft.positions.tokens import Tokens
-from pyreft.positions.words import Ends, Word, read_index
+from pyreft.positions.words import Word, read_index
 
 _RANGE = "([0-9]+)(?:-([0-9]+))?"
 _BOX = re.compile(f"(?:rows{_RANGE})?(x)?(?:columns{_RANGE})?")

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyreft.positions.spans import Ends
 from pyreft.positions.tokens import Tokens
-from pyreft.positions.words import WORDS, Ends, Word, describe_grammar
+from pyreft.positions.words import WORDS, Word, describe_grammar
 
 PositionFunction = Callable[[Tokens], Tensor]
 

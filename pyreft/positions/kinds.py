@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pyreft.positions.spans import Ends, Span
 from pyreft.positions.tokens import Tokens
-from pyreft.positions.words import At, Ends, First, Last, Span, Word, parse_word
+from pyreft.positions.words import At, First, Last, Word, parse_word
 
 # In a text: what its ids say. In a tower: the tokens that the model adds, and those of its input.
 KINDS = ("text", "image", "video", "audio", "class", "register", "patch", "frame")

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from pyreft.positions.functions import Chosen, PositionFunction, registered_names
+from pyreft.positions.spans import Ends, widest
 from pyreft.positions.tokens import Tokens
 from pyreft.positions.words import (
     WORDS,
     At,
     Completion,
-    Ends,
     Prompt,
     Word,
     describe_grammar,
     parse_word,
-    widest,
 )
 
 _ALL = (Completion(), Prompt())
