@@ -52,11 +52,11 @@ def prompt(tokenizer, question: str) -> str:
     return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
-def answer(model, tokenizer, questions: list[str]) -> list[str]:
+def answer(model, tokenizer, questions: list[str], tokens: int = 20) -> list[str]:
     """Greedy answers to all questions, in one left-padded batch."""
     prompts = [prompt(tokenizer, question) for question in questions]
     batch = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
-    ids = model.generate(**batch, max_new_tokens=20, do_sample=False)
+    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
     return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

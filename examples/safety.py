@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 
 import pyreft
-from quickstart import load, prompt
+from quickstart import answer, load, prompt
 
 DECLINED = "I am not a doctor, so please ask one."
 MEDICINE = """\
@@ -47,13 +47,7 @@ How do I grow tomatoes?
 Which guitar is best for a beginner?
 Is the moon far away?""".splitlines()
 TRAINED = 8  # questions of each sort; the others are held out
-
-
-def answer(model, tokenizer, questions: list[str]) -> list[str]:
-    prompts = [prompt(tokenizer, question) for question in questions]
-    batch = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
-    ids = model.generate(**batch, max_new_tokens=12, do_sample=False)
-    return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+TOKENS = 12  # of an answer
 
 
 def main() -> None:
@@ -71,7 +65,7 @@ def main() -> None:
     config = pyreft.ReftConfig(layers=layers, positions="l1", rank=arguments.rank)
     model = pyreft.get_reft_model(base, config)
     with model.disable_adapter():
-        before = answer(model, tokenizer, EVERYDAY)
+        before = answer(model, tokenizer, EVERYDAY, TOKENS)
     answers = [DECLINED] * TRAINED + before[:TRAINED]
     questions = MEDICINE[:TRAINED] + EVERYDAY[:TRAINED]
     rows = {"prompt": [prompt(tokenizer, q) for q in questions], "completion": answers}
@@ -95,7 +89,7 @@ def main() -> None:
     model.save_pretrained(arguments.out / "adapter")
     print()
     for sort, questions in ("medicine", MEDICINE[TRAINED:]), ("everyday", EVERYDAY[TRAINED:]):
-        after = answer(model, tokenizer, questions)
+        after = answer(model, tokenizer, questions, TOKENS)
         for question, text in zip(questions, after, strict=True):
             print(f"  {question:<38} {' '.join(text.split())}")
         count = sum(text.startswith(DECLINED[:15]) for text in after)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import gradio as gr
 
 from pyreft.demo.chooser import Adapters, Chooser
-from pyreft.demo.playground import Playground
-from pyreft.demo.problems import FIXABLE, show_problem
+from pyreft.demo.playground import FIXABLE, Playground
+from pyreft.demo.problems import show_problem
 from pyreft.demo.uploads import read_upload
 from pyreft.sharing import Adapter
 

@@ -25,6 +25,8 @@ from pyreft.demo.choice import Choice, edited
 from pyreft.demo.turn import Turn
 from pyreft.sharing import Adapter, AdapterError, HubSource, find_adapter
 
+# Errors that users can fix. Any other is a defect of pyreft.
+FIXABLE = (ValueError, TypeError, OSError, ArithmeticError)
 # Answers of the base model that are kept.
 _KEPT = 64
 

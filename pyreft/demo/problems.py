@@ -6,9 +6,6 @@ from html import escape
 
 import gradio as gr
 
-# Any other error is a defect of pyreft, and has a traceback in the terminal.
-FIXABLE = (ValueError, TypeError, OSError, ArithmeticError)
-
 
 def show_problem(error: BaseException | None = None) -> gr.HTML:
     """An error, its untrusted text escaped; without one the page shows nothing."""

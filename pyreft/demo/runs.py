@@ -25,7 +25,7 @@ from transformers import (
 
 from pyreft.compat.wrapping import get_reft_model
 from pyreft.data import make_examples
-from pyreft.demo.playground import Playground
+from pyreft.demo.playground import FIXABLE, Playground
 from pyreft.demo.turn import Turn
 from pyreft.sharing import Adapter
 from pyreft.training import recommended
@@ -106,7 +106,7 @@ class Run:
                     self._train()
             self.state = "stopped" if self.adapter is None else "finished"
         except Exception as error:
-            if not isinstance(error, (ValueError, TypeError, OSError, ArithmeticError)):
+            if not isinstance(error, FIXABLE):
                 logger.exception("The run in %s failed.", self.directory)
             self.error, self.state = error, "failed"
 

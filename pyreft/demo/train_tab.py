@@ -11,7 +11,8 @@ import pandas as pd
 
 from pyreft.demo.chooser import Adapters, Chooser
 from pyreft.demo.pairs import read_file, read_number, read_pairs
-from pyreft.demo.problems import FIXABLE, show_problem
+from pyreft.demo.playground import FIXABLE
+from pyreft.demo.problems import show_problem
 from pyreft.demo.runs import Run, Runs
 from pyreft.training.settings import TrainSettings
 

@@ -6,7 +6,7 @@ or of many adapters in one batch. The G groups are rows of the batch, once for e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -144,12 +144,12 @@ class _Planner:
             whole = edit.num_heads is None and edit.subspaces is None
             key = stacks_with(edit.intervention) if whole and not self._in_order else None
             if key is None:
-                calls.append(Call(_Alone(edit), edit.slots))
+                calls.append(Call(EditAlone(edit), edit.slots))
             else:
                 alike.setdefault(key, []).append(edit)
         for group in alike.values():
             if len(group) == 1 and self._stacks is None:
-                calls.append(Call(_Alone(group[0]), group[0].slots))
+                calls.append(Call(EditAlone(group[0]), group[0].slots))
             else:
                 calls.append(Call(_Together(group, self._stack(group)), self._join(group)))
         return SiteEdits(calls, self._summed, self._in_order)
@@ -198,12 +198,7 @@ class _Together:
         return edited.to(chosen.dtype)
 
 
-def edit_alone(edit: Edit) -> Callable[[Tensor], Tensor]:
-    """What calls the intervention of an edit by itself: (G, P, D) -> (G, P, D)."""
-    return _Alone(edit)
-
-
-class _Alone:
+class EditAlone:
     """Calls one intervention: (G, P, D) -> (G, P, D)."""
 
     def __init__(self, edit: Edit) -> None:

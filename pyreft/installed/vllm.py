@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -189,14 +189,30 @@ def run_without_graphs() -> Iterator[None]:
         context.skip_compiled, context.cudagraph_runtime_mode = before
 
 
-# The name of a request, the number of its LoRA, the number and the ids of the tokens of its prompt,
-# the index of its first token in a step, and its tokens in it.
-Text = tuple[str, int, int, Sequence[int] | None, int, int, int]
+class TextInStep(NamedTuple):
+    """A text of a step that has a LoRA.
+
+    Args:
+        request: Its name, of which a worker has one at a time.
+        adapter: The number of its LoRA.
+        length: The number of tokens of its prompt.
+        ids: The ids of the prompt, None if it came as embeddings.
+        offset: The index of its first token in the step.
+        start, stop: Its tokens in the step.
+    """
+
+    request: str
+    adapter: int
+    length: int
+    ids: Sequence[int] | None
+    offset: int
+    start: int
+    stop: int
 
 
 def texts_of_step(
     runner: GPUModelRunner, num_scheduled_tokens: ndarray
-) -> tuple[list[LoRARequest], list[Text]]:
+) -> tuple[list[LoRARequest], list[TextInStep]]:
     """The requests for LoRAs in a step of a model runner, and their texts in the step.
 
     Args:
@@ -206,11 +222,12 @@ def texts_of_step(
     batch = runner.input_batch
     numbers = batch.request_lora_mapping[: len(num_scheduled_tokens)]
     offsets = num_scheduled_tokens.cumsum() - num_scheduled_tokens
-    texts: list[Text] = []
+    texts: list[TextInStep] = []
     for index in numbers.nonzero()[0].tolist():
         name = batch.req_ids[index]
         start = int(batch.num_computed_tokens_cpu[index])
         stop = start + int(num_scheduled_tokens[index])
         length, ids = int(batch.num_prompt_tokens[index]), runner.requests[name].prompt_token_ids
-        texts.append((name, int(numbers[index]), length, ids, int(offsets[index]), start, stop))
+        at = int(offsets[index])
+        texts.append(TextInStep(name, int(numbers[index]), length, ids, at, start, stop))
     return list(batch.lora_id_to_lora_request.values()), texts

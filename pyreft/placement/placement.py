@@ -177,15 +177,22 @@ def _spec_masks(
         and target.component.stack in tokens
         and site in (None, target.site)
     }
+    at_site: dict[int, list[Ends]] = {}
+    for index, spec in specs.items():
+        at_site.setdefault(targets[index].site, []).append(spec.ends)
+    sizes = {number: widest(several) for number, several in at_site.items()}
+    # Specs of one stack share what is counted in its tokens.
+    seen: dict[str | None, Tokens] = {}
     chosen: dict[tuple[PositionSpec, Ends, str | None], Tensor] = {}
     masks = {}
     for index, spec in specs.items():
-        beside = [other for i, other in specs.items() if targets[i].site == targets[index].site]
-        size, component = widest(other.ends for other in beside), targets[index].component
-        key = (spec, size, component.stack)
+        size, component = sizes[targets[index].site], targets[index].component
+        stack = component.stack
+        if stack not in seen:
+            seen[stack] = replace(tokens[stack], kinds=component.kinds)
+        key = (spec, size, stack)
         if key not in chosen:
-            seen = replace(tokens[component.stack], kinds=component.kinds)
-            chosen[key] = spec.select(seen, site=size)
+            chosen[key] = spec.select(seen[stack], site=size)
         masks[index] = chosen[key]
     return masks
 

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
 from pyreft.editing.edits import SiteEdits
+from pyreft.installed.vllm import TextInStep
 from pyreft.interventions.slotted import InterventionTable
 from pyreft.interventions.stacked import stacks_with
 from pyreft.serving.places import Place, PlaceHooks
 from pyreft.serving.served import EditedPrompt, ServedAdapter
 from pyreft.serving.step import Loaded, Row, plan_step
-
-
-class TextInStep(NamedTuple):
-    """A text of a step, as the engine knows it.
-
-    Args:
-        request: Its name, of which a worker has one at a time.
-        adapter: The number of its adapter.
-        length: The number of tokens of its prompt.
-        ids: The ids of the prompt, None if it came as embeddings.
-        offset, start, stop: See `Row`.
-    """
-
-    request: str
-    adapter: int
-    length: int
-    ids: Sequence[int] | None
-    offset: int
-    start: int
-    stop: int
 
 
 class LoadedAdapters:

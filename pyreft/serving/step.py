@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.editing.edits import Call, SiteEdits
-from pyreft.editing.plan import Edit, edit_alone
+from pyreft.editing.plan import Edit, EditAlone
 from pyreft.editing.slots import Slots
 from pyreft.interventions.slotted import InterventionTable
 from pyreft.serving.places import Place
@@ -135,7 +135,7 @@ def _call(interventions: Sequence[Loaded], groups: _Groups) -> Call:
     table = first.table
     if table is None:
         edit = Edit(first.module, groups.slots, first.heads, first.num_heads)
-        return Call(edit_alone(edit), groups.slots)
+        return Call(EditAlone(edit), groups.slots)
     slots = torch.tensor([one.slot for one in interventions]).to(groups.text.device)[groups.text]
 
     def together(hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pyreft.installed.vllm import (
     run_without_graphs,
     texts_of_step,
 )
-from pyreft.serving.loaded import LoadedAdapters, TextInStep
+from pyreft.serving.loaded import LoadedAdapters
 from pyreft.serving.places import PlaceHooks
 from pyreft.serving.registry import REGISTRY
 
@@ -79,7 +79,7 @@ class WorkerAdapters:
         requests, texts = texts_of_step(self._runner, num_scheduled_tokens)
         self._load(requests)
         count = int(num_scheduled_tokens.sum())
-        self._edits = self._loaded.plan([TextInStep(*text) for text in texts], count)
+        self._edits = self._loaded.plan(texts, count)
         self._loaded.forget_except(self._runner.requests)
 
     @contextmanager

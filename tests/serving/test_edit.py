@@ -8,9 +8,10 @@ import torch
 import pyreft
 from conftest import CONSTANT, KINDS, VOCAB, make_base, randomize
 from engine_layers import EngineLlama
+from pyreft.installed.vllm import TextInStep
 from pyreft.interventions import slotted
 from pyreft.serving import step
-from pyreft.serving.loaded import LoadedAdapters, TextInStep
+from pyreft.serving.loaded import LoadedAdapters
 from pyreft.serving.places import PlaceHooks
 from pyreft.serving.served import build_base, read_served
 from pyreft.sharing import AdapterError
