@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import typer
 from command_line import run
 from hub_server import HubServer, connect
 
 import pyreft
 from conftest import make_base, randomize
+from pyreft.cli.app import app
 
 IDS = torch.arange(3, 15).view(2, 6)
 UPSTREAM = Path(__file__).parent / "references" / "upstream_adapters"
@@ -75,6 +77,12 @@ def test_version_and_commands_are_told(capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in ("inspect", "convert", "merge", "push"))
+
+
+def test_every_command_has_an_example_in_its_help():
+    commands = typer.main.get_command(app).commands
+    assert {"train", "eval", "chat", "push", "pull", "merge", "convert", "demo"} < commands.keys()
+    assert [n for n, c in commands.items() if f"Example: pyreft {n}" not in c.help] == []
 
 
 @pytest.mark.parametrize("typed", [["inspct"], ["inspect"], ["convert", "a", "b"], ["push", "a"]])

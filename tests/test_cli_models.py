@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pyreft
 from conftest import make_base
-from pyreft.cli.training import TrainSettings, read_settings
+from pyreft.cli.training import read_settings
+from pyreft.training.settings import PRESETS, TrainSettings
 from test_docs import bytes_tokenizer
 
 ROWS = [{"prompt": f"say {i}: ", "completion": str(i)} for i in range(8)]
@@ -144,6 +146,47 @@ def test_options_of_a_file_count_less_than_those_of_the_command_line(tmp_path):
     found = read_settings(file, {"epochs": 2.0, "rank": None, "model": "x"})
     expected = TrainSettings(layers="1,2", learning_rate=9e-4, epochs=2.0, tied=False)
     assert found == expected
+
+
+def test_a_preset_counts_less_than_a_file_and_that_less_than_options(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("rank: 2\nwarmup: 0.2\n")
+    found = read_settings(file, {"preset": "math", "warmup": 0.0})
+    assert found == replace(PRESETS["math"], rank=2, warmup=0.0)
+    assert (found.layers, found.positions, found.epochs, found.learning_rate) == (
+        "all",
+        "f7+l7",
+        12,
+        9e-4,
+    )
+
+
+def test_a_preset_trains_with_its_settings(base, data, tmp_path):
+    options = ["--preset", "commonsense", "--positions", "f1", "--epochs", "2"]
+    assert run("train", base, data, tmp_path / "adapter", *options) == 0
+    model = pyreft.ReftModel.from_pretrained(_bare(base), tmp_path / "adapter")
+    assert {one.rotate_layer.weight.shape[-1] for one in model.interventions.values()} == {8}
+    [checkpoint] = (tmp_path / "adapter").glob("checkpoint-*")
+    arguments = torch.load(checkpoint / "training_args.bin", weights_only=False)
+    assert (arguments.learning_rate, arguments.warmup_steps) == (9e-4, 0.1)
+    assert arguments.gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--preset", "comonsense"],
+            "there is no preset 'comonsense'; there are commonsense, math",
+        ),
+        (["--warmup", "1"], "warmup is a part of all steps"),
+        (["--warmup", "-0.1"], "warmup is a part of all steps"),
+    ],
+)
+def test_unknown_presets_and_warmups_are_errors(options, message, base, data, tmp_path, capsys):
+    capsys.readouterr()
+    assert run("train", base, data, tmp_path / "adapter", *options) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

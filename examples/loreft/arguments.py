@@ -16,6 +16,11 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
+from pyreft.training.settings import PRESETS as SETTINGS
+
+# What `pyreft train` calls by another name.
+_SPELLED = {"positions": "position", "tied": "share_weights", "learning_rate": "lr"}
+_SPELLED |= {"warmup": "warmup_ratio", "accumulate": "gradient_accumulation_steps"}
 PRESETS = Path(__file__).parent / "presets.yaml"
 
 
@@ -187,7 +192,10 @@ def _preset(name: str) -> dict[str, Any]:
     presets = _read(PRESETS)
     if name not in presets:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(presets)}")
-    return _checked(presets[name], f"preset {name}")
+    found = dict(presets[name])
+    ours = vars(SETTINGS[found.pop("settings")]) if "settings" in found else {}
+    spelled = {_SPELLED.get(own, own): value for own, value in ours.items() if value is not None}
+    return _checked(spelled | found, f"preset {name}")
 
 
 def _read(path: str | Path) -> dict[str, Any]:

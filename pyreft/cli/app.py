@@ -104,6 +104,8 @@ def inspect(
     """Show what an adapter is, what it edits, and whether it is intact.
 
     Reads our format, stanfordnlp/pyreft's and adapter-hub's. The exit code is 1 if it is broken.
+
+    Example: pyreft inspect owner/name
     """
     from pyreft.cli.report import read_report
     from pyreft.sharing import AdapterError
@@ -130,6 +132,8 @@ def components(
     """Show what can be edited in a model, with layers, widths and kinds of tokens.
 
     Only its config is read, not its weights.
+
+    Example: pyreft components HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from pyreft.cli.components import as_json as to_json, components_of
 
@@ -141,7 +145,10 @@ def components(
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show releases, the facts relied on, processors and fast paths, for a bug report."""
+    """Show releases, the facts relied on, processors and fast paths, for a bug report.
+
+    Example: pyreft env
+    """
     from pyreft.cli.environment import describe_environment, format_environment
 
     found = describe_environment()
@@ -163,6 +170,8 @@ def convert(
 
     pyreft is ours, from stanfordnlp/pyreft's and adapter-hub's; upstream is stanfordnlp/pyreft's;
     peft is a LoRA, of an adapter that edits every token at the output of linear maps.
+
+    Example: pyreft convert adapter upstream_adapter --to upstream
     """
     from pyreft.cli.loading import is_ours, load_model, read_foreign
     from pyreft.compat.upstream_files import is_upstream, write_upstream
@@ -199,6 +208,8 @@ def merge(
 
     What is saved is a plain model of transformers, which needs no pyreft. The adapter must edit
     every token at the output of linear maps, without an activation.
+
+    Example: pyreft merge adapter merged_model
     """
     from pyreft.cli.loading import load_model
     from pyreft.sharing.whole import new_directory
@@ -228,6 +239,8 @@ def push(
     """Put an adapter into a repository of the Hub, in one commit.
 
     Its own files and its card are pushed; other files in the directory are not.
+
+    Example: pyreft push adapter owner/name --private
     """
     from pyreft.cli.pushing import push_adapter
 
@@ -268,6 +281,8 @@ def migrate(
 
     They are for what transformers, TRL, datasets, PEFT and accelerate renamed or removed since.
     What is for you to decide is listed below the diff. The scripts are read and never run.
+
+    Example: pyreft migrate train.py --write
     """
     from pyreft.cli.migrate import migrate_files
 

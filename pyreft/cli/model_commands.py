@@ -28,6 +28,10 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="YAML with these options by name.", metavar="FILE")
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="The paper's settings: commonsense, math, instruct.", metavar="NAME"),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="all, or indices such as 10,12,14.", metavar="LAYERS")
     ] = None,
@@ -51,6 +55,9 @@ def train(
     schedule: Annotated[
         str | None, typer.Option(help="Of the rate, linear by default.", metavar="NAME")
     ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Part of all steps, 0 by default.", metavar="P")
+    ] = None,
     max_length: MaxLength = None,
     seed: Annotated[int | None, typer.Option(help="42 by default.", metavar="N")] = None,
     resume: Annotated[
@@ -59,8 +66,8 @@ def train(
 ) -> None:
     """Train an adapter on prompts and completions, or chats.
 
-    What is not given is what `pyreft.recommended` returns for the model. Every epoch ends with a
-    checkpoint.
+    What is not given is what `pyreft.recommended` returns for the model, or what --preset has.
+    Options override --config, which overrides --preset. Every epoch ends with a checkpoint.
 
     Example: pyreft train HuggingFaceTB/SmolLM2-135M-Instruct rows.jsonl adapter --epochs 10
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import yaml
@@ -20,18 +20,20 @@ from pyreft.compat.wrapping import get_reft_model
 from pyreft.data import make_examples
 from pyreft.data.sources import load_rows
 from pyreft.training import recommended
-from pyreft.training.settings import TrainSettings, choose_config, make_trainer
+from pyreft.training.settings import PRESETS, TrainSettings, choose_config, make_trainer
 
 
 def read_settings(file: Path | None, given: Mapping[str, object]) -> TrainSettings:
-    """Options of a YAML file, and those of the command line, which count more.
+    """Options of the command line, which override those of a YAML file, which override a preset.
 
     Args:
         file: The file, or None.
-        given: The command line's options by name; None is one that is not given. May have others.
+        given: The command line's options by name, `preset` among them; None is one that is not
+            given. May have others.
 
     Raises:
-        ValueError: If the file cannot be read, or has an option that does not exist.
+        ValueError: If the file cannot be read, has an option that does not exist, or there is no
+            such preset.
     """
     found: dict[str, object] = {}
     if file is not None:
@@ -50,7 +52,11 @@ def read_settings(file: Path | None, given: Mapping[str, object]) -> TrainSettin
             raise ValueError(f"{file} has the option {name!r}, which does not exist{hint}")
         found[name] = _convert(name, value, types[name])
     found |= {name: given[name] for name in types if given.get(name) is not None}
-    return TrainSettings(**found)  # type: ignore[arg-type]  # of the types that were read above
+    preset = given.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    start = TrainSettings() if preset is None else PRESETS[str(preset)]
+    return replace(start, **found)  # type: ignore[arg-type]  # of the types that were read above
 
 
 def _convert(name: str, value: object, expected: str) -> object:

@@ -19,7 +19,10 @@ _OF_THE_CONFIG = ("layers", "positions", "rank", "kind", "tied", "dropout")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The options of a run; None is what is recommended for the model."""
+    """The options of a run; None is what is recommended for the model.
+
+    `accumulate` is batches of a step, `warmup` the part of all steps in which the rate rises.
+    """
 
     layers: str | int | None = None
     positions: str | None = None
@@ -32,8 +35,43 @@ class TrainSettings:
     batch_size: int = 8
     accumulate: int = 1
     schedule: str = "linear"
+    warmup: float = 0.0
     max_length: int | None = None
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is a part of all steps, from 0 to below 1; got {self.warmup}."
+            )
+
+
+_COMMONSENSE = TrainSettings(
+    layers="all",
+    positions="f7+l7",
+    rank=8,
+    tied=True,
+    epochs=6,
+    learning_rate=9e-4,
+    batch_size=16,
+    accumulate=2,
+    warmup=0.1,
+)
+# The paper's settings for LLaMA, Wu et al. 2024, appendix C.
+PRESETS = {
+    "commonsense": _COMMONSENSE,
+    "math": replace(_COMMONSENSE, epochs=12),
+    "instruct": TrainSettings(
+        layers="3;9;18;24",
+        positions="f5+l5",
+        rank=4,
+        epochs=9,
+        learning_rate=9e-4,
+        batch_size=4,
+        accumulate=32,
+        max_length=768,
+    ),
+}
 
 
 def choose_config(settings: TrainSettings, chosen: Recommended) -> ReftConfig:
@@ -82,6 +120,8 @@ def make_trainer(
             gradient_accumulation_steps=settings.accumulate,
             learning_rate=settings.learning_rate or chosen.learning_rate,
             lr_scheduler_type=settings.schedule,
+            # Below 1 it is a part of all steps.
+            warmup_steps=settings.warmup,
             seed=settings.seed,
             logging_steps=1,
             save_strategy="epoch",
