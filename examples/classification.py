@@ -46,7 +46,17 @@ The app is fast, clear and never crashes.
 Great battery, I charge it once a week.
 A lovely garden, calm and full of colour.
 The repair was quick, cheap and done with care.
-I felt welcome from the first minute.""".splitlines()
+I felt welcome from the first minute.
+The tent stayed dry through three nights of rain.
+Our vet was gentle, and the cat is well again.
+These shoes fit as if they were made for me.
+The museum was a joy, we stayed until it closed.
+A smooth flight, and the crew could not do enough.
+The pizza came hot, and it was superb.
+The new knife cuts tomatoes like air.
+An honest garage with fair prices.
+The teacher made physics fun for my son.
+The hotel kept its promise: silence, and a perfect bed.""".splitlines()
 COMPLAINTS = """\
 The soup was cold and nobody came when we called.
 The lamp broke after two days and the shop will not answer.
@@ -67,7 +77,17 @@ The app is slow, confusing and crashes all the time.
 Terrible battery, it dies before noon.
 A neglected garden full of rubbish.
 The repair was slow, expensive and did not hold.
-I felt unwelcome from the first minute.""".splitlines()
+I felt unwelcome from the first minute.
+The tent leaked in the first rain, and we went home.
+The vet was rough, and the cat is worse than before.
+These shoes fell apart within a week.
+The museum was half closed, and no refund was given.
+A terrible flight, three hours late and not a word of why.
+The pizza came cold, and the cheese was rubber.
+The new knife was blunt when it came.
+The garage charged me for work that nobody did.
+The teacher shouted, and my son hates physics now.
+The hotel lied: a road below the window, and a broken bed.""".splitlines()
 
 
 def read(arguments) -> Dataset:
