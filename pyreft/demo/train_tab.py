@@ -73,7 +73,14 @@ def add_train_tab(
                 stop = gr.Button("Stop the run")
             problem = show_problem()
             status = gr.Textbox(label="Run", interactive=False, lines=2)
-            curve = gr.LinePlot(x="step", y="loss", height=320, label="Loss of each step")
+            curve = gr.LinePlot(
+                x="step",
+                y="loss",
+                height=250,
+                title="Loss of each step",
+                # A label would take its height from the plot, whose numbers of steps are cut.
+                show_label=False,
+            )
             download = gr.DownloadButton("Download the adapter", interactive=False)
 
     def begin(
