@@ -150,6 +150,17 @@ class ReftModel(EditedModel):
         """Make the base model trainable as well."""
         self.model.requires_grad_(True)
 
+    # ---- PEFT's names ---------------------------------------------------------------------
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The base model. Its own calls are not edited; see `unwrap` to remove the adapter."""
+        return self.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """The numbers of trainable and of all parameters, base model and adapter together."""
+        parameters = [*self.model.parameters(), *self.adapters.parameters()]
+        return self.count_parameters(True), sum(parameter.numel() for parameter in parameters)
+
     # ---- counting -------------------------------------------------------------------------
 
     def count_parameters(self, include_model: bool = False) -> int:

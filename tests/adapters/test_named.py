@@ -344,3 +344,20 @@ def test_an_adapter_may_have_the_name_of_anything_that_is_done_with_adapters(nam
     model = add(wrap(make_base("llama")), name)
     model.set_adapter(name)
     assert model.active_adapters == [name] and list(model.adapters) == ["default", name]
+
+
+def test_a_base_model_and_the_numbers_of_parameters_have_pefts_names():
+    base = make_base("llama").eval()
+    expected, of_base = base(IDS).logits, sum(p.numel() for p in base.parameters())
+    config = ReftConfig(layers=[1], positions="l1", rank=2, modules_to_save=["lm_head"])
+    model = randomize(get_reft_model(base, config), 0.2).eval()
+    assert model.get_base_model() is base
+    edited = model(IDS).logits
+    with model.disable_adapter():
+        torch.testing.assert_close(base(IDS).logits, expected, rtol=0, atol=0)
+    assert not torch.allclose(edited, expected)
+    head = model.get_base_model().lm_head.weight.numel()
+    trained, every = model.get_nb_trainable_parameters()
+    edit = sum(p.numel() for p in model.interventions.parameters())
+    assert trained == edit + head == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert every == edit + of_base
