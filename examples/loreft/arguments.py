@@ -99,7 +99,8 @@ class Arguments:
     greedy_decoding: bool = HfArg(default=False, aliases=["-gd"])
     temperature: float | None = HfArg(default=None, aliases=["-t"], help="in place of the task's")
     top_p: float | None = HfArg(default=None, help="in place of the task's")
-    top_k: int | None = HfArg(default=None, help="in place of the task's")
+    # Upstream reads 40.0 as well.
+    top_k: float | None = HfArg(default=None, help="in place of the task's, a whole number")
 
     output_dir: str = "./official_results"
     run_name: str | None = HfArg(default=None, help="a folder in output_dir; of the arguments else")
@@ -117,6 +118,10 @@ class Arguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {least} or more, got {value}.")
+        if self.top_k is not None:
+            if self.top_k < 1 or self.top_k % 1:
+                raise ValueError(f"top_k is a whole number of 1 or more, got {self.top_k}.")
+            self.top_k = int(self.top_k)
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio is a part of all steps, got {self.warmup_ratio}.")
         if self.dtype not in DTYPES:

@@ -108,12 +108,20 @@ def test_unknown_presets_and_flags_are_refused(capsys):
         ("-wu 2", "warmup_ratio"),
         ("-dtype float31", "dtype is one of"),
         ("-disable_reft", "needs use_lora"),
+        ("-top_k 40.5", "top_k is a whole number"),
+        ("-top_k 0", "top_k is a whole number"),
     ],
 )
 def test_numbers_out_of_their_range_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         read(flags)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", ["40", "40.0"])
+def test_top_k_is_a_whole_number_however_it_is_written(written):
+    found = read(f"-task math -top_k {written}").top_k
+    assert (found, type(found)) == (40, int)
 
 
 def test_the_lora_of_the_presets_is_that_of_the_paper():
