@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 import train
 from arguments import Arguments, command, parse
@@ -167,6 +168,21 @@ def time_to_quality(runs: Runs, reference: str = "LoRA") -> str:
     return "\n\n" + harness.table(head, rows)
 
 
+def draw(runs: Runs, path: Path) -> None:
+    """A bar for each method: the mean score over data sets and seeds, and how seeds deviate."""
+    found = {method: runs.results(method, start=False) for method in runs.methods}
+    scores = {m: [100 * score(r) for r in results] for m, results in found.items() if results}
+    scores = dict(sorted(scores.items(), key=lambda one: statistics.mean(one[1])))
+    labels = [f"{m}\n{found[m][0]['n_params']:,} parameters" for m in scores]
+    figure = Figure(figsize=(7, 0.6 * len(scores) + 1), layout="constrained")
+    axes = figure.subplots()
+    errors = [statistics.stdev(s) if len(s) > 1 else 0 for s in scores.values()]
+    bars = axes.barh(labels, [statistics.mean(s) for s in scores.values()], xerr=errors)
+    axes.bar_label(bars, fmt="%.1f", padding=4)
+    axes.set(title=runs.name, xlabel="score (%)", xlim=(0, 105))
+    figure.savefig(path, dpi=110)
+
+
 def _spread(scores: list[float]) -> str:
     mean = f"{100 * statistics.mean(scores):.1f}"
     return f"{mean} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else mean
@@ -184,6 +200,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="out/loreft")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--markdown", type=Path, help="put the table into this document as well")
+    parser.add_argument("--picture", type=Path, help="draw the scores into this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     runs = Runs(options.experiment, options)
@@ -196,6 +213,8 @@ def main() -> None:
     about |= {"rounds": len(runs.experiment["seeds"]), "out": Path(options.output_dir)}
     shown = Namespace(**vars(options), **about)
     harness.publish(options.experiment, shown, runs.recorded, table(runs) + time_to_quality(runs))
+    if options.picture:
+        draw(runs, options.picture)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,9 @@ def test_an_experiment_searches_the_rate_runs_and_makes_its_table(
     assert "CPU s to LoRA's best" in table
     assert " of 0.001, 0.01 " in table
     monkeypatch.setattr(train, "run", None)
-    run_script(experiments, flags, monkeypatch)
+    run_script(experiments, [*flags, "--picture", str(tmp_path / "scores.png")], monkeypatch)
     assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
+    assert (tmp_path / "scores.png").stat().st_size > 1000
 
 
 def test_a_sweep_of_what_has_no_score_reads_no_test_set(arguments, monkeypatch):
