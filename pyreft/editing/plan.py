@@ -83,7 +83,7 @@ def plan_pass(
         placement = one.placement
         # In training an intervention without a token has the gradient zero, and not None: other
         # processes, which may have a token for it, wait for its gradient.
-        for index, slots in slots_of(placement.masks, torch.is_grad_enabled()).items():
+        for index, slots in slots_of(placement, torch.is_grad_enabled()).items():
             target = one.targets[index]
             edit = Edit(
                 one.interventions[index],
@@ -142,7 +142,8 @@ class _Planner:
         calls = []
         for edit in edits:
             whole = edit.num_heads is None and edit.subspaces is None
-            key = stacks_with(edit.intervention) if whole and not self._in_order else None
+            together = whole and not self._in_order and edit.slots.mask is None
+            key = stacks_with(edit.intervention) if together else None
             if key is None:
                 calls.append(Call(EditAlone(edit), edit.slots))
             else:
