@@ -52,6 +52,7 @@ RUNS = {
     "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
     "benchmarks/parts.py": [],
+    "benchmarks/quantized.py": ["--bases", "float32", "bfloat16", "--steps", "4"],
     "benchmarks/learning.py": [
         *("--settings", "demonstrations", "--methods", "paper", "recommended", "--ratios", "R=4"),
         *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),

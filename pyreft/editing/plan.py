@@ -114,8 +114,10 @@ def _plan_towers(placed: Sequence[Placed]) -> TowerEdits | None:
         edits = plan_pass(found)
         return None if edits is None else edits.sites.get(site)
 
-    targets = (target for one, _ in waiting for target in one.targets)
-    return TowerEdits(plan, [t.site for t in targets if t.component.stack == TOWER])
+    targets = [target for one, _ in waiting for target in one.targets]
+    sites = [target.site for target in targets if target.component.stack == TOWER]
+    of_text = [target.site for target in targets if "text" in target.component.kinds.columns]
+    return TowerEdits(plan, sites, of_text)
 
 
 class _Planner:
