@@ -34,6 +34,7 @@ RUNS = {
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
     "images.py": ["--steps", "2"],
+    "sounds.py": ["--steps", "2"],
     "memorisation.py": ["--steps", "2", "--tokens", "8"],
     "pictures.py": ["--epochs", "1"],
     "alpaca.py": ["--epochs", "1"],
@@ -67,7 +68,7 @@ MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py",)
 # They make their own model.
-WITHOUT_MODEL = ("images.py",)
+WITHOUT_MODEL = ("images.py", "sounds.py")
 
 
 @pytest.fixture(scope="module")

@@ -123,13 +123,11 @@ def main() -> None:
         figures[name] = {"losses": losses, "seconds per step": seconds}
         curve, exact = points(losses), points(figures[arguments.bases[0]]["losses"])
         apart = max(abs(a - b) / b for a, b in zip(curve, exact, strict=True))
-        size = base.get_memory_footprint() / 2**20
         shown = f"{curve[0]:.3f} -> {curve[-1]:.3f}"
-        rows.append([name, f"{size:.0f} MiB", shown, f"{apart:.1%}", f"{seconds:.2f} s"])
+        rows.append([name, shown, f"{apart:.1%}", f"{seconds:.2f} s"])
         print(rows[-1], [round(loss, 3) for loss in losses])
     head = [
         "base model",
-        "weights",
         "loss, first and last steps",
         "farthest from the first",
         "step",
