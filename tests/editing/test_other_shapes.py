@@ -7,6 +7,7 @@ from torch import nn
 
 import pyreft
 from pyreft.base_model.outputs import hidden_of
+from pyreft.installed import UnsupportedReleaseError
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 SIZES |= {"vocab_size": 40, "pad_token_id": 0}
@@ -130,6 +131,9 @@ def test_a_decoder_of_several_channels_edits_the_prompt_in_every_step():
     settings |= {"return_dict_in_generate": True, "output_logits": True}
     found = []
     for use_cache in (True, False):
-        made = model.generate(IDS, attention_mask=MASK, use_cache=use_cache, **settings)
+        try:
+            made = model.generate(IDS, attention_mask=MASK, use_cache=use_cache, **settings)
+        except UnsupportedReleaseError:
+            pytest.skip("Dia of this release gives its decoder the last token, and no cache")
         found.append(torch.stack(made.logits))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
