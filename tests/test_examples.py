@@ -34,6 +34,7 @@ RUNS = {
     "dpo.py": ["--epochs", "1", "--max-length", "99"],
     "reward_model.py": ["--epochs", "1"],
     "images.py": ["--steps", "2"],
+    "sounds.py": ["--steps", "2"],
     "memorisation.py": ["--steps", "2", "--tokens", "8"],
     "pictures.py": ["--epochs", "1"],
     "alpaca.py": ["--epochs", "1"],
@@ -52,6 +53,7 @@ RUNS = {
     "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
     "benchmarks/parts.py": [],
+    "benchmarks/quantized.py": ["--bases", "float32", "bfloat16", "--steps", "4"],
     "benchmarks/learning.py": [
         *("--settings", "demonstrations", "--methods", "paper", "recommended", "--ratios", "R=4"),
         *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),
@@ -66,7 +68,7 @@ MEASURES = {name for name in RUNS if name.startswith("benchmarks/")}
 LAUNCHED = {"distributed.py": ["--steps", "2"]}
 ENCODERS = ("classification.py",)
 # They make their own model.
-WITHOUT_MODEL = ("images.py",)
+WITHOUT_MODEL = ("images.py", "sounds.py")
 
 
 @pytest.fixture(scope="module")

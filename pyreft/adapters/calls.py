@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pyreft.adapters.active import (
     say_nothing_is_edited,
 )
 from pyreft.adapters.adapter_set import AdapterSet
+from pyreft.adapters.one_graph import place_in_graph
 from pyreft.adapters.replicas import Replicas
 from pyreft.adapters.shared_prefix import share_beginning
 from pyreft.adapters.stand_in import StandIn
@@ -32,6 +33,9 @@ from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.prompt import read_prompt
 from pyreft.positions.counted_pad import warn_of_pad_first
+
+if TYPE_CHECKING:
+    from pyreft.adapters.model import EditedModel
 
 # The arguments of `generate` for edits: its prompt has no completion.
 _OF_GENERATE = ("intervention_locations", "subspaces", "adapter_names", "positions")
@@ -51,7 +55,7 @@ class EditedCalls:
         self._placed: dict[int, list[Placed]] = {}
         self._replicas = Replicas()
 
-    def run(self, model: StandIn, call: Callable[..., Any], inputs: Inputs) -> Any:
+    def run(self, model: EditedModel, call: Callable[..., Any], inputs: Inputs) -> Any:
         """Call the base model, or a function that calls it, edited.
 
         Args:
@@ -59,6 +63,12 @@ class EditedCalls:
             call: The function to call.
             inputs: Its arguments, and the arguments of `ReftModel.forward` that are only for edits.
         """
+        if torch.compiler.is_compiling() and not self._placed:
+            in_graph = place_in_graph(model, inputs)
+            if in_graph is not None:
+                EditArguments.take(inputs)
+                with self._hooks.in_graph(in_graph):
+                    return call(**inputs)
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:
             given = _take(inputs)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from pyreft.annotations import Inputs
 from pyreft.installed.names import make_known
 
 # Pipelines and the Trainer recognize what a model can do by its class name.
@@ -23,11 +26,29 @@ _NOT_OF_BASE = (
 )
 
 
+_numbers = itertools.count()
+_numbered: WeakValueDictionary[int, StandIn] = WeakValueDictionary()
+
+
+def numbered(number: int) -> StandIn:
+    """The model with this number."""
+    return _numbered[number]
+
+
+def _number(model: StandIn) -> int:
+    number = next(_numbers)
+    _numbered[number] = model
+    return number
+
+
 class StandIn(nn.Module):
     """Replaces a base model: attributes that are not defined here are looked up on it.
 
     Args:
         model: The base model.
+
+    Attributes:
+        number: What `numbered` finds the model by, since the operators of a graph take no modules.
     """
 
     model: PreTrainedModel
@@ -37,6 +58,12 @@ class StandIn(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.number = _number(self)
+
+    def __setstate__(self, state: Inputs) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A copy is another model.
+        self.number = _number(self)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -5,6 +5,7 @@
     query_output            its queries; key_output and value_output likewise
     attention_value_output  the weighted values, before the output projection of attention
     attention_output        the output of its attention
+    mixer_output            the output of what mixes its tokens: attention, a convolution, a state
     mlp_input               the input of its feed-forward part
     mlp_activation          the activation inside it
     mlp_output              its output
@@ -38,6 +39,7 @@ from pyreft.base_model.layer_parts import (
     is_attention,
     makes_qkv,
     map_down,
+    mixer_of,
     output_projection,
     parts,
     projection_of,
@@ -66,6 +68,7 @@ NAMES = (
     "attention_value_output",
     "head_attention_value_output",
     "attention_output",
+    "mixer_output",
     "mlp_input",
     "mlp_activation",
     "mlp_output",
@@ -140,6 +143,8 @@ def find_component(
         raise ValueError(f"the component {component!r} needs a layer.")
     layers = structure.layers(stack)
     found = _find_in_layer(layers[layer], name, text_config(model, stack), model)
+    if name == "block_output":
+        found = replace(found, module=structure.output_of(stack, layer))
     same = [index for index, one in enumerate(layers) if one is layers[layer]]
     found = replace(found, stack=stack, run=same.index(layer), runs=len(same))
     return _with_shape(structure, found, f"{component} of layer {layer}")
@@ -160,9 +165,12 @@ def _with_shape(structure: Structure, found: Component, named: str) -> Component
         # The tower may not run by itself: Perceiver's reads what embeddings of text return.
         whole = structure.traced(structure.running)
         seen = shape_of_text(whole, found.module, found.side, found.stack)
-    if seen is not None and seen.of_queries:
+    if seen is not None and seen.counted_as is not None:
         # Perceiver reads a text by queries, of which none is padding.
-        found = replace(found, stack=TOWER, around=(), kinds=Kinds(columns={"query": slice(None)}))
+        inside = seen.counted_as == "text"
+        around = modules_around(structure.running, found.module) if inside else ()
+        kinds = Kinds(columns={seen.counted_as: slice(None)})
+        found = replace(found, stack=TOWER, around=around, kinds=kinds)
     return found if seen is None else replace(found, width=seen.width, layout=seen.layout)
 
 
@@ -236,6 +244,8 @@ def _find_in_layer(
         return Component(layer, name.removeprefix("block_"), hidden_size)
     if "attention" in name or name in PROJECTIONS:
         return _find_in_attention(layer, name, config)
+    if name == "mixer_output":
+        return Component(mixer_of(layer), "output", hidden_size)
     up_part, down_part = feed_forward(layer)
     if name == "mlp_input":
         return Component(up_part, "input", hidden_size)

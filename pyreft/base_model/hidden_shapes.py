@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from pyreft.base_model.layout import ROWS_FIRST, Layout, layout_of, layout_of_text
+from pyreft.base_model.stacks import size_of, text_config
 from pyreft.base_model.structure import Traced
 from pyreft.base_model.tiny_inputs import OF_DECODER, ROWS, TOKENS
 
@@ -17,12 +18,13 @@ class HiddenShape(NamedTuple):
     Args:
         width: D.
         layout: Its axes.
-        of_queries: Whether its tokens are queries of the model's own, and not those of a text.
+        counted_as: "query" for queries of the model's own, "text" for fewer tokens than the text
+            has; None for the tokens of the text.
     """
 
     width: int
     layout: Layout
-    of_queries: bool = False
+    counted_as: str | None = None
 
 
 def shape_of_text(
@@ -43,11 +45,19 @@ def shape_of_text(
         return None
     count = OF_DECODER if stack == "decoder" else TOKENS
     shape = runs[0]
-    if len(shape) == 3 and shape[0] == ROWS and shape[1] in trace.queries:
-        return HiddenShape(shape[2], ROWS_FIRST, of_queries=True)
+    # A decoder that was given no tokens began with one of its own.
+    if stack != "decoder" and len(shape) == 3 and shape[0] == ROWS and shape[1] in trace.queries:
+        return HiddenShape(shape[2], ROWS_FIRST, counted_as="query")
     offset = trace.offsets.get(shape[1]) if len(shape) == 3 else None
-    layout = layout_of_text(shape, ROWS, count, offset)
-    return None if layout is None else HiddenShape(shape[layout.width], layout)
+    copies = 1 + (size_of(text_config(traced.model, stack), "ngram") or 0)
+    layout = layout_of_text(shape, ROWS, count, offset, copies)
+    if layout is not None:
+        return HiddenShape(shape[layout.width], layout)
+    # CANINE and Funnel read a text in fewer tokens. Steps of a generation would count others.
+    fewer = len(shape) == 3 and shape[0] == ROWS and 1 < shape[1] < TOKENS
+    if fewer and stack != "decoder" and not traced.model.can_generate():
+        return HiddenShape(shape[2], ROWS_FIRST, counted_as="text")
+    return None
 
 
 def shape_in_tower(traced: Traced, module: nn.Module, side: str, named: str) -> HiddenShape | None:

@@ -45,6 +45,20 @@ def attention_of(layer: nn.Module, cross: bool = False) -> nn.Module:
     return found[cross]
 
 
+def mixer_of(layer: nn.Module) -> nn.Module:
+    """The part that mixes the tokens: attention, or in a layer of a hybrid what it has instead."""
+    attention = [module for name, module in parts(layer) if is_attention(name, module)]
+    others = [m for _, m in parts(layer) if m not in attention and _mixes_tokens(m)]
+    # A second attention is cross-attention.
+    found = [*attention[:1], *others]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(layer).__name__} has {'several parts' if found else 'no part'} that "
+            f"{'mix' if found else 'mixes'} tokens among {_names(layer)}: name one by a path."
+        )
+    return found[0]
+
+
 def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The parts that hold the map up and the map down: often one, also one of experts."""
     found = [
@@ -53,8 +67,7 @@ def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         if not re.search("attn|attention|norm", name, re.IGNORECASE)
         and (linears(part) or _holds_experts(part))
     ]
-    # Parts that mix tokens, as Mamba's, are recognized by their convolution along the tokens.
-    found = [part for part in found if not _mixes_tokens(part)] or found
+    found = [part for part in found if not _mixes_tokens(part)]
     if not found or any(_is_list(part) for part in found):
         raise ValueError(
             f"{type(layer).__name__} has no single feed-forward part among "
@@ -87,7 +100,10 @@ def _holds_experts(part: nn.Module) -> bool:
 
 
 def _mixes_tokens(part: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv1d) for module in part.modules())
+    """Whether a part has a convolution along the tokens, or computes queries, keys and values."""
+    maps = {name.split(".")[-1] for name, module in walk(part) if is_linear(module)}
+    qkv = sum(re.match("w?[qkv](_|$)", name) is not None for name in maps)
+    return qkv > 2 or any(isinstance(module, nn.Conv1d) for module in part.modules())
 
 
 def _names(layer: nn.Module) -> str:

@@ -2,8 +2,10 @@
 
 text, patches, frames     (B, T, D)
 XLNet                     (T, B, D)
+SqueezeBERT               (B, D, T)
 convolutions              (B, D, H, W)        H * W tokens, one line of the picture after another
 several streams           (B, T, S, D)        DeepSeek-V4; Gemma 3n has (S, B, T, D)
+streams in a row          (B, S * T, D)       ProphetNet, one for each token that it predicts
 tokens before or after    (B, N + T, D)       CPM-Ant begins with a prompt of its own
 """
 
@@ -29,6 +31,7 @@ class Layout:
             in all of them.
         offset: The number of tokens before those of the call, which the model adds; it may add
             others after them. None if it adds none.
+        copies: The number of streams, if those of all tokens follow each other along their axis.
     """
 
     rows: int = 0
@@ -36,10 +39,11 @@ class Layout:
     width: int = 2
     streams: int | None = None
     offset: int | None = None
+    copies: int = 1
 
     def describe(self) -> str:
         """Such as "(B, D, H, W)": B rows, T tokens or H lines of W, D features, S streams."""
-        tokens = "T" if len(self.tokens) == 1 else "HW"
+        tokens = ["T" if self.copies == 1 else "S * T"] if len(self.tokens) == 1 else "HW"
         named = {self.rows: "B", self.width: "D", **dict(zip(self.tokens, tokens, strict=True))}
         if self.streams is not None:
             named[self.streams] = "S"
@@ -47,6 +51,10 @@ class Layout:
 
     def views(self, hidden: Tensor) -> Iterator[Tensor]:
         """The hidden state as views (B, T, D), or (B, H, W, D): one for each stream."""
+        if self.copies > 1:
+            count = hidden.shape[1] // self.copies
+            yield from (hidden[:, i * count : (i + 1) * count] for i in range(self.copies))
+            return
         if self.streams is None:
             yield hidden.permute(self.rows, *self.tokens, self.width)
             return
@@ -63,7 +71,7 @@ def flat_rows(view: Tensor) -> Tensor:
 
 
 def layout_of_text(
-    shape: Sequence[int], rows: int, count: int, offset: int | None
+    shape: Sequence[int], rows: int, count: int, offset: int | None, copies: int = 1
 ) -> Layout | None:
     """The layout of a hidden state of text, from its shape in a forward pass.
 
@@ -72,15 +80,20 @@ def layout_of_text(
         rows: B, the number of rows in that pass; no other size of it may be taken for it.
         count: T, the number of tokens in that pass, likewise.
         offset: The index of the first of these tokens, if the hidden state has more.
+        copies: The number of streams that may follow each other.
 
     Returns:
         The layout, or None if the shape does not show one.
     """
     found = tuple(shape)
+    if copies > 1 and len(found) == 3 and found[:2] == (rows, copies * count):
+        return Layout(copies=copies)
     if found[:2] == (rows, count):
         return {3: ROWS_FIRST, 4: Layout(0, (1,), 3, streams=2)}.get(len(found))
     if len(found) == 3 and found[:2] == (count, rows):
         return Layout(1, (0,), 2)
+    if len(found) == 3 and found[0] == rows and found[2] == count and offset is None:
+        return Layout(0, (2,), 1)
     if len(found) == 4 and found[1:3] == (rows, count):
         return Layout(1, (2,), 3, streams=0)
     if len(found) == 3 and found[0] == rows and offset is not None:

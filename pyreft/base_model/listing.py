@@ -136,6 +136,6 @@ def _listed(
     tokens = "text"
     if found.stack == TOWER:
         tower = structure.tower_of(found.module)
-        tokens = "query" if tower is None or not found.around else modalities_of(tower)
+        tokens = found.kinds.names[0] if tower is None else modalities_of(tower)
     shape, kinds = found.layout.describe(), found.kinds.names
     return ListedComponent(name, layers, found.width, tokens, shape, found.num_heads, kinds)

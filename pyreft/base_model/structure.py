@@ -41,6 +41,24 @@ class Structure:
             self._layers[stack] = find_layers(self.model, stack)
         return self._layers[stack]
 
+    def output_of(self, stack: str | None, index: int) -> nn.Module:
+        """The module whose output is that of a layer: the layer, if it runs as a module.
+
+        SqueezeBERT calls `forward` of its layers. Then it is the part whose output the next layer
+        reads.
+        """
+        layers, traced = self.layers(stack), self.traced(self.running)
+        layer = layers[index]
+        if traced.trace.problem is not None or traced.trace.ran(traced.names.get(layer, "")):
+            return layer
+        for one in layers:
+            path = traced.names.get(one, "")
+            for part, _ in one.named_children():
+                readers = traced.trace.read_by.get(f"{path}.{part}", ())
+                if type(one) is type(layer) and any(not r.startswith(f"{path}.") for r in readers):
+                    return layer.get_submodule(part)
+        return layer
+
     def traced(self, root: PreTrainedModel) -> Traced:
         """The trace of the model that runs, or of a tower in it."""
         if root not in self._traced:

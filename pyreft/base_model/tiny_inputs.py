@@ -43,8 +43,14 @@ def tiny_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 def _texts(two: bool, config: PreTrainedConfig) -> Iterator[dict[str, Tensor]]:
     """Texts, without and with an end token, which some classifiers look for."""
     written = {"decoder_input_ids": _ids(OF_DECODER)} if two else {}
-    ids = _ids(TOKENS)
+    ids, part = _ids(TOKENS), getattr(config, "decoder_config", None)
     yield {"input_ids": ids} | written
+    if two and (channels := getattr(part, "num_channels", None)):
+        # Dia's decoder reads a token for each channel of a sound.
+        yield {
+            "input_ids": ids,
+            "decoder_input_ids": _ids(OF_DECODER)[..., None].repeat(1, 1, channels),
+        }
     yield {"input_ids": ids}
     ends = getattr(config, "eos_token_id", None)
     if isinstance(ends, int):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Trace:
             them, where it can be told.
         queries: Numbers of tokens of hidden states that begin as queries that the model has
             learned, and not as tokens of the text.
+        read_by: The name of a module -> the names of those whose first input is its very output.
         added: Number of tokens of a hidden state -> how many of them, at its start and its end, the
             model has added to those of its input.
         problem: Why there was no forward pass; None if there was one.
@@ -53,6 +55,7 @@ class Trace:
     offsets: Mapping[int, int] = field(default_factory=dict)
     queries: Set[int] = frozenset()
     added: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    read_by: Mapping[str, Set[str]] = field(default_factory=dict)
     problem: str | None = None
 
     def ran(self, name: str) -> bool:
@@ -88,7 +91,10 @@ def _run(model: PreTrainedModel) -> Trace:
                 given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
                 problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
             else:
-                return Trace(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added)
+                return Trace(
+                    *(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added),
+                    read_by=seen.read_by,
+                )
             finally:
                 for handle in handles:
                     handle.remove()
@@ -116,6 +122,9 @@ class _Seen:
         self.offsets: dict[int, int] = {}
         self.queries: set[int] = set()
         self.added: dict[int, tuple[int, int]] = {}
+        self.read_by: dict[str, set[str]] = {}
+        # id of a hidden state -> the module that returned it, and whether it is still that one.
+        self._returned: dict[int, tuple[str, ReferenceType[Tensor]]] = {}
 
     def watch(self, name: str, module: nn.Module) -> RemovableHandle:
         """Note the shapes of a module whenever it runs."""
@@ -123,6 +132,11 @@ class _Seen:
 
     def _note(self, name: str, read: Tensor | None, returned: Tensor | None) -> None:
         self.order.append(name)
+        writer, known = self._returned.get(id(read), ("", None))
+        if known is not None and known() is read:
+            self.read_by.setdefault(writer, set()).add(name)
+        if returned is not None:
+            self._returned[id(returned)] = name, ref(returned)
         for side, hidden in (("input", read), ("output", returned)):
             shape = () if hidden is None else tuple(hidden.shape)
             self.shapes.setdefault((name, side), []).append(shape)

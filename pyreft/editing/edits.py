@@ -123,6 +123,8 @@ def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
             f"hidden states of the shape (batch, tokens, width) = ({shape[0]}, {shape[1]}, D) are "
             f"edited, this component has {tuple(hidden.shape)}."
         )
+    if edits.calls[0].slots.mask is not None:
+        return _edit_in_graph(edits, hidden)
     if not in_place:
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     flat = hidden.view(-1, hidden.shape[-1])
@@ -142,6 +144,18 @@ def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
         else:
             flat.index_copy_(0, slots.scatter, change)
     return hidden
+
+
+def _edit_in_graph(edits: SiteEdits, hidden: Tensor) -> Tensor:
+    """(B, T, D) -> (B, T, D): each call edits all tokens, and its mask says where that is kept."""
+    edited = hidden
+    for function, slots in edits.calls:
+        assert slots.mask is not None
+        here, after = slots.mask[..., None], function(hidden)
+        if edits.summed:
+            after = edited + (after - hidden)
+        edited = torch.where(here, after, edited)
+    return edited
 
 
 @torch.no_grad()

@@ -40,6 +40,8 @@ class EditHooks:
         self._edits: dict[int, Edits | None] = {}
         # Compiled code cannot get its thread id, and reads the pass that began last.
         self._latest: Edits | None = None
+        # Whether that pass is compiled as a whole; parts of it may run as plain code even so.
+        self._in_graph = False
         # The edits of the pass whose parts are being recomputed in backward.
         self._recomputed: Edits | None = None
         # Probed here, because it cannot be probed inside a backward pass.
@@ -47,7 +49,9 @@ class EditHooks:
         # Thread -> the prompt that it is generating from.
         self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
-        self._before_model: RemovableHandle | None = step
+        self._before_model: RemovableHandle = step
+        # Whether `remove` was called.
+        self.removed = False
         # (module, side, run) -> the number of the site there, and its hook.
         self._numbers: dict[tuple[nn.Module, str, int], int] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
@@ -115,7 +119,8 @@ class EditHooks:
     def _running(self) -> Edits | None:
         """The edits of the running forward pass, None if there are none."""
         compiling = torch.compiler.is_compiling()
-        edits = self._latest if compiling else self._edits.get(threading.get_ident())
+        latest = compiling or self._in_graph
+        edits = self._latest if latest else self._edits.get(threading.get_ident())
         if edits is None and self._recomputed is not None:
             if not self._can_recompute:
                 backward_has_an_id.require("gradient checkpointing of an edited model")
@@ -126,22 +131,16 @@ class EditHooks:
     @property
     def placed(self) -> bool:
         """Whether a forward pass is running whose edits are decided, even if it has none."""
-        return threading.get_ident() in self._edits
+        return self._in_graph or threading.get_ident() in self._edits
 
     def _set(self, edits: Edits | None) -> None:
         self._latest = self._edits[threading.get_ident()] = edits
 
     def remove(self) -> None:
         """Remove the hooks from the base model."""
-        if self._before_model is not None:
-            self._before_model.remove()
-            self._before_model = None
+        self._before_model.remove()
+        self.removed = True
         self.keep_sites([])
-
-    @property
-    def removed(self) -> bool:
-        """Whether `remove` was called."""
-        return self._before_model is None
 
     def require(self) -> None:
         """Raise RuntimeError if they were removed."""
@@ -171,6 +170,20 @@ class EditHooks:
                 before.reached = True
             if not outer:
                 del self._edits[threading.get_ident()]
+
+    @contextmanager
+    def in_graph(self, placed: Sequence[Placed]) -> Iterator[None]:
+        """Apply these edits in a forward pass that is compiled together with this call.
+
+        Raises:
+            RuntimeError: If the hooks were removed.
+        """
+        self.require()
+        self._latest, self._in_graph = plan_pass(placed), True
+        try:
+            yield
+        finally:
+            self._latest, self._in_graph = None, False
 
     @contextmanager
     def generating(

@@ -83,7 +83,7 @@ def plan_pass(
         placement = one.placement
         # In training an intervention without a token has the gradient zero, and not None: other
         # processes, which may have a token for it, wait for its gradient.
-        for index, slots in slots_of(placement.masks, torch.is_grad_enabled()).items():
+        for index, slots in slots_of(placement, torch.is_grad_enabled()).items():
             target = one.targets[index]
             edit = Edit(
                 one.interventions[index],
@@ -114,8 +114,10 @@ def _plan_towers(placed: Sequence[Placed]) -> TowerEdits | None:
         edits = plan_pass(found)
         return None if edits is None else edits.sites.get(site)
 
-    targets = (target for one, _ in waiting for target in one.targets)
-    return TowerEdits(plan, [t.site for t in targets if t.component.stack == TOWER])
+    targets = [target for one, _ in waiting for target in one.targets]
+    sites = [target.site for target in targets if target.component.stack == TOWER]
+    of_text = [target.site for target in targets if "text" in target.component.kinds.columns]
+    return TowerEdits(plan, sites, of_text)
 
 
 class _Planner:
@@ -142,7 +144,8 @@ class _Planner:
         calls = []
         for edit in edits:
             whole = edit.num_heads is None and edit.subspaces is None
-            key = stacks_with(edit.intervention) if whole and not self._in_order else None
+            together = whole and not self._in_order and edit.slots.mask is None
+            key = stacks_with(edit.intervention) if together else None
             if key is None:
                 calls.append(Call(EditAlone(edit), edit.slots))
             else:

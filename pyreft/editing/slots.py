@@ -7,11 +7,13 @@ mask (B, T)   . x . x      gather   the tokens of each row that has any, shorter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pyreft.placement.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Slots:
         gather: (G, P), the tokens of each group, filled up with its first.
         scatter: (N,), the N <= G * P tokens that are actually edited.
         kept: (N,), their indices in the flattened `gather`, or None if nothing was filled up.
+        mask: (B, T), in one graph: all tokens are gathered, and those outside of it are kept.
     """
 
     shape: tuple[int, int]
@@ -31,6 +34,7 @@ class Slots:
     gather: Tensor
     scatter: Tensor
     kept: Tensor | None
+    mask: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor, even_if_none: bool = False) -> Slots | None:
@@ -60,14 +64,25 @@ class Slots:
         gather[group, order] = scatter
         return cls((batch, length), here, gather, scatter, group * count + order)
 
+    @classmethod
+    def in_graph(cls, mask: Tensor) -> Slots:
+        """All tokens, of which an edit is kept where the (B, T) mask is true."""
+        batch, length = mask.shape
+        every = torch.arange(batch * length, device=mask.device)
+        rows = torch.arange(batch, device=mask.device)
+        return cls((batch, length), rows, every.view(batch, length), every, None, mask)
 
-def slots_of(masks: Mapping[int, Tensor], even_if_none: bool = False) -> dict[int, Slots]:
+
+def slots_of(placement: Placement, even_if_none: bool = False) -> dict[int, Slots]:
     """The slots of every mask that selects a token, or of all; one mask object has one `Slots`.
 
     Args:
-        masks: (B, T) masks by the index of the intervention.
+        placement: The masks by the index of the intervention.
         even_if_none: See `Slots.from_mask`.
     """
+    masks = placement.masks
+    if placement.in_graph:
+        return {index: Slots.in_graph(mask) for index, mask in masks.items()}
     made: dict[int, Slots | None] = {}
     for mask in masks.values():
         if id(mask) not in made:

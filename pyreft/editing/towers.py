@@ -29,16 +29,19 @@ class TowerEdits:
     Args:
         plan: Plans the edits of a site, when its tokens are known.
         sites: The sites.
+        of_text: Those of them whose tokens are made of a text, which may have padding.
 
     Attributes:
         edited: Whether any token of a hidden state was edited.
     """
 
-    def __init__(self, plan: PlanSite, sites: Sequence[int]) -> None:
-        self._plan, self._sites = plan, frozenset(sites)
+    def __init__(self, plan: PlanSite, sites: Sequence[int], of_text: Sequence[int] = ()) -> None:
+        self._plan, self._sites, self._of_text = plan, frozenset(sites), frozenset(of_text)
         # T -> the tokens of the rows that are not padding, (B, T), as the model said last.
         self._masks: dict[int, Tensor] = {}
         self._planned: dict[tuple[int, tuple[int, ...]], SiteEdits | None] = {}
+        # Whether the module that ran last was given no mask, and so no padding.
+        self._unmasked = False
         self._picture: Picture | None = None
         self.edited = False
 
@@ -55,6 +58,8 @@ class TowerEdits:
         """
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         for name, value in given.items():
+            if name.endswith("attention_mask"):
+                self._unmasked = value is None
             if not isinstance(value, Tensor):
                 continue
             if name == "pixel_values" and value.dim() == 4:
@@ -77,12 +82,22 @@ class TowerEdits:
             grid = hidden.shape[1], hidden.shape[2]
             text = self._masks.get(count)
             if text is None or len(text) != rows:
+                self._refuse_padding(site, count)
                 text = torch.ones(rows, count, dtype=torch.bool)
             picture = grid if hidden.dim() == 4 else self._picture
             self._planned[key] = edits = self._plan(site, text.to(hidden.device), picture)
             calls = () if edits is None else edits.calls
             self.edited |= any(call.slots.scatter.numel() for call in calls)
         return self._planned[key]
+
+    def _refuse_padding(self, site: int, count: int) -> None:
+        padded = any(not bool(mask.all()) for mask in self._masks.values())
+        if site in self._of_text and padded and not self._unmasked:
+            raise ValueError(
+                f"a layer that is edited has {count} tokens for each text of this batch, and the "
+                "model does not say which of them are padding. Call it with texts of one length, "
+                "or edit layers that have all tokens of the text."
+            )
 
 
 class MaskWatch:

@@ -129,6 +129,28 @@ def version_of(tensor: Tensor) -> int:
 
 
 @fact("torch")
+def tensors_flatten() -> None:
+    """A tensor that consists of others, as quantized weights do, names them in
+    __tensor_flatten__.
+    """
+    from torch.nested import nested_tensor_from_jagged
+
+    nested = nested_tensor_from_jagged(torch.ones(3, device="cpu"), torch.tensor([0, 1, 3]))
+    require_found(len(list(stored_tensors(nested))), 2, "the number of tensors in a nested one")
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold the numbers of a tensor: itself, or those that it consists of."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for name in flatten()[0]:
+        if isinstance(inner := getattr(tensor, name), Tensor):
+            yield from stored_tensors(inner)
+
+
+@fact("torch")
 def functions_name_saved_outputs() -> None:
     """A function of autograd names an output that it saves _saved_result or _saved_output, and a
     view can be recognized.

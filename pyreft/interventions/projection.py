@@ -119,7 +119,9 @@ def turned_factor(free: Tensor, turn: Tensor) -> Tensor:
     mixing = torch.linalg.solve_triangular(triangle, lower.mT, upper=True)
     # The difference to Q0, in that basis: V S - 2 E.
     inside = (lower @ mixing - 2 * eye) * signs[..., :, None]
-    in_basis: Callable[[Tensor, Tensor, Tensor], Tensor] = _InBasis.apply
+    # Compiled code cannot have functions with forward derivatives.
+    cls = _InBasis if torch.compiler.is_compiling() else _InBasisForward
+    in_basis: Callable[[Tensor, Tensor, Tensor], Tensor] = cls.apply
     moved = in_basis(torch.cat([inside, outside @ mixing], dim=-2), reflectors, scales)
     return (q * signs[..., None, :] + moved).to(free.device, _result(free))
 
@@ -159,8 +161,6 @@ class _InBasis(torch.autograd.Function):
     basis all are of similar size, and R trains faster.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, reflectors: Tensor, scales: Tensor) -> Tensor:
         return torch.ormqr(reflectors, scales, _spread(x, scales.shape[-1]))
@@ -168,18 +168,28 @@ class _InBasis(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def jvp(ctx: BackwardCFunction, *tangents: Tensor) -> Tensor:
-        reflectors, scales = _saved(ctx)
-        return torch.ormqr(reflectors, scales, _spread(tangents[0], scales.shape[-1]))
 
     @staticmethod
     def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor, None, None]:
         reflectors, scales = _saved(ctx)
         x = torch.ormqr(reflectors, scales, gradients[0], transpose=True)
         return _spread(x, scales.shape[-1]), None, None
+
+
+class _InBasisForward(_InBasis):
+    """The same with a derivative for forward mode, and for `torch.func.vmap`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _InBasis.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: BackwardCFunction, *tangents: Tensor) -> Tensor:
+        reflectors, scales = _saved(ctx)
+        return torch.ormqr(reflectors, scales, _spread(tangents[0], scales.shape[-1]))
 
 
 def _saved(ctx: BackwardCFunction) -> tuple[Tensor, ...]:

@@ -149,7 +149,9 @@ def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | 
         return None
     name, value = ("input_ids", ids) if embeddings is None else ("inputs_embeds", embeddings)
     given = as_tensor(prefix + name, value)
-    if given.dim() != (2 if embeddings is None else 3):
+    # The decoder of a sound may read several ids for each token, (batch, tokens, channels).
+    several = prefix != "" and embeddings is None and given.dim() == 3
+    if given.dim() != (2 if embeddings is None else 3) and not several:
         raise ValueError(
             f"{prefix}input_ids must have the shape (batch, tokens), and {prefix}inputs_embeds "
             f"(batch, tokens, width); got {tuple(given.shape)}."
@@ -158,7 +160,7 @@ def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | 
     mask = inputs.get(f"{prefix}attention_mask")
     if isinstance(mask, Tensor) and mask.shape == (rows, cached + count):
         mask = mask[:, cached:]
-    return Given((rows, count), given.device, ids, mask)
+    return Given((rows, count), given.device, None if several else ids, mask)
 
 
 def _tokens(
@@ -197,9 +199,10 @@ def _decoder_tokens(
     labels, given = inputs.get("labels"), read_given(inputs, "decoder_", cached)
     if labels is not None and not _reads_left_to_right(base):
         labels = None
-    if labels is not None and as_tensor("labels", labels).dim() != 2:
+    if labels is not None and as_tensor("labels", labels).dim() not in (2, 3):
         raise ValueError(
-            f"labels must have the shape (batch, decoder tokens), got {tuple(labels.shape)}."
+            "labels must have the shape (batch, decoder tokens), or (batch, decoder tokens, "
+            f"channels), got {tuple(labels.shape)}."
         )
     if given is None and labels is not None:
         shape = (labels.shape[0], labels.shape[1])
@@ -210,6 +213,8 @@ def _decoder_tokens(
     if given is None:
         return None
     predicts, source = None if labels is None else labels != -100, "labels"
+    if predicts is not None and predicts.dim() == 3:
+        predicts = predicts.any(-1)
     if completion_mask is not None:
         predicts, source = as_tensor("completion_mask", completion_mask).bool(), "completion_mask"
     return find_decoder_tokens(*given, predicts=predicts, source=source, explicit=explicit)

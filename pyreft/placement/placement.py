@@ -42,6 +42,7 @@ class Placement:
             one before it, as in upstream's convention.
         hidden_tokens: The interventions that have no mask, because only the hidden state shows
             their tokens.
+        in_graph: Whether the masks are values in a graph, on which no shape may depend.
     """
 
     masks: dict[int, Tensor]
@@ -50,6 +51,7 @@ class Placement:
     rows: Tensor | None = None
     in_order: bool = False
     hidden_tokens: HiddenTokens | None = None
+    in_graph: bool = False
 
     @cached_property
     def length(self) -> int:

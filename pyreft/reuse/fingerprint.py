@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import attention_of
-from pyreft.installed.modules import versions_of
+from pyreft.installed.modules import stored_tensors, versions_of
 
 # The number of values read per tensor; reading all would take too long.
 _SAMPLES = 64
@@ -39,5 +39,6 @@ def contents(base: PreTrainedModel) -> Hashable:
 
 
 def _frozen(base: nn.Module) -> Iterator[Tensor]:
-    yield from (p for p in base.parameters() if not p.requires_grad)
-    yield from base.buffers()
+    for one in (*base.parameters(), *base.buffers()):
+        if not one.requires_grad:
+            yield from stored_tensors(one)

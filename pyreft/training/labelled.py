@@ -178,7 +178,9 @@ class LabelledLoss:
         head = self._head
         if type(head) is not nn.Linear or "forward" in vars(head) or not self._untouched:
             return False
+        # A quantized weight may be of another class, and say that it is float32.
         here = head.bias is None and head.weight.device == hidden.device
+        here = here and type(head.weight) is nn.Parameter
         exact = hidden.dtype == torch.float32 == head.weight.dtype
         return here and exact and not torch.is_autocast_enabled(hidden.device.type)
 

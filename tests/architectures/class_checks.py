@@ -109,9 +109,17 @@ def _require_local(before, after, width, model, inputs, component, layer):
         raise CheckError("silent: the call runs unedited")
     if changed[0] != layer % len(before):
         raise CheckError(f"layer {layer} is edited when it runs for the {changed[0] + 1}. time")
-    given = inputs.get("decoder_input_ids" if component.startswith("decoder_") else "input_ids")
+    read = "decoder_input_ids" if component.startswith("decoder_") else "input_ids"
+    # A decoder that is given nothing reads what the encoder reads, shifted.
+    given = inputs.get(read, inputs.get("input_ids"))
     changes = before[changed[0]] != after[changed[0]]
-    changes = _by_token(changes, width) if given is None else _of_text(changes, given.shape[1])
+    # CANINE has layers of fewer tokens than the text.
+    fewer = changes.dim() == 3 and len(changes) == BATCH and changes.shape[1] < 8
+    changes = (
+        _by_token(changes, width)
+        if given is None or fewer
+        else _of_text(changes, given.shape[1], _copies(model))
+    )
     expected = expected_tokens(changes, model, inputs, component)
     sound = "input_features" in inputs or "input_values" in inputs
     if not torch.equal(changes, expected) and not (sound and _is_shorter(changes, expected)):
@@ -135,9 +143,15 @@ def _is_shorter(changes, expected):
     )
 
 
-def _of_text(changed, count):
+def _copies(model):
+    """How many hidden states ProphetNet's decoder has for each token, one after the other."""
+    return 1 + (getattr(model.config, "ngram", None) or 0)
+
+
+def _of_text(changed, count, copies=1):
     """Changed entries -> (B, T) changed tokens of a text, whatever the layout."""
-    changed = changed.any(-1)
+    last = changed.dim() == 3 and changed.shape[1] != count == changed.shape[2]
+    changed = changed.any(1) if last else changed.any(-1)
     shape = changed.shape
     if shape[:2] == (count, BATCH):
         changed = changed.transpose(0, 1)
@@ -146,6 +160,11 @@ def _of_text(changed, count):
     changed = changed.flatten(2).any(-1) if changed.dim() > 2 else changed
     if changed.shape[1] == count:
         return changed
+    if copies > 1 and changed.shape[1] == copies * count:
+        first, *others = changed.chunk(copies, 1)
+        if any(not torch.equal(one, first) for one in others):
+            raise CheckError("not all streams of a token are edited")
+        return first
     # The model adds tokens before or after the text: row 0 has no padding.
     start = int(changed[0].int().argmax())
     inside = changed[:, start : start + count]
@@ -167,7 +186,7 @@ def _by_token(changed, width):
 def expected_tokens(changes, model, inputs, component):
     """The first and the last token of each row that is not padding."""
     mask = torch.ones_like(changes)
-    of_decoder = component.startswith("decoder_")
+    of_decoder = component.startswith("decoder_") and "decoder_input_ids" in inputs
     given = inputs.get("decoder_attention_mask" if of_decoder else "attention_mask")
     if given is not None and "input_ids" in inputs and given.shape == changes.shape:
         mask = given.bool()
@@ -275,7 +294,8 @@ def check_training(model, inputs, mapping, fresh, component):
             outputs = reft(**labelled)
             loss = outputs.get("loss") if isinstance(outputs, dict) else None
             if loss is None:
-                loss = next(tensors_in(outputs)).nan_to_num(0, 0, 0).pow(2).mean()
+                # LeViT's logits are 1e17 here.
+                loss = next(tensors_in(outputs)).nan_to_num(0, 0, 0).pow(2).mean().log1p()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

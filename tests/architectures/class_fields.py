@@ -20,6 +20,9 @@ _SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [3, 3], "window_size": 
 _SWIN |= {"image_size": 32, "patch_size": 4, "hidden_size": DROP, "num_layers": DROP}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_d_state": 16}
 _MAMBA |= {"mamba_n_groups": 1}
+_TOP = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+_PERCEIVER = {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2}
+_PERCEIVER |= {"num_cross_attention_heads": 1}
 _VOCABULARY = {"vocabulary_map": {"<image>": 99, "<|extra_200|>": 98}}
 # Model type -> fields that replace those that `class_configs` makes.
 BY_MODEL_TYPE = {
@@ -57,15 +60,16 @@ BY_MODEL_TYPE = {
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 16},
-    "ministral": _ROPE,
+    "ministral": {**_ROPE, "head_dim": 8},
     "hunyuan_v1_dense": {**_ROPE, "head_dim": 8},
     "hunyuan_v1_moe": {**_ROPE, "head_dim": 8},
-    "hunyuan_vl_text": _ROPE,
+    "hunyuan_vl_text": {**_ROPE, "head_dim": 8},
     "nemotron": {"num_key_value_heads": 4},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots1": {"n_routed_experts": 4, "first_k_dense_replace": 1, "n_shared_experts": 1, **_TOP},
+    "deepseek_v2": _TOP,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "esm": {"vocab_size": 128, "pad_token_id": 0, "mask_token_id": 3},
-    "esmc": _ALL_HEADS,
+    "esmc": {**_ALL_HEADS, "vocab_size": 128},
     "dots3_note": _ALL_HEADS,
     "dots3_note_text": _ALL_HEADS,
     "glm5_next_text": _ALL_HEADS,
@@ -82,8 +86,13 @@ BY_MODEL_TYPE = {
     },
     "chameleon": _VOCABULARY,
     "emu3": _VOCABULARY,
-    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
-    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], **_TOP},
+    "perceiver": _PERCEIVER,
+    "t5": {"decoder_start_token_id": 0},
+    "umt5": {"decoder_start_token_id": 0},
+    "lilt": {"hidden_size": 48},
+    "textnet": {"stem_out_channels": 32},
+    "efficientnet": {"hidden_dim": 2560},
     "blt_local_encoder": {"hidden_size_global": 32},
     "blt_local_decoder": {"hidden_size_global": 32},
     "bit": {"num_groups": 4, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},

@@ -43,6 +43,11 @@ def candidates(model):
     alone = [one | decoder for one in (texts if main == "input_ids" else others)]
     both = [one | two for one, two in itertools.product(texts, others)]
     rest = [one | decoder for one in texts + others] + texts + others
+    channels = getattr(_part(model.config, "decoder_config"), "num_channels", None)
+    if decoder and channels:
+        # Of a sound, an id for each channel.
+        several = decoder["decoder_input_ids"][..., None].repeat(1, 1, channels)
+        rest = [one | {"decoder_input_ids": several} for one in texts] + rest
     for inputs in alone + both + [one | decoder for one in both] + rest:
         yield inputs
         if "attention_mask" in inputs:
@@ -57,6 +62,11 @@ def _text(model):
     pad = model.config.get_text_config().to_dict().get("pad_token_id")
     if isinstance(pad, int) and pad >= 0:
         ids[1, padding] = pad
+    if model.config.is_encoder_decoder and not model.can_generate():
+        # Classifiers read the hidden state of the end token, of which each row has one.
+        ends = getattr(model.config, "eos_token_id", None)
+        if isinstance(ends, int):
+            ids[0, -1] = ids[1, TOKENS - 4] = ends
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -96,7 +96,7 @@ def build(name, config_name):
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter.numel():
                 inputs = parameter[0].numel() if parameter.dim() > 1 else 100
                 parameter.add_(0.5 * inputs**-0.5 * torch.randn_like(parameter))
     # torch chooses other kernels for weights that require gradients, with other roundings. LeViT

@@ -163,6 +163,15 @@ def test_the_second_model_of_a_class_and_config_needs_no_forward_pass(monkeypatc
     wrap(MAKERS["vit"](), "f1")
 
 
+@pytest.mark.parametrize("architecture", MAKERS)
+def test_the_first_model_of_a_class_and_config_needs_one_forward_pass(architecture, monkeypatch):
+    monkeypatch.setattr(trace, "_traces", {})
+    base, passes = MAKERS[architecture](), []
+    base.register_forward_hook(lambda module, args, output: passes.append(module))
+    wrap(base, "f1")
+    assert len(passes) == 1
+
+
 def test_positions_that_patches_do_not_have():
     model = wrap(MAKERS["vit"](), [17], layers=[0])
     with pytest.raises(ValueError, match=r"position 17 is outside the prompt.* 17 tokens"):
