@@ -31,6 +31,8 @@ class InterventionTable:
         self._first: OrthonormalBasis | FreeBasis | None = None
         self._free: list[int] = []
 
+    # A table made inside an engine's inference mode must be written to outside it as well.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def put(self, intervention: nn.Module) -> int:
         """Copy the weights of an intervention into a slot, and return its number."""

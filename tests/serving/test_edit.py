@@ -250,6 +250,15 @@ def test_slots_are_used_again_and_the_oldest_adapter_makes_room(tmp_path):
     assert len(table._weights.bias) == 2
 
 
+def test_slots_made_in_inference_mode_are_used_again_outside_of_it(tmp_path):
+    directories = [saved(tmp_path, i, layers=[1], positions="l1", rank=2)[1] for i in range(2)]
+    _, _, adapters = loaded([])
+    with torch.inference_mode():  # as in a step
+        adapters.add(1, served(directories[0]), set())
+    adapters.remove(1)
+    adapters.add(2, served(directories[1]), set())
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
