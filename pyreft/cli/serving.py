@@ -41,7 +41,7 @@ def run_server(model: str, given: Sequence[str], numbers: tuple[int, int], load:
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], started: Path) -> int:
-    """Run a command until it is stopped by a signal, ends by itself, or fails before it started.
+    """Run a command until it is stopped by a signal, or ends before it started.
 
     Args:
         command: The command.
@@ -73,7 +73,8 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], started: P
             status = running.wait()
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
-            if stopped or status == 0 or _time(started) == written:
+            # vLLM's server ends with status 0 as well when its engine has died.
+            if stopped or _time(started) == written:
                 return status
             print(
                 f"pyreft: the server ended with status {status}; it starts again with the adapters "

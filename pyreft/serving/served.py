@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -139,6 +139,10 @@ class ServedAdapter:
             self._parts.append(attached.targets)
             config = json.dumps(attached.config.to_dict(), sort_keys=True)
             found.append((fingerprint(config, adapter.tensors), weight))
+        specs = [target.positions for target in self.targets if target.positions is not None]
+        self._reads_ids = any(not word.spans() for spec in specs for word in spec.words)
+        # Processes of an engine that are one ask for the same prompt, one after the other.
+        self._place_by_length = lru_cache(maxsize=8)(partial(_place, self._parts))
         self.fingerprint = hashlib.sha256(repr(found).encode()).hexdigest()
 
     def place(self, length: int, input_ids: Sequence[int] | None = None) -> EditedPrompt:
@@ -151,26 +155,33 @@ class ServedAdapter:
         Raises:
             ValueError: If the prompt has no such position.
         """
-        prompt = torch.ones(1, length, dtype=torch.bool)
-        ids = None if input_ids is None else torch.tensor([list(input_ids[:length])])
-        tokens = Tokens(prompt, torch.zeros_like(prompt), ids)
-        chosen, first = [], 0
-        for targets in self._parts:
-            placed = place(targets, {None: tokens})
-            assert placed is not None
-            masks: dict[tuple[int, bool], list[int]] = {}
-            for index, mask in placed.masks.items():
-                masks.setdefault((id(mask), index in placed.generated), []).append(index)
-            chosen += [
-                Chosen(
-                    placed.masks[group[0]][0].nonzero().flatten(),
-                    after,
-                    tuple(first + index for index in group),
-                )
-                for (_, after), group in masks.items()
-            ]
-            first += len(targets)
-        return EditedPrompt(length, chosen)
+        if self._reads_ids and input_ids is not None:
+            return _place(self._parts, length, torch.tensor([list(input_ids[:length])]))
+        return self._place_by_length(length)
+
+
+def _place(
+    parts: Sequence[Sequence[Target]], length: int, ids: torch.Tensor | None = None
+) -> EditedPrompt:
+    prompt = torch.ones(1, length, dtype=torch.bool)
+    tokens = Tokens(prompt, torch.zeros_like(prompt), ids)
+    chosen, first = [], 0
+    for targets in parts:
+        placed = place(targets, {None: tokens})
+        assert placed is not None
+        masks: dict[tuple[int, bool], list[int]] = {}
+        for index, mask in placed.masks.items():
+            masks.setdefault((id(mask), index in placed.generated), []).append(index)
+        chosen += [
+            Chosen(
+                placed.masks[group[0]][0].nonzero().flatten(),
+                after,
+                tuple(first + index for index in group),
+            )
+            for (_, after), group in masks.items()
+        ]
+        first += len(targets)
+    return EditedPrompt(length, chosen)
 
 
 def _attach(saved: Adapter, base: PreTrainedModel) -> AttachedAdapter:

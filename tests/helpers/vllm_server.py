@@ -72,6 +72,8 @@ class Server:
         command += ["--load", *options, *fixed]
         settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         here = {"PYTHONPATH": str(Path(pyreft.__file__).parents[1]), "VLLM_NO_USAGE_STATS": "1"}
+        (folder / "temporary").mkdir()
+        here["TMPDIR"] = str(folder / "temporary")
         self.log = folder / "server.txt"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -142,6 +144,11 @@ class Server:
         with model.disable_adapter() if name is None else nullcontext():
             out = model.generate(input_ids=ids, **options)
         return out[0, len(prompt) :].tolist()
+
+    def copies(self):
+        """The copies of loaded adapters."""
+        (folder,) = (self.folder / "temporary").glob("pyreft-*")
+        return [path for path in folder.iterdir() if path.is_dir()]
 
     def counted(self, metric):
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith(metric)]
