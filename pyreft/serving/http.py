@@ -46,13 +46,11 @@ def load_adapter(original: Answer) -> Answer:
         request: LoadLoRAAdapterRequest,
         base_model_name: str | None = None,
     ) -> ErrorResponse | str | None:
-        config, name, source = (
-            self.engine_client.vllm_config,
-            request.lora_name,
-            request.lora_path,
+        config, name, source = self.engine_client.vllm_config, request.lora_name, request.lora_path
+        refused = (
+            not name or not source or (name in self.lora_requests and not request.load_inplace)
         )
-        taken = name in self.lora_requests and not request.load_inplace
-        if taken or not serves_reft(config):
+        if refused or not serves_reft(config):
             return await original(self, request, base_model_name)
         directory = COPIES.take_restored(name, source)
         try:

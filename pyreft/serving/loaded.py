@@ -53,7 +53,8 @@ class LoadedAdapters:
             used: Numbers that must stay.
 
         Raises:
-            ValueError: If the engine's model lacks a place that it edits; nothing is changed.
+            ValueError: If the engine's model lacks a place that it edits, or there is no memory
+                for it; the others are as they were.
         """
         for place in adapter.places:
             self._hooks.require(place, self._processes)
@@ -63,10 +64,18 @@ class LoadedAdapters:
             if oldest is None:
                 break
             self.remove(oldest)
-        self._adapters[number] = (
-            adapter,
-            [self._load(adapter, index) for index in range(len(adapter.places))],
-        )
+        loaded: list[Loaded] = []
+        self._adapters[number] = adapter, loaded
+        try:
+            for index in range(len(adapter.places)):
+                loaded.append(self._load(adapter, index))
+        except torch.OutOfMemoryError as error:
+            self.remove(number)
+            raise ValueError(
+                f"{len(self._adapters)} adapters fit into the memory of {self._device}, and "
+                f"{self._capacity} are allowed: give a smaller --max-cpu-loras (of pyreft serve: "
+                "--in-memory), or leave more memory by --gpu-memory-utilization."
+            ) from error
 
     def touch(self, number: int) -> None:
         """Note that an adapter is used now."""

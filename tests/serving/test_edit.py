@@ -250,6 +250,28 @@ def test_slots_are_used_again_and_the_oldest_adapter_makes_room(tmp_path):
     assert len(table._weights.bias) == 2
 
 
+def test_more_adapters_than_memory_says_how_many_fit(tmp_path, monkeypatch):
+    directories = [saved(tmp_path, i, layers=[0, 1], positions="l1", rank=2)[1] for i in range(3)]
+    model = saved(tmp_path, 0, layers=[0, 1], positions="l1", rank=2)[0]
+    engine, hooks, adapters = loaded(directories[:1])
+    put, puts = slotted.InterventionTable.put, []
+
+    def full(table, intervention):
+        puts.append(intervention)
+        if len(puts) == 4:
+            raise torch.OutOfMemoryError
+        return put(table, intervention)
+
+    monkeypatch.setattr(slotted.InterventionTable, "put", full)
+    adapters.add(2, served(directories[1]), set())
+    with pytest.raises(ValueError, match="2 adapters fit into the memory of cpu, and 8 are"):
+        adapters.add(3, served(directories[2]), set())
+    assert adapters.numbers == {1, 2}
+    logits = run(engine, hooks, adapters, TEXTS[:1], [1])[0]
+    expected = model(torch.tensor(TEXTS[:1])).logits[0]
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_slots_made_in_inference_mode_are_used_again_outside_of_it(tmp_path):
     directories = [saved(tmp_path, i, layers=[1], positions="l1", rank=2)[1] for i in range(2)]
     _, _, adapters = loaded([])
