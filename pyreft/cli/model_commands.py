@@ -185,13 +185,17 @@ def serve(
 ) -> None:
     """Serve a model and any number of adapters by vLLM, with its OpenAI API.
 
-    A request names an adapter as its model. Options of `vllm serve` come after the adapters.
+    A request names an adapter as its model. Several adapters with weights are one as well:
+    mix=cats*0.5+dogs. Options of `vllm serve` come after the adapters. A server that dies is
+    started again, with the adapters that it had loaded.
 
     Example: pyreft serve HuggingFaceTB/SmolLM2-135M-Instruct cats=adapter --port 8000
     """
     from pyreft.cli.serving import run_server
 
-    run_server(model, [*(adapters or []), *context.args], (in_step, in_memory), load)
+    raise typer.Exit(
+        run_server(model, [*(adapters or []), *context.args], (in_step, in_memory), load)
+    )
 
 
 def demo(

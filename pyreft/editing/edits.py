@@ -165,21 +165,26 @@ def edit_tokens(edits: SiteEdits, hidden: Tensor, residual: Tensor | None = None
     Args:
         edits: The edits, with slots of the shape (1, N).
         hidden: (N, D).
-        residual: (N, D), if the hidden state is the sum of both. Where it is edited, the residual
-            becomes the sum and the other zero.
+        residual: (N, D), if the hidden state is the sum of both. Where it is replaced, the residual
+            becomes the sum and the other zero; summed edits are added to `hidden`.
     """
-    for function, slots in edits.calls:
+    # All tokens are gathered before any is changed.
+    chosen = []
+    for _, slots in edits.calls:
         rows = slots.gather.flatten()
         before = hidden.index_select(0, rows)
-        if residual is not None:
-            before = before + residual.index_select(0, rows)
+        chosen.append(before if residual is None else before + residual.index_select(0, rows))
+    for (function, slots), before in zip(edits.calls, chosen, strict=True):
         after = function(before.view(*slots.gather.shape, -1)).flatten(0, 1)
+        change = after - before if edits.summed else after
         if slots.kept is not None:
-            after = after.index_select(0, slots.kept)
-        if residual is None:
-            hidden.index_copy_(0, slots.scatter, after)
+            change = change.index_select(0, slots.kept)
+        if edits.summed:
+            hidden.index_add_(0, slots.scatter, change)
+        elif residual is None:
+            hidden.index_copy_(0, slots.scatter, change)
         else:
-            residual.index_copy_(0, slots.scatter, after)
+            residual.index_copy_(0, slots.scatter, change)
             hidden.index_fill_(0, slots.scatter, 0)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from vllm.lora.request import LoRARequest
     from vllm.model_executor.layers.linear import QKVParallelLinear
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
@@ -106,6 +107,38 @@ def server_lists_loras_in_one_object() -> None:
 
 
 @fact("vllm")
+def beams_carry_their_request_and_prompt() -> None:
+    """A beam of vLLM is a BeamSearchSequence with the prompt as orig_prompt and its LoRA as
+    lora_request, and each of its steps is a request of its own.
+    """
+    beams = import_module("vllm.entrypoints.generate.beam_search.utils").BeamSearchSequence
+    needed = {"orig_prompt", "tokens", "lora_request"}
+    require_found(sorted(needed - set(_parameters(beams))), [], "what a beam lacks")
+
+
+@fact("vllm")
+def clients_hold_running_requests() -> None:
+    """A client of vLLM's engine adds LoRAs by add_lora; its output processor has the running
+    requests as request_states, with their LoRA, and counts each by _update_stats_from_finished.
+    """
+    for module, name in (("async_llm", "AsyncLLM"), ("llm_engine", "LLMEngine")):
+        client = getattr(import_module(f"vllm.v1.engine.{module}"), name)
+        require_found(
+            _parameters(client.add_lora), ["self", "lora_request"], "add_lora's arguments"
+        )
+        names = client.__init__.__code__.co_names
+        require_found("output_processor" in names, True, f"whether {name} has output_processor")
+    outputs = import_module("vllm.v1.engine.output_processor")
+    names = outputs.OutputProcessor.__init__.__code__.co_names
+    require_found("request_states" in names, True, "whether there are request_states")
+    names = outputs.RequestState.__init__.__code__.co_names
+    require_found("lora_request" in names, True, "whether they have their LoRA")
+    found = _parameters(outputs.OutputProcessor._update_stats_from_finished)
+    expected = ["self", "req_state", "finish_reason", "iteration_stats"]
+    require_found(found, expected, "the arguments of _update_stats_from_finished")
+
+
+@fact("vllm")
 def cpu_platform_checks_configs() -> None:
     """vLLM's platform for CPUs compiles no model in an engine with LoRAs, which
     check_and_update_config decides.
@@ -122,6 +155,8 @@ FACTS_OF_SERVING = (
     blocks_are_hashed_with_keys_of_requests,
     requests_pass_one_function,
     server_lists_loras_in_one_object,
+    beams_carry_their_request_and_prompt,
+    clients_hold_running_requests,
     cpu_platform_checks_configs,
 )
 
@@ -189,12 +224,18 @@ def run_without_graphs() -> Iterator[None]:
         context.skip_compiled, context.cudagraph_runtime_mode = before
 
 
+def paths_in_use(client: AsyncLLM) -> set[str]:
+    """The paths of the LoRAs of all requests that run."""
+    states = client.output_processor.request_states.values()
+    return {one.lora_request.lora_path for one in states if one.lora_request is not None}
+
+
 class TextInStep(NamedTuple):
     """A text of a step that has a LoRA.
 
     Args:
         request: Its name, of which a worker has one at a time.
-        adapter: The number of its LoRA.
+        adapter, path: The number and the path of its LoRA.
         length: The number of tokens of its prompt.
         ids: The ids of the prompt, None if it came as embeddings.
         offset: The index of its first token in the step.
@@ -203,6 +244,7 @@ class TextInStep(NamedTuple):
 
     request: str
     adapter: int
+    path: str
     length: int
     ids: Sequence[int] | None
     offset: int
@@ -227,7 +269,10 @@ def texts_of_step(
         name = batch.req_ids[index]
         start = int(batch.num_computed_tokens_cpu[index])
         stop = start + int(num_scheduled_tokens[index])
-        length, ids = int(batch.num_prompt_tokens[index]), runner.requests[name].prompt_token_ids
-        at = int(offsets[index])
-        texts.append(TextInStep(name, int(numbers[index]), length, ids, at, start, stop))
+        state, length = runner.requests[name], int(batch.num_prompt_tokens[index])
+        where = (int(offsets[index]), start, stop)
+        path = state.lora_request.lora_path
+        texts.append(
+            TextInStep(name, int(numbers[index]), path, length, state.prompt_token_ids, *where)
+        )
     return list(batch.lora_id_to_lora_request.values()), texts

@@ -31,6 +31,8 @@ class InterventionTable:
         self._first: OrthonormalBasis | FreeBasis | None = None
         self._free: list[int] = []
 
+    # A table made inside an engine's inference mode must be written to outside it as well.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def put(self, intervention: nn.Module) -> int:
         """Copy the weights of an intervention into a slot, and return its number."""
@@ -50,21 +52,24 @@ class InterventionTable:
         """Let a slot be used again."""
         self._free.append(slot)
 
-    def __call__(self, hidden: Tensor, index: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
         """Edit hidden states.
 
         Args:
             hidden: (G, P, D), in any float type.
             index: (G,), the slot of each row.
+            weights: (G,), the factor of the edits of each row; 1 by default.
 
         Returns:
             (G, P, D), edited, in the same type.
         """
         assert self._weights is not None and self._first is not None
-        wide = torch.promote_types(hidden.dtype, self._weights.basis.dtype)
+        wide = hidden.to(torch.promote_types(hidden.dtype, self._weights.basis.dtype))
         # Nothing is dropped: this is for adapters that are used and not trained.
-        act_fn, kept = self._first.act_fn, nn.Identity()
-        return edit_stacked(self._weights, hidden.to(wide), index, act_fn, kept).to(hidden.dtype)
+        edited = edit_stacked(self._weights, wide, index, self._first.act_fn, nn.Identity())
+        if weights is not None:
+            edited = wide + weights[:, None, None] * (edited - wide)
+        return edited.to(hidden.dtype)
 
     def _with_room(self, one: StackedWeights) -> StackedWeights:
         """The weights, with a free slot and the rank of one more intervention."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from pyreft.serving.registry import REGISTRY
+from pyreft.serving.registry import REGISTRY, split_path
 from pyreft.serving.served import EditedPrompt, ServedAdapter
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ def keys_of_block(request: Request, start: int, stop: int) -> list[tuple[str, st
 
 def _of(request: Request) -> tuple[ServedAdapter, EditedPrompt] | None:
     if request not in _prompts:
-        adapter = REGISTRY.known(request.lora_request)
+        path = request.lora_request.lora_path
+        adapter = REGISTRY.known(path)
         if adapter is None:
             return None
-        prompt = adapter.place(request.num_prompt_tokens, request.prompt_token_ids)
+        length = split_path(path)[1] or request.num_prompt_tokens
+        prompt = adapter.place(length, request.prompt_token_ids)
         _prompts[request] = adapter, prompt
     return _prompts[request]

@@ -8,8 +8,9 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pyreft.serving.registry import REGISTRY
-from pyreft.serving.served import read_served
+from pyreft.installed.vllm import paths_in_use
+from pyreft.serving import metrics
+from pyreft.serving.copies import COPIES, numbered
 from pyreft.serving.switch import serves_reft
 
 if TYPE_CHECKING:
@@ -24,31 +25,49 @@ if TYPE_CHECKING:
 Answer = Callable[..., Awaitable["ErrorResponse | str | None"]]
 
 
+def load_at_start(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    async def init_static_loras(self: OpenAIServingModels) -> None:
+        config = self.engine_client.vllm_config
+        # A server that takes over loads what the one before it had loaded.
+        restored = COPIES.restore(config) if serves_reft(config) else None
+        if restored is not None:
+            path = import_module("vllm.entrypoints.openai.models.protocol").LoRAModulePath
+            self.static_lora_modules = [path(name=name, path=source) for name, source in restored]
+        await original(self)
+        if serves_reft(config):
+            _note(self)
+
+    return init_static_loras
+
+
 def load_adapter(original: Answer) -> Answer:
     async def load_lora_adapter(
         self: OpenAIServingModels,
         request: LoadLoRAAdapterRequest,
         base_model_name: str | None = None,
     ) -> ErrorResponse | str | None:
-        config, name = self.engine_client.vllm_config, request.lora_name
-        if not serves_reft(config):
+        config, name, source = self.engine_client.vllm_config, request.lora_name, request.lora_path
+        refused = (
+            not name or not source or (name in self.lora_requests and not request.load_inplace)
+        )
+        if refused or not serves_reft(config):
             return await original(self, request, base_model_name)
+        directory = COPIES.take_restored(name, source)
         try:
-            # In a thread, because the server goes on, and an adapter may have to be downloaded.
-            await asyncio.to_thread(read_served, request.lora_path, REGISTRY.base(config))
+            if directory is None:
+                # In a thread, because the server goes on, and an adapter may be downloaded.
+                directory = await asyncio.to_thread(COPIES.write, source, config)
+            # Workers may refuse it; until then requests are answered with the one before it.
+            make = import_module("vllm.lora.request").LoRARequest
+            await self.engine_client.add_lora(numbered(make(name, 1, directory), directory))
         # A hostile file may fail in any way.
         except Exception as error:
+            COPIES.delete(directory)
             return _refuse(str(error))
-        replaced = self.lora_requests.pop(name, None) if request.load_inplace else None
-        # What replaces an adapter is another one: requests that run go on with the old one.
-        new = request.model_copy(update={"load_inplace": False})
-        found = await original(self, new, base_model_name)
-        if found is None or isinstance(found, str):
-            return found
-        if replaced is not None:
-            self.lora_requests[name] = replaced
-        # The adapter was read, so what a worker refuses is the adapter's matter.
-        return _refuse(found.error.message) if found.error.code >= 500 else found
+        COPIES.keep(name, source, directory)
+        found = await original(self, request, base_model_name)
+        _note(self)
+        return found
 
     return load_lora_adapter
 
@@ -57,10 +76,10 @@ def unload_adapter(original: Answer) -> Answer:
     async def unload_lora_adapter(
         self: OpenAIServingModels, request: UnloadLoRAAdapterRequest
     ) -> ErrorResponse | str | None:
-        known = self.lora_requests.get(request.lora_name)
         found = await original(self, request)
-        if known is not None and serves_reft(self.engine_client.vllm_config):
-            REGISTRY.forget(known)
+        if serves_reft(self.engine_client.vllm_config):
+            _note(self)
+            metrics.remove(request.lora_name)
         return found
 
     return unload_lora_adapter
@@ -77,6 +96,11 @@ def check(original: Answer) -> Answer:
         return found
 
     return check_model
+
+
+def _note(models: OpenAIServingModels) -> None:
+    client = models.engine_client
+    COPIES.note(models.lora_requests.values(), paths_in_use(client), client.vllm_config)
 
 
 def _refuse(message: str) -> ErrorResponse:

@@ -12,6 +12,7 @@ from pyreft.installed.vllm import TextInStep
 from pyreft.interventions.slotted import InterventionTable
 from pyreft.interventions.stacked import stacks_with
 from pyreft.serving.places import Place, PlaceHooks
+from pyreft.serving.registry import split_path
 from pyreft.serving.served import EditedPrompt, ServedAdapter
 from pyreft.serving.step import Loaded, Row, plan_step
 
@@ -52,7 +53,8 @@ class LoadedAdapters:
             used: Numbers that must stay.
 
         Raises:
-            ValueError: If the engine's model lacks a place that it edits; nothing is changed.
+            ValueError: If the engine's model lacks a place that it edits, or there is no memory
+                for it; the others are as they were.
         """
         for place in adapter.places:
             self._hooks.require(place, self._processes)
@@ -62,10 +64,18 @@ class LoadedAdapters:
             if oldest is None:
                 break
             self.remove(oldest)
-        self._adapters[number] = (
-            adapter,
-            [self._load(adapter, index) for index in range(len(adapter.places))],
-        )
+        loaded: list[Loaded] = []
+        self._adapters[number] = adapter, loaded
+        try:
+            for index in range(len(adapter.places)):
+                loaded.append(self._load(adapter, index))
+        except torch.OutOfMemoryError as error:
+            self.remove(number)
+            raise ValueError(
+                f"{len(self._adapters)} adapters fit into the memory of {self._device}, and "
+                f"{self._capacity} are allowed: give a smaller --max-cpu-loras (of pyreft serve: "
+                "--in-memory), or leave more memory by --gpu-memory-utilization."
+            ) from error
 
     def touch(self, number: int) -> None:
         """Note that an adapter is used now."""
@@ -79,7 +89,7 @@ class LoadedAdapters:
                 one.table.free(one.slot)
         return bool(loaded)
 
-    def plan(self, texts: Sequence[TextInStep], count: int) -> Mapping[Place, SiteEdits]:
+    def plan(self, texts: Sequence[TextInStep], count: int) -> Mapping[Place, Sequence[SiteEdits]]:
         """The edits of a step.
 
         Args:
@@ -89,11 +99,13 @@ class LoadedAdapters:
         rows = []
         for text in texts:
             adapter, loaded = self._adapters[text.adapter]
+            length = split_path(text.path)[1] or text.length
             known = self._prompts.get(text.request)
-            if known is None or known[0] is not adapter or known[1].length != text.length:
-                known = adapter, adapter.place(text.length, text.ids)
+            if known is None or known[0] is not adapter or known[1].length != length:
+                known = adapter, adapter.place(length, text.ids)
                 self._prompts[text.request] = known
-            rows.append(Row(known[1], loaded, text.offset, text.start, text.stop))
+            where = (text.offset, text.start, text.stop)
+            rows.append(Row(known[1], adapter.summed, loaded, *where))
         return plan_step(rows, count, self._device)
 
     def forget_except(self, requests: Mapping[str, object]) -> None:
@@ -105,8 +117,8 @@ class LoadedAdapters:
         module, place = adapter.interventions[index], adapter.places[index]
         target = adapter.targets[index]
         heads, count = target.config.heads, target.component.num_heads
-        key = stacks_with(module) if count is None else None
+        key, weight = stacks_with(module) if count is None else None, adapter.weights[index]
         if key is None:
-            return Loaded(place, module.to(self._device), None, 0, heads, count)
+            return Loaded(place, module.to(self._device), None, 0, heads, count, weight)
         table = self._tables.setdefault((place, *key), InterventionTable(self._device))
-        return Loaded(place, module, table, table.put(module), None, None)
+        return Loaded(place, module, table, table.put(module), None, None, weight)

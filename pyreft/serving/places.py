@@ -7,7 +7,7 @@ vLLM            layer(positions, h, residual)  -> h, residual        hidden = h 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,7 +98,7 @@ class PlaceHooks:
         self._find(place)
 
     @contextmanager
-    def editing(self, edits: Mapping[Place, SiteEdits]) -> Iterator[None]:
+    def editing(self, edits: Mapping[Place, Sequence[SiteEdits]]) -> Iterator[None]:
         """Edit at these places in the forward pass inside the block.
 
         Raises:
@@ -112,7 +112,9 @@ class PlaceHooks:
         if missed := sorted(place.path for place in edits.keys() - reached):
             raise RuntimeError(f"the engine's model does not run {missed[0]!r} of its layers.")
 
-    def _add(self, place: Place, edits: SiteEdits, reached: set[Place]) -> RemovableHandle:
+    def _add(
+        self, place: Place, edits: Sequence[SiteEdits], reached: set[Place]
+    ) -> RemovableHandle:
         module, part = self._find(place)
         if place.side == "input":
 
@@ -155,7 +157,7 @@ def _descend(layer: nn.Module, path: str, place: Place) -> nn.Module:
 
 
 def _edit_inputs(
-    edits: SiteEdits, args: tuple[object, ...], kwargs: Inputs, width: int
+    edits: Sequence[SiteEdits], args: tuple[object, ...], kwargs: Inputs, width: int
 ) -> tuple[tuple[object, ...], Inputs]:
     """Edit the first hidden state among the arguments; a second one is its residual."""
     given = [*enumerate(args), *kwargs.items()]
@@ -164,16 +166,18 @@ def _edit_inputs(
     if not found:
         raise ValueError(f"no hidden state of width {width} is among the arguments of a layer")
     changed = dict(found)
-    edit_tokens(edits, *(value for _, value in found))
+    for one in edits:
+        edit_tokens(one, *(value for _, value in found))
     listed = tuple(changed.get(index, value) for index, value in enumerate(args))
     return listed, {key: changed.get(key, value) for key, value in kwargs.items()}
 
 
-def _edit_outputs(edits: SiteEdits, output: object, part: slice, whole: bool) -> None:
+def _edit_outputs(edits: Sequence[SiteEdits], output: object, part: slice, whole: bool) -> None:
     """Edit the output of a module in place; that of a layer may have a residual beside it."""
     several = output if isinstance(output, tuple) else (output,)
     hidden = several[0]
     assert isinstance(hidden, Tensor)
     beside = several[1] if whole and len(several) > 1 else None
     residual = beside if isinstance(beside, Tensor) and beside.shape == hidden.shape else None
-    edit_tokens(edits, hidden[..., part], residual)
+    for one in edits:
+        edit_tokens(one, hidden[..., part], residual)

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import nn
     from vllm.config import VllmConfig
+    from vllm.entrypoints.generate.beam_search.utils import BeamSearchSequence
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_input_batch import InputBatch
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -119,7 +123,7 @@ def _add_request(original: Callable[..., object]) -> Callable[..., object]:
             from pyreft.serving.registry import REGISTRY
 
             # The keys of its blocks are computed next, and by then its adapter is known.
-            REGISTRY.get(request.lora_request, self.vllm_config)
+            REGISTRY.get(request.lora_request.lora_path, self.vllm_config)
         return original(self, request)
 
     return preprocess_add_request
@@ -149,9 +153,18 @@ def _make_processor(original: Callable[..., None]) -> Callable[..., None]:
         self: InputProcessor, vllm_config: VllmConfig, *args: object, **kwargs: object
     ) -> None:
         original(self, vllm_config, *args, **kwargs)
-        if serves_reft(vllm_config) and _SERVER in sys.modules:
-            from pyreft.serving import http
+        if not serves_reft(vllm_config):
+            return
+        from pyreft.serving import http, metrics
 
+        beams = "vllm.entrypoints.generate.beam_search.utils"
+        extend(beams, "BeamSearchSequence.__init__", _make_beam)
+        outputs = "vllm.v1.engine.output_processor"
+        extend(outputs, "OutputProcessor._update_stats_from_finished", metrics.count)
+        extend("vllm.v1.engine.async_llm", "AsyncLLM.add_lora", _add_adapter)
+        extend("vllm.v1.engine.llm_engine", "LLMEngine.add_lora", _add_adapter)
+        if _SERVER in sys.modules:
+            extend(_SERVER, "OpenAIServingModels.init_static_loras", http.load_at_start)
             extend(_SERVER, "OpenAIServingModels.load_lora_adapter", http.load_adapter)
             extend(_SERVER, "OpenAIServingModels.unload_lora_adapter", http.unload_adapter)
             extend("vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", http.check)
@@ -159,18 +172,46 @@ def _make_processor(original: Callable[..., None]) -> Callable[..., None]:
     return make
 
 
+def _make_beam(original: Callable[..., None]) -> Callable[..., None]:
+    def make(self: BeamSearchSequence, *args: object, **kwargs: object) -> None:
+        from pyreft.serving.registry import join_path, moved, split_path
+
+        original(self, *args, **kwargs)
+        given, prompt = self.lora_request, self.orig_prompt
+        if given is not None and prompt["type"] != "enc_dec":
+            directory, length = split_path(given.lora_path)
+            path = join_path(directory, length or len(prompt["prompt_token_ids"]))
+            self.lora_request = moved(given, path, given.lora_int_id)
+
+    return make
+
+
+def _add_adapter(original: Callable[..., object]) -> Callable[..., object]:
+    def add_lora(self: AsyncLLM | LLMEngine, lora_request: LoRARequest) -> object:
+        from pyreft.serving.copies import COPIES
+
+        if serves_reft(self.vllm_config):
+            lora_request = COPIES.request(lora_request, self.vllm_config)
+        return original(self, lora_request)
+
+    return add_lora
+
+
 def _process_inputs(original: Callable[..., EngineCoreRequest]) -> Callable[..., EngineCoreRequest]:
     def process_inputs(self: InputProcessor, *args: object, **kwargs: object) -> EngineCoreRequest:
         made = original(self, *args, **kwargs)
         if made.lora_request is not None and serves_reft(self.vllm_config):
-            from pyreft.serving.registry import REGISTRY
+            from pyreft.serving.copies import COPIES
+            from pyreft.serving.registry import REGISTRY, split_path
 
-            adapter = REGISTRY.get(made.lora_request, self.vllm_config)
             ids, embeds = made.prompt_token_ids, made.prompt_embeds
             with refusing():
                 if made.resumable:
                     raise ValueError("the prompt of a session never ends, so it has no adapter.")
-                adapter.place(len(embeds if ids is None else ids), ids)
+                made.lora_request = COPIES.request(made.lora_request, self.vllm_config)
+                path = made.lora_request.lora_path
+                length = split_path(path)[1] or len(embeds if ids is None else ids)
+                REGISTRY.get(path, self.vllm_config).place(length, ids)
         return made
 
     return process_inputs

@@ -5,10 +5,11 @@ The base model is there without its weights, so that an adapter is checked as on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +26,12 @@ from pyreft.adapters.fitting import (
 )
 from pyreft.base_model.components import Component
 from pyreft.base_model.layout import ROWS_FIRST
-from pyreft.compat.formats import ANY_FORMAT
 from pyreft.placement.placement import place
 from pyreft.placement.targets import Target
 from pyreft.positions import Tokens
 from pyreft.serving.places import Place, place_of
-from pyreft.sharing import Adapter, AdapterError, HubSource, find_adapter
+from pyreft.serving.sources import Weighted
+from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.reading import fingerprint
 
 if TYPE_CHECKING:
@@ -102,37 +103,47 @@ class EditedPrompt:
 
 
 class ServedAdapter:
-    """An adapter that can be served.
+    """An adapter that can be served, or several with weights, whose edits are summed.
 
     Args:
-        saved: The adapter.
+        saved: The adapters, and the factor of the edits of each.
         base: The structure of the base model.
 
     Attributes:
+        summed: Whether edits are summed, see `SiteEdits`.
         interventions: Its modules, in evaluation mode, on the CPU.
         targets: For each, what it edits in transformers' model.
         places: For each, the hidden state that it edits.
-        fingerprint: Equal for adapters with the same config and weights.
+        weights: For each, the factor of its edits.
+        fingerprint: Equal for adapters with the same configs, parameters and weights.
 
     Raises:
-        AdapterError: If it does not fit the base model, or cannot be served, with the reason.
+        AdapterError: If one does not fit the base model, or cannot be served, with the reason.
     """
 
-    def __init__(self, saved: Adapter, base: PreTrainedModel) -> None:
-        require_base(saved, base)
-        _require_only_edits(saved)
-        require_sizes(saved)
-        with explained(saved):
-            attached = AttachedAdapter(saved.config, base, _number_sites)
-            pairs = fit_tensors(saved, attached.config, attached.interventions, {}, {})
-            load_tensors(pairs)
-            attached.eval().requires_grad_(False)
-            self.targets: list[Target] = attached.targets
-            self.interventions: list[nn.Module] = list(attached.interventions.values())
-            self.places: list[Place] = [_require_served(base, one) for one in self.targets]
-        self.fingerprint = fingerprint(
-            json.dumps(attached.config.to_dict(), sort_keys=True), saved.tensors
-        )
+    def __init__(self, saved: Sequence[Weighted], base: PreTrainedModel) -> None:
+        self.summed = len(saved) > 1 or saved[0][1] != 1.0
+        self.interventions: list[nn.Module] = []
+        self.targets: list[Target] = []
+        self.places: list[Place] = []
+        self.weights: list[float] = []
+        self._parts: list[list[Target]] = []
+        found = []
+        for adapter, weight in saved:
+            attached = _attach(adapter, base)
+            with explained(adapter):
+                self.places += [_require_served(base, one) for one in attached.targets]
+            self.interventions += attached.interventions.values()
+            self.targets += attached.targets
+            self.weights += [weight] * len(attached.targets)
+            self._parts.append(attached.targets)
+            config = json.dumps(attached.config.to_dict(), sort_keys=True)
+            found.append((fingerprint(config, adapter.tensors), weight))
+        specs = [target.positions for target in self.targets if target.positions is not None]
+        self._reads_ids = any(not word.spans() for spec in specs for word in spec.words)
+        # Processes of an engine that are one ask for the same prompt, one after the other.
+        self._place_by_length = lru_cache(maxsize=8)(partial(_place, self._parts))
+        self.fingerprint = hashlib.sha256(repr(found).encode()).hexdigest()
 
     def place(self, length: int, input_ids: Sequence[int] | None = None) -> EditedPrompt:
         """Find the tokens that are edited.
@@ -144,33 +155,46 @@ class ServedAdapter:
         Raises:
             ValueError: If the prompt has no such position.
         """
-        prompt = torch.ones(1, length, dtype=torch.bool)
-        ids = None if input_ids is None else torch.tensor([list(input_ids)])
-        tokens = Tokens(prompt, torch.zeros_like(prompt), ids)
-        placed = place(self.targets, {None: tokens})
+        if self._reads_ids and input_ids is not None:
+            return _place(self._parts, length, torch.tensor([list(input_ids[:length])]))
+        return self._place_by_length(length)
+
+
+def _place(
+    parts: Sequence[Sequence[Target]], length: int, ids: torch.Tensor | None = None
+) -> EditedPrompt:
+    prompt = torch.ones(1, length, dtype=torch.bool)
+    tokens = Tokens(prompt, torch.zeros_like(prompt), ids)
+    chosen, first = [], 0
+    for targets in parts:
+        placed = place(targets, {None: tokens})
         assert placed is not None
         masks: dict[tuple[int, bool], list[int]] = {}
         for index, mask in placed.masks.items():
             masks.setdefault((id(mask), index in placed.generated), []).append(index)
-        chosen = [
-            Chosen(placed.masks[group[0]][0].nonzero().flatten(), after, tuple(group))
+        chosen += [
+            Chosen(
+                placed.masks[group[0]][0].nonzero().flatten(),
+                after,
+                tuple(first + index for index in group),
+            )
             for (_, after), group in masks.items()
         ]
-        return EditedPrompt(length, chosen)
+        first += len(targets)
+    return EditedPrompt(length, chosen)
 
 
-def read_served(source: str, base: PreTrainedModel) -> ServedAdapter:
-    """Read an adapter of any format from a directory or a repository on the Hub.
-
-    Args:
-        source: The directory, or "owner/name".
-        base: The structure of the base model.
-
-    Raises:
-        AdapterError: If there is no adapter, or it cannot be served, with the reason.
-    """
-    directory = find_adapter(source, HubSource(), ANY_FORMAT.others)
-    return ServedAdapter(ANY_FORMAT.read(directory), base)
+def _attach(saved: Adapter, base: PreTrainedModel) -> AttachedAdapter:
+    """The modules and targets of an adapter, with its parameters."""
+    require_base(saved, base)
+    _require_only_edits(saved)
+    require_sizes(saved)
+    with explained(saved):
+        attached = AttachedAdapter(saved.config, base, _number_sites)
+        pairs = fit_tensors(saved, attached.config, attached.interventions, {}, {})
+        load_tensors(pairs)
+    attached.eval().requires_grad_(False)
+    return attached
 
 
 def _number_sites(components: Sequence[Component]) -> list[int]:

@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
         module: The module.
         table: The table that has its weights, None if it runs by itself.
         slot: Its slot there.
-        heads, num_heads: See `Edit`.
+        heads, num_heads, weight: See `Edit`.
     """
 
     place: Place
@@ -43,6 +43,7 @@ class Loaded(NamedTuple):
     slot: int
     heads: tuple[int, ...] | None
     num_heads: int | None
+    weight: float
 
 
 class Row(NamedTuple):
@@ -50,46 +51,50 @@ class Row(NamedTuple):
 
     Args:
         prompt: What its adapter edits in it.
+        summed: See `SiteEdits`.
         interventions: The interventions of its adapter.
         offset: The index of its first token in the step.
         start, stop: Its tokens in the step.
     """
 
     prompt: EditedPrompt
+    summed: bool
     interventions: Sequence[Loaded]
     offset: int
     start: int
     stop: int
 
 
-def plan_step(rows: Sequence[Row], count: int, device: torch.device) -> dict[Place, SiteEdits]:
-    """The edits at each place.
+def plan_step(
+    rows: Sequence[Row], count: int, device: torch.device
+) -> dict[Place, list[SiteEdits]]:
+    """The edits at each place: those that are summed, and those that are not, of other texts.
 
     Args:
         rows: The texts of the step that have an adapter.
         count: N, the number of tokens of the step.
         device: Where the engine's model is.
     """
-    edited: dict[Place, dict[object, list[tuple[Tensor, Loaded]]]] = {}
+    edited: dict[tuple[Place, bool], dict[object, list[tuple[Tensor, Loaded]]]] = {}
     for row in rows:
         for positions, chosen in row.prompt.within(row.start, row.stop):
             indices = positions + (row.offset - row.start)
             for index in chosen.interventions:
                 one = row.interventions[index]
                 function = one.module if one.table is None else one.table
-                at = edited.setdefault(one.place, {}).setdefault(function, [])
+                at = edited.setdefault((one.place, row.summed), {}).setdefault(function, [])
                 at.append((indices, one))
     # Places that edit the same tokens share the indices.
     grouped: dict[tuple[int, ...], _Groups] = {}
-    sites = {}
-    for place, functions in edited.items():
+    sites: dict[Place, list[SiteEdits]] = {}
+    for (place, summed), functions in edited.items():
         calls = []
         for several in functions.values():
             key = tuple(id(indices) for indices, _ in several)
             if key not in grouped:
                 grouped[key] = _Groups([indices for indices, _ in several], count, device)
             calls.append(_call([one for _, one in several], grouped[key]))
-        sites[place] = SiteEdits(calls)
+        sites.setdefault(place, []).append(SiteEdits(calls, summed))
     return sites
 
 
@@ -134,11 +139,15 @@ def _call(interventions: Sequence[Loaded], groups: _Groups) -> Call:
     first = interventions[0]
     table = first.table
     if table is None:
-        edit = Edit(first.module, groups.slots, first.heads, first.num_heads)
+        edit = Edit(first.module, groups.slots, first.heads, first.num_heads, weight=first.weight)
         return Call(EditAlone(edit), groups.slots)
-    slots = torch.tensor([one.slot for one in interventions]).to(groups.text.device)[groups.text]
+    device = groups.text.device
+    slots = torch.tensor([one.slot for one in interventions]).to(device)[groups.text]
+    weights = None
+    if any(one.weight != 1.0 for one in interventions):
+        weights = torch.tensor([one.weight for one in interventions]).to(device)[groups.text]
 
     def together(hidden: Tensor) -> Tensor:
-        return table(hidden, slots)
+        return table(hidden, slots, weights)
 
     return Call(together, groups.slots)

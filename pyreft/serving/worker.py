@@ -66,7 +66,7 @@ class WorkerAdapters:
             vllm_config.lora_config.max_cpu_loras or vllm_config.lora_config.max_loras,
             vllm_config.parallel_config.tensor_parallel_size,
         )
-        self._edits: Mapping[Place, SiteEdits] = {}
+        self._edits: Mapping[Place, Sequence[SiteEdits]] = {}
 
     # ---- a step -------------------------------------------------------------------------------
 
@@ -101,15 +101,13 @@ class WorkerAdapters:
                 self._add(request, used)
 
     def _add(self, request: LoRARequest, used: set[int]) -> None:
-        adapter = REGISTRY.get(request, self._config)
+        adapter = REGISTRY.get(request.lora_path, self._config)
         self._loaded.add(request.lora_int_id, adapter, used)
 
     # ---- as a manager of LoRAs ----------------------------------------------------------------
 
     def add_adapter(self, request: LoRARequest) -> bool:
-        if request.load_inplace:
-            REGISTRY.forget(request)
-        elif request.lora_int_id in self._loaded:
+        if request.lora_int_id in self._loaded:
             return False
         self._add(request, set())
         return True

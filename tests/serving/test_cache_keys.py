@@ -7,7 +7,8 @@ import pytest
 import pyreft
 from conftest import make_base, randomize
 from pyreft.serving import cache_keys
-from pyreft.serving.registry import Registry
+from pyreft.serving.registry import Registry, join_path
+from pyreft.serving.sources import read_source, write_parts
 
 BLOCK = 4
 
@@ -34,9 +35,10 @@ def adapters(tmp_path, monkeypatch):
             make_base("llama"), pyreft.ReftConfig(layers=[0], positions=spec, rank=2)
         )
         randomize(model, 1.0, seed=number).save_pretrained(tmp_path / str(number))
-        asked = SimpleNamespace(lora_int_id=number, lora_path=str(tmp_path / str(number)))
-        registry.get(asked, config)
-        made[spec] = asked
+        copy = tmp_path / f"copy{number}"
+        write_parts(copy, read_source(str(tmp_path / str(number)), {}))
+        registry.get(str(copy), config)
+        made[spec] = SimpleNamespace(lora_int_id=number, lora_path=str(copy))
     return made
 
 
@@ -78,3 +80,9 @@ def test_requests_without_an_adapter_of_ours_have_no_key(adapters):
     assert keys(None, 11, 2) == [[], []]
     lora = SimpleNamespace(lora_int_id=77, lora_path="lora")
     assert keys(lora, 11, 2) == [[], []] and not cache_keys.is_served(Request(lora, 11))
+
+
+def test_the_tokens_of_a_beam_are_no_prompt(adapters):
+    path = join_path(adapters["l1"].lora_path, 6)
+    found = keys(SimpleNamespace(lora_int_id=1, lora_path=path), 11, 3)
+    assert found == keys(adapters["l1"], 6, 3) and found[1] and not found[2]

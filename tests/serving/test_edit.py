@@ -12,8 +12,10 @@ from pyreft.installed.vllm import TextInStep
 from pyreft.interventions import slotted
 from pyreft.serving import step
 from pyreft.serving.loaded import LoadedAdapters
-from pyreft.serving.places import PlaceHooks
-from pyreft.serving.served import build_base, read_served
+from pyreft.serving.places import Place, PlaceHooks
+from pyreft.serving.registry import join_path
+from pyreft.serving.served import ServedAdapter, build_base
+from pyreft.serving.sources import read_source
 from pyreft.sharing import AdapterError
 
 CPU = torch.device("cpu")
@@ -38,6 +40,12 @@ def saved(tmp_path, number, **config):
     return model, str(tmp_path / str(number))
 
 
+def served(source, structure=None, named=()):
+    """An adapter, or several with weights, as an engine serves them."""
+    structure = build_base(make_base("llama").config) if structure is None else structure
+    return ServedAdapter(read_source(source, dict(named)), structure)
+
+
 def loaded(directories, capacity=8):
     """An engine's model with these adapters, numbered from 1."""
     llama = make_base("llama")
@@ -45,7 +53,7 @@ def loaded(directories, capacity=8):
     hooks = PlaceHooks(engine.layers)
     adapters = LoadedAdapters(hooks, CPU, capacity)
     for number, directory in enumerate(directories, 1):
-        adapters.add(number, read_served(directory, structure), set())
+        adapters.add(number, served(directory, structure), set())
     return engine, hooks, adapters
 
 
@@ -55,7 +63,7 @@ def run(engine, hooks, adapters, texts, numbers):
     for index, (text, number) in enumerate(zip(texts, numbers, strict=True)):
         if number:
             where = (offset, 0, len(text))
-            here.append(TextInStep(str(index), number, len(text), text, *where))
+            here.append(TextInStep(str(index), number, "", len(text), text, *where))
         offset += len(text)
     with hooks.editing(adapters.plan(here, offset)):
         logits = engine(texts)
@@ -131,16 +139,73 @@ def test_the_work_of_a_step_does_not_depend_on_the_number_of_adapters(tmp_path, 
     assert calls == [(4, 1, 32)] * 2  # one for each edited layer
 
 
+COMBINED = {
+    "a": {"kind": "loreft", "layers": [0, 1], "positions": "f2+l2", "rank": 2},
+    "b": {"kind": "direft", "layers": [1, 2], "positions": "prompt", "rank": 3},
+    "c": {"kind": "noreft", "layers": [1], "positions": "l1", "rank": 2, "act_fn": "silu"},
+    "heads": {
+        "component": "head_attention_value_output",
+        "layers": [1],
+        "positions": "l3",
+        "rank": 2,
+    },
+    "value": {"layers": [1], "positions": "l2", "rank": 2, "component": "value_output"},
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["a", "b"], [0.5, 1.0]),
+        (["a", "b", "c"], [1.0, -0.5, 2.0]),
+        (["heads", "value"], [0.5, 1.5]),
+        (["b"], [0.25]),
+    ],
+)
+def test_several_adapters_of_one_request_are_summed_with_weights(tmp_path, names, weights):
+    model = None
+    for seed, (name, config) in enumerate(COMBINED.items()):
+        config = pyreft.ReftConfig(**config)
+        if model is None:
+            model = pyreft.get_reft_model(make_base("llama"), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        model.set_adapter(name)
+        randomize(model, 0.5, seed=seed)
+    model.eval().save_pretrained(tmp_path)
+    parts = [f"{tmp_path / name}*{w}" for name, w in zip(names, weights, strict=True)]
+    engine, hooks, adapters = loaded([str(tmp_path / "b"), " + ".join(parts), str(tmp_path / "a")])
+    numbers = [1, 2, 0, 2, 3]
+    found = run(engine, hooks, adapters, TEXTS, numbers)
+    for text, number, logits in zip(TEXTS, numbers, found, strict=True):
+        ids = torch.tensor([text])
+        if number == 2:
+            model.set_adapter(names, weights)
+        elif number:
+            model.set_adapter("b" if number == 1 else "a")
+        if number:
+            torch.testing.assert_close(logits, model(ids).logits[0], atol=1e-3, rtol=1e-3)
+
+
+def test_a_beam_is_edited_in_its_prompt_alone(tmp_path):
+    _, directory = saved(tmp_path, 0, layers=[0], positions="l1", rank=2)
+    _, _, adapters = loaded([directory])
+    text = TextInStep("a", 1, join_path("copy", 4), 7, list(range(7)), 0, 0, 7)
+    (edits,) = adapters.plan([text], 7)[Place(0, "", "output", False, 32)]
+    assert edits.calls[0].slots.scatter.tolist() == [3]
+
+
 def test_a_step_edits_what_it_has_of_a_prompt(tmp_path):
     _, directory = saved(tmp_path, 0, layers=[0], positions="f2+l1", rank=2)
     _, _, adapters = loaded([directory])
     edited = []
     for start in range(0, 12, 4):
         stop = start + 4  # a prompt of 10 tokens, and two generated ones
-        plan = adapters.plan([TextInStep("a", 1, 10, None, 3, start, stop)], 7)
+        plan = adapters.plan([TextInStep("a", 1, "", 10, None, 3, start, stop)], 7)
         edited += [
             index - 3 + start
-            for edits in plan.values()
+            for several in plan.values()
+            for edits in several
             for call in edits.calls
             for index in call.slots.scatter.tolist()
         ]
@@ -153,9 +218,9 @@ def test_generated_tokens_are_edited_by_all_alone(tmp_path):
     _, _, adapters = loaded(directories)
     # After preemption, generated tokens are computed again, with the prompt.
     for number, count in ((1, 8), (2, 6)):
-        (edits,) = adapters.plan([TextInStep("a", number, 6, None, 0, 0, 8)], 8).values()
+        ((edits,),) = adapters.plan([TextInStep("a", number, "", 6, None, 0, 0, 8)], 8).values()
         assert edits.calls[0].slots.scatter.tolist() == list(range(count))
-    assert adapters.plan([TextInStep("b", 2, 6, None, 0, 7, 8)], 1) == {}
+    assert adapters.plan([TextInStep("b", 2, "", 6, None, 0, 7, 8)], 1) == {}
 
 
 def test_groups_are_filled_up_and_long_ones_divided(tmp_path):
@@ -175,7 +240,7 @@ def test_slots_are_used_again_and_the_oldest_adapter_makes_room(tmp_path):
     engine, hooks, adapters = loaded([], capacity=2)
     structure = build_base(make_base("llama").config)
     for number, (model, directory) in enumerate(made, 1):
-        adapters.add(number, read_served(directory, structure), {number})
+        adapters.add(number, served(directory, structure), {number})
         logits = run(engine, hooks, adapters, TEXTS[:1], [number])[0]
         expected = model(torch.tensor(TEXTS[:1])).logits[0]
         torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
@@ -183,6 +248,37 @@ def test_slots_are_used_again_and_the_oldest_adapter_makes_room(tmp_path):
     assert adapters.numbers == {4, 5}
     (table,) = adapters._tables.values()
     assert len(table._weights.bias) == 2
+
+
+def test_more_adapters_than_memory_says_how_many_fit(tmp_path, monkeypatch):
+    directories = [saved(tmp_path, i, layers=[0, 1], positions="l1", rank=2)[1] for i in range(3)]
+    model = saved(tmp_path, 0, layers=[0, 1], positions="l1", rank=2)[0]
+    engine, hooks, adapters = loaded(directories[:1])
+    put, puts = slotted.InterventionTable.put, []
+
+    def full(table, intervention):
+        puts.append(intervention)
+        if len(puts) == 4:
+            raise torch.OutOfMemoryError
+        return put(table, intervention)
+
+    monkeypatch.setattr(slotted.InterventionTable, "put", full)
+    adapters.add(2, served(directories[1]), set())
+    with pytest.raises(ValueError, match="2 adapters fit into the memory of cpu, and 8 are"):
+        adapters.add(3, served(directories[2]), set())
+    assert adapters.numbers == {1, 2}
+    logits = run(engine, hooks, adapters, TEXTS[:1], [1])[0]
+    expected = model(torch.tensor(TEXTS[:1])).logits[0]
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_slots_made_in_inference_mode_are_used_again_outside_of_it(tmp_path):
+    directories = [saved(tmp_path, i, layers=[1], positions="l1", rank=2)[1] for i in range(2)]
+    _, _, adapters = loaded([])
+    with torch.inference_mode():  # as in a step
+        adapters.add(1, served(directories[0]), set())
+    adapters.remove(1)
+    adapters.add(2, served(directories[1]), set())
 
 
 @pytest.mark.parametrize(
@@ -199,18 +295,18 @@ def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path, config, reas
         config = {"layers": [0], "rank": 2, "positions": "l1"} | config
     _, directory = saved(tmp_path, 0, **config)
     with pytest.raises(AdapterError, match=reason):
-        read_served(directory, build_base(make_base("llama").config))
+        served(directory)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     _, directory = saved(tmp_path, 0, layers=[0], positions="l1", rank=2)
     with pytest.raises(AdapterError, match="num_hidden_layers"):
-        read_served(directory, build_base(make_base("llama", num_hidden_layers=5).config))
+        served(directory, build_base(make_base("llama", num_hidden_layers=5).config))
 
 
 def test_a_position_outside_the_prompt_is_refused(tmp_path):
     _, directory = saved(tmp_path, 0, layers=[0], positions=[0, 7], rank=2)
-    adapter = read_served(directory, build_base(make_base("llama").config))
+    adapter = served(directory)
     with pytest.raises(ValueError, match="position 7 is outside the prompt"):
         adapter.place(7)
 
@@ -218,7 +314,7 @@ def test_a_position_outside_the_prompt_is_refused(tmp_path):
 def test_parts_of_hidden_states_are_refused_in_tensor_parallel_processes(tmp_path):
     for component, refused in (("value_output", True), ("mlp_output", False)):
         _, directory = saved(tmp_path, 0, layers=[0], positions="l1", rank=2, component=component)
-        adapter = read_served(directory, build_base(make_base("llama").config))
+        adapter = served(directory)
         hooks = PlaceHooks(EngineLlama(make_base("llama")).layers)
         if refused:
             with pytest.raises(ValueError, match="divided among 2"):

@@ -1,171 +1,26 @@
-"""A real server of vLLM on localhost, against ReftModel: token for token.
-
-vLLM is in an environment of its own; PYREFT_VLLM_PYTHON is its python.
-"""
+"""A real server of vLLM on localhost, against ReftModel: token for token."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
+from vllm_server import ADAPTERS, NEW_TOKENS, prompts, running
 
 import pyreft
-from conftest import make_base, randomize
+from conftest import make_base
 
-PYTHON = os.environ.get("PYREFT_VLLM_PYTHON")
 pytestmark = pytest.mark.serving
-# Heads of 32 features are the smallest that vLLM has for CPUs.
-SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 256}
-SIZES["max_position_embeddings"] = 512
-ADAPTERS = {
-    "last": {"kind": "loreft", "layers": [1, 2], "positions": "l1", "rank": 4},
-    "ends": {"kind": "noreft", "layers": [0, 3], "positions": "f2+l2", "rank": 3},
-    "untied": {"kind": "loreft", "layers": [1], "positions": "f3+l3", "rank": 2, "tied": False},
-    "prompt": {"kind": "direft", "layers": [1], "positions": "prompt", "rank": 2},
-    "all": {"kind": "lobireft", "layers": [2], "positions": "all", "rank": 5},
-    "first": {"kind": "nodireft", "layers": [2], "positions": "f1", "rank": 4},
-    "explicit": {"kind": "consreft", "layers": [0, 1], "positions": [0, 6, -1], "rank": 2},
-    "mlp": {"layers": [2], "positions": "l3", "rank": 2, "component": "mlp_output"},
-    "value": {"layers": [1], "positions": "l2", "rank": 2, "component": "value_output"},
-    "heads": {
-        "layers": [2],
-        "positions": "f2+l2",
-        "rank": 2,
-        "component": "head_attention_value_output",
-    },
-    "input": {"layers": [1], "positions": "f2+l1", "rank": 3, "component": "block_input"},
-}
-NEW_TOKENS = 10
-
-
-class Server:
-    """The server, and the models that it must agree with.
-
-    Args:
-        folder: Where the base model and the adapters are.
-    """
-
-    def __init__(self, folder):
-        self.folder = folder
-        make_base("llama", **SIZES).save_pretrained(folder / "base")
-        self.models = {name: self.save(name, i) for i, name in enumerate(ADAPTERS)}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        options = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "256"]
-        # Prompts come in chunks, and there are fewer blocks than long completions need.
-        options += ["--max-num-batched-tokens", "48", "--max-num-seqs", "12", "--block-size", "32"]
-        options += ["--num-gpu-blocks-override", "30", "--distributed-executor-backend", "uni"]
-        options += ["--enforce-eager", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
-        command = [PYTHON, "-m", "pyreft", "serve", str(folder / "base")]
-        command += [f"{name}={folder / name}" for name in ADAPTERS if name != "first"]
-        command += ["--load", "--in-step", "12", *options, "--port", str(self.port)]
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        here = {"PYTHONPATH": str(Path(pyreft.__file__).parents[1]), "VLLM_NO_USAGE_STATS": "1"}
-        self.log = folder / "server.txt"
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=os.environ | settings | here,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def save(self, name, seed, **config):
-        base = LlamaForCausalLM.from_pretrained(self.folder / "base")
-        config = pyreft.ReftConfig(**(ADAPTERS.get(name, {}) | config))
-        model = randomize(pyreft.get_reft_model(base, config), 1.0, seed=seed).eval()
-        model.save_pretrained(self.folder / name)
-        return model
-
-    def wait(self):
-        end = time.monotonic() + 600
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                return self.get("/health")
-            except OSError:
-                time.sleep(0.5)
-        raise RuntimeError(self.log.read_text()[-5000:])
-
-    def stop(self):
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=300) as answer:
-            return answer.read().decode()
-
-    def post(self, path, **body):
-        """(status, what the server answers)."""
-        headers = {"Content-Type": "application/json"}
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def complete(self, name, prompt, **options):
-        """Completions of a prompt, each the ids of its tokens, and the number of cached tokens."""
-        model = str(self.folder / "base") if name is None else name
-        options = {"max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True} | options
-        options |= {"return_token_ids": True}
-        status, text = self.post("/v1/completions", model=model, prompt=prompt, **options)
-        assert status == 200, text
-        answer = json.loads(text)
-        details = answer["usage"].get("prompt_tokens_details") or {}
-        tokens = [choice["token_ids"] for choice in answer["choices"]]
-        return tokens, details.get("cached_tokens") or 0
-
-    def expected(self, name, prompt, count=NEW_TOKENS):
-        """The tokens that ReftModel generates; the base model, without a name."""
-        model = self.models[name or "last"]
-        options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None}
-        with model.disable_adapter() if name is None else nullcontext():
-            out = model.generate(input_ids=torch.tensor([prompt]), **options)
-        return out[0, len(prompt) :].tolist()
-
-    def counted(self, metric):
-        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(metric)]
-        return sum(float(line.split()[-1]) for line in lines)
+# Prompts come in chunks, and there are fewer blocks than long completions need. There are more
+# adapters than are kept in memory.
+OPTIONS = ["--in-step", "6", "--in-memory", "8", "--max-num-batched-tokens", "48"]
+OPTIONS += ["--max-num-seqs", "12", "--num-gpu-blocks-override", "30", "--enable-prefix-caching"]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    if not PYTHON:
-        pytest.skip("PYREFT_VLLM_PYTHON is not set")
-    made = Server(tmp_path_factory.mktemp("served"))
-    try:
-        made.wait()
+    names = [name for name in ADAPTERS if name != "first"]
+    with running(tmp_path_factory.mktemp("served"), names, OPTIONS) as made:
         yield made
-    finally:
-        made.stop()
-
-
-def prompts(count, seed=0):
-    """Prompts of which some begin alike."""
-    random = torch.Generator().manual_seed(seed)
-    made = []
-    for index in range(count):
-        length = int(torch.randint(7, 110, (1,), generator=random))
-        ids = torch.randint(3, 256, (length,), generator=random).tolist()
-        made.append(ids if index % 3 else (made[-1][:70] if made else []) + ids)
-    return made
 
 
 def test_mixed_requests_get_the_tokens_of_reft_model(server):
