@@ -43,7 +43,8 @@ ONCE = (
     *("test_positions.py", "test_config.py", "test_combination.py"),
     *("sharing/test_atomic.py", "sharing/test_bad_checkpoint.py"),
     *("sharing/test_hostile.py", "sharing/test_format.py", "sharing/test_links.py"),
-    *("training/test_killed.py", "compat/test_own_kinds.py", "editing/test_compile.py"),
+    *("training/test_killed.py", "compat/test_own_kinds.py", "editing/test_compile"),
+    *("base_model/test_quantized.py", "base_model/test_no_names.py"),
     *("test_migrate.py", "test_releases.py", "test_api_reference.py", "test_words.py"),
     *("test_notebooks.py", "test_gallery.py", "test_external_links.py"),
 )

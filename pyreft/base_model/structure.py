@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers
-from pyreft.base_model.towers import reads_no_text
+from pyreft.base_model.towers import towers_of
 from pyreft.base_model.trace import Trace, trace_of
 
 
@@ -74,5 +74,4 @@ class Structure:
 
     @cached_property
     def _towers(self) -> list[tuple[PreTrainedModel, set[nn.Module]]]:
-        towers = (part for part in self.running.modules() if reads_no_text(part))
-        return [(cast("PreTrainedModel", part), set(part.modules())) for part in towers]
+        return [(tower, set(tower.modules())) for tower in towers_of(self.running)]

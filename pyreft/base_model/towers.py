@@ -11,6 +11,7 @@ are counted in the hidden state itself.
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,6 +31,11 @@ def reads_no_text(model: nn.Module) -> bool:
         # In transformers 5.0 the towers of CLIP are plain modules.
         return hasattr(model, "config") and not _INPUTS.keys().isdisjoint(takes)
     return "text" not in _modalities(model) or model.main_input_name in takes
+
+
+def towers_of(model: nn.Module) -> list[PreTrainedModel]:
+    """The parts of a model that read no text, the outermost first."""
+    return [cast("PreTrainedModel", part) for part in model.modules() if reads_no_text(part)]
 
 
 def modalities_of(tower: nn.Module) -> str:

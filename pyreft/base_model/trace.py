@@ -27,7 +27,7 @@ from pyreft.base_model.tiny_inputs import (
     TOKENS,
     tiny_inputs,
 )
-from pyreft.installed.modules import is_compiled
+from pyreft.installed.modules import any_is_compiled
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -68,7 +68,7 @@ _traces: dict[tuple[type[PreTrainedModel], str, bool], Trace] = {}
 
 def trace_of(model: PreTrainedModel) -> Trace:
     """The trace of a model, made at most once for its class and config."""
-    if any(is_compiled(module) for module in model.modules()):
+    if any_is_compiled(model.modules()):
         return Trace({}, problem="it is compiled")
     # Of a model without weights, only shapes are seen.
     key = (type(model), model.config.to_json_string(use_diff=False), _is_empty(model))

@@ -70,6 +70,11 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
+def any_is_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether calls of any of the modules run compiled code."""
+    return any(is_compiled(module) for module in modules)
+
+
 def uncompiled(module: _Module) -> _Module:
     """The module that `torch.compile` wrapped; any other is returned as it is."""
     while (inner := getattr(module, "_orig_mod", None)) is not None:
