@@ -141,18 +141,20 @@ def tensors_flatten() -> None:
     from torch.nested import nested_tensor_from_jagged
 
     nested = nested_tensor_from_jagged(torch.ones(3, device="cpu"), torch.tensor([0, 1, 3]))
-    require_found(len(list(stored_tensors(nested))), 2, "the number of tensors in a nested one")
+    require_found(len(stored_tensors([nested])), 2, "the number of tensors in a nested one")
 
 
-def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that hold the numbers of a tensor: itself, or those that it consists of."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield tensor
-        return
-    for name in flatten()[0]:
-        if isinstance(inner := getattr(tensor, name), Tensor):
-            yield from stored_tensors(inner)
+def stored_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that hold the numbers of others: each itself, or those that it consists of."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        flatten = getattr(tensor, "__tensor_flatten__", None)
+        if flatten is None:
+            found.append(tensor)
+            continue
+        inner = (getattr(tensor, name) for name in flatten()[0])
+        found += stored_tensors(one for one in inner if isinstance(one, Tensor))
+    return found
 
 
 @fact("torch")

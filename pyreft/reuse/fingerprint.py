@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def versions(base: nn.Module) -> Hashable:
 
     Fast enough to compute in every step.
     """
-    frozen = list(_frozen(base))
+    frozen = _frozen(base)
     return tuple(zip((tensor.data_ptr() for tensor in frozen), versions_of(frozen), strict=True))
 
 
@@ -38,7 +38,6 @@ def contents(base: PreTrainedModel) -> Hashable:
     return values, attention_of(base.config), repr(base.config.to_dict())
 
 
-def _frozen(base: nn.Module) -> Iterator[Tensor]:
-    for one in (*base.parameters(), *base.buffers()):
-        if not one.requires_grad:
-            yield from stored_tensors(one)
+def _frozen(base: nn.Module) -> list[Tensor]:
+    tensors = (*base.parameters(), *base.buffers())
+    return stored_tensors([tensor for tensor in tensors if not tensor.requires_grad])

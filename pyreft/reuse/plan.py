@@ -28,10 +28,10 @@ from pyreft.installed.caches import (
     cache_has_layers,
 )
 from pyreft.installed.modules import (
+    any_is_compiled,
     dropout_rate,
     dropouts_have_a_base,
     hooks_of,
-    is_compiled,
     is_own,
     modules_list_hooks,
     modules_say_if_compiled,
@@ -175,7 +175,7 @@ def _why_not(outer: nn.Module, base: PreTrainedModel) -> Iterator[str]:
         if not needed.holds:
             yield f"it relies on this: {needed.explain()}"
     modules = [outer, *base.modules()]
-    if any(is_compiled(module) for module in modules):
+    if any_is_compiled(modules):
         yield "the model is compiled"
     if any(is_placed(module) for module in modules):
         yield "parts of the model are on several devices, or offloaded"

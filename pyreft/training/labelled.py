@@ -27,8 +27,8 @@ from pyreft.installed.losses import (
     replaced_loss,
 )
 from pyreft.installed.modules import (
+    any_is_compiled,
     any_is_hooked,
-    is_compiled,
     modules_list_hooks,
     modules_say_if_compiled,
     others_see_outputs,
@@ -101,7 +101,7 @@ class LabelledLoss:
         return None
 
     def _why_not(self, model: nn.Module) -> str | None:
-        if any(is_compiled(module) for module in model.modules()):
+        if any_is_compiled(model.modules()):
             return "the model is compiled"
         name = type(self._base).__name__
         return f"{name} or its head has hooks that see all logits" if self._watched() else None
