@@ -55,7 +55,7 @@ RUNS = {
     "benchmarks/parts.py": [],
     "benchmarks/quantized.py": ["--bases", "float32", "bfloat16", "--steps", "4"],
     "benchmarks/learning.py": [
-        *("--settings", "demonstrations", "--methods", "paper", "recommended", "--ratios", "R=4"),
+        *("--settings", "demonstrations", "--methods", "paper", "recommended"),
         *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),
     ],
     "benchmarks/parity.py": ["--seeds", "0", "--steps", "20"],

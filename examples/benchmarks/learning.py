@@ -7,7 +7,7 @@
 Settings are those of learning_tasks.py. Methods, of one start and one order of the data:
 
     paper         LoReFT, one learning rate
-    recommended   the same, with `learning_rate_ratios` of --ratios
+    recommended   what `pyreft.recommended` returns, its layers and positions included
     householder   the same as paper, R under torch's `orthogonal`, as upstream
     lora          PEFT's LoRA, r 8, on q and v of all layers
     lora_plus     the same, with PEFT's LoRA+ optimizer: B has 16 times the rate of A
@@ -55,7 +55,7 @@ def run(setting: Setting, identity: dict[str, Any], arguments: Namespace) -> dic
     held_out = tasks.HeldOut(setting, identity["steps"])
     trainer = (tasks.PlainTrainer if method.startswith("lora") else tasks.ReftTrainer)(
         model=model,
-        **tasks.optimizer_arguments(model, method, rate, identity["ratios"]),
+        **tasks.optimizer_arguments(model, method, rate),
         args=tasks.training_arguments(
             arguments,
             seed,
@@ -132,7 +132,6 @@ def identify(setting: Setting, method: str, seed: int, rate: float, arguments: N
         "seed": seed,
         "rate": rate,
         "steps": arguments.steps or setting.steps,
-        "ratios": arguments.ratios and dict(arguments.ratios) if method == "recommended" else None,
     }
 
 
@@ -169,8 +168,8 @@ def row(method: str, found: dict[str, list[Curves]]) -> dict[str, str]:
     near = [c.rate for c in curves if abs(c.final - own.final) <= NEAR * abs(own.final)]
     edge = len(rates) > 1 and own.rate in (min(rates), max(rates))
     steps = seconds = "-"
-    if "householder" in found:
-        target = best(found["householder"]).losses[:, -1].mean()
+    if "paper" in found:
+        target = best(found["paper"]).losses[:, -1].mean()
         steps = _first(own.losses.mean(0) <= target, range(1, own.losses.shape[1] + 1), "d")
     if "lora" in found:
         target = best(found["lora"]).scores.mean(0).max()
@@ -180,7 +179,7 @@ def row(method: str, found: dict[str, list[Curves]]) -> dict[str, str]:
         "rate": f"{own.rate:g}" + " (edge)" * edge,
         "training loss": "{} ({} to {})".format(*(f"{v:.3f}" for v in _spread(own.losses[:, -1]))),
         "held out": "{} ({} to {})".format(*score),
-        "steps to householder's loss": steps,
+        "steps to paper's loss": steps,
         "seconds to LoRA's best": seconds,
         "good rates": f"{max(near) / min(near):.3g}x" if near else "-",
     }
@@ -228,7 +227,6 @@ def parse() -> Namespace:
         ("--style", {"default": STYLES[0], "choices": STYLES, "help": "of demonstrations"}),
         ("--seeds", {"type": int, "nargs": "+", "default": [0, 1, 2]}),
         ("--rates", {"type": float, "nargs": "+", "help": "four for each method by default"}),
-        ("--ratios", {"type": _ratio, "nargs": "+", "help": "of recommended: R=4 W=1 b=10"}),
         ("--steps", {"type": int, "help": "of a run; those of the setting by default"}),
         ("--results", {"type": Path, "help": "default: learning.jsonl in --out"}),
         ("--picture", {"type": Path, "help": "draw the curves into this file"}),
@@ -238,11 +236,6 @@ def parse() -> Namespace:
     # What the table says it was measured with: here a round is a seed.
     arguments.rounds = len(arguments.seeds)
     return arguments
-
-
-def _ratio(text: str) -> tuple[str, float]:
-    role, _, number = text.partition("=")
-    return role, float(number)
 
 
 def main() -> None:

@@ -188,6 +188,8 @@ def build(setting: Setting, method: str) -> nn.Module:
         return peft.get_peft_model(base, lora)
     edited = {name: getattr(setting, name) for name in ("layers", "positions", "rank")}
     config = pyreft.ReftConfig(kind="loreft", **edited, modules_to_save=heads)
+    if method == "recommended":
+        config = pyreft.recommended(base).config
     model = pyreft.get_reft_model(base, config)
     if method == "householder":
         for module in list(model.interventions.modules()):
@@ -196,15 +198,15 @@ def build(setting: Setting, method: str) -> nn.Module:
     return model
 
 
-def optimizer_arguments(
-    model: nn.Module, method: str, rate: float, ratios: dict[str, float] | None
-) -> dict[str, Any]:
+def optimizer_arguments(model: nn.Module, method: str, rate: float) -> dict[str, Any]:
     """What the trainer of a method is given beside its training arguments."""
     if method == "lora_plus":
         options = {"lr": rate, "loraplus_lr_ratio": LORA_PLUS_RATIO}
         optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **options)
         return {"optimizers": (optimizer, None)}
-    return {"learning_rate_ratios": ratios} if ratios else {}
+    if method == "recommended":
+        return {"learning_rate_ratios": pyreft.recommended(model.model).learning_rate_ratios}
+    return {}
 
 
 def orthonormality_error(model: nn.Module) -> float | None:
