@@ -68,8 +68,17 @@ def accuracy(evaluated) -> dict[str, float]:
     return {"accuracy": float(np.mean(evaluated.predictions.argmax(-1) == evaluated.label_ids))}
 
 
-def fit(trainer: type[Trainer], model, rows, held_out, steps: int, rate: float, out: Path) -> float:
-    """Train a model, and return its accuracy on held-out pictures."""
+def fit(
+    trainer: type[Trainer],
+    model,
+    rows,
+    held_out,
+    steps: int,
+    rate: float,
+    out: Path,
+    collate=default_data_collator,
+) -> float:
+    """Train a classifier, and return its accuracy on held-out rows."""
     set_seed(0)
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -90,7 +99,7 @@ def fit(trainer: type[Trainer], model, rows, held_out, steps: int, rate: float, 
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=default_data_collator,
+        data_collator=collate,
         compute_metrics=accuracy,
     )
     running.train()

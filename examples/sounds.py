@@ -19,11 +19,11 @@ from transformers import (
     ASTFeatureExtractor,
     ASTForAudioClassification,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
 import pyreft
+from images import fit
 
 RATE, SAMPLES, FRAMES, MELS = 16_000, 5_200, 32, 32
 KINDS = ["tone", "falling", "rising", "noise", "vibrato", "tremolo", "two tones", "clicks"]
@@ -90,39 +90,6 @@ def ast() -> ASTForAudioClassification:
     return ASTForAudioClassification(config)
 
 
-def accuracy(evaluated) -> dict[str, float]:
-    return {"accuracy": float(np.mean(evaluated.predictions.argmax(-1) == evaluated.label_ids))}
-
-
-def fit(trainer: type[Trainer], model, rows, held_out, steps: int, rate: float, out: Path) -> float:
-    """Train a model, and return its accuracy on held-out sounds."""
-    set_seed(0)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=128,
-        learning_rate=rate,
-        weight_decay=0.0,
-        logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    running = trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        data_collator=Collator(),
-        compute_metrics=accuracy,
-    )
-    running.train()
-    return running.evaluate()["eval_accuracy"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--positions", default="all", help='such as "class" or "patch"')
@@ -135,7 +102,8 @@ def main() -> None:
 
     base = ast()
     known, unheard = sounds(KINDS[:4], 600, seed=3), sounds(KINDS[:4], 200, seed=4)
-    found = fit(Trainer, base, known, unheard, steps, 1e-3, out)
+    collate = Collator()
+    found = fit(Trainer, base, known, unheard, steps, 1e-3, out, collate)
     print(f"\nThe base model names {found:.1%} of {len(unheard)} new sounds: {KINDS[:4]}.\n")
 
     def start() -> ASTForAudioClassification:
@@ -157,7 +125,7 @@ def main() -> None:
     }
     lines = []
     for name, (trainer, model) in methods.items():
-        found = fit(trainer, model, few, held_out, steps, 1e-2, out)
+        found = fit(trainer, model, few, held_out, steps, 1e-2, out, collate)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines.append(f"{name:<12}{trained:>7,} trained numbers{found:>8.1%}")
     model.save_pretrained(out / "adapter")

@@ -20,13 +20,12 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     TorchAoConfig,
-    TrainingArguments,
     set_seed,
 )
 
 import harness
+import learning_tasks as tasks
 import pyreft
-from learning_tasks import ANSWERS
 
 # The steps of one point of a curve.
 STEPS = 4
@@ -63,7 +62,7 @@ def examples(tokenizer) -> Dataset:
     """Each question twice: to be answered by a pirate, and in JSON."""
     pairs = [
         (f"{style}\nQuestion: {question}\nAnswer:", f" {text}")
-        for question, *answers in ANSWERS
+        for question, *answers in tasks.ANSWERS
         for style, text in zip(("As a pirate.", "In JSON."), answers, strict=True)
     ]
     prompts, completions = zip(*pairs, strict=True)
@@ -75,24 +74,21 @@ def train(base: PreTrainedModel, tokenizer, arguments: Namespace) -> list[float]
     """The losses of all steps."""
     set_seed(0)
     model = pyreft.get_reft_model(base, pyreft.ReftConfig(positions="f2+l2", rank=4))
-    trainer = pyreft.ReftTrainer(
+    trainer = tasks.ReftTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(arguments.out / "quantized"),
+        args=tasks.training_arguments(
+            arguments,
+            seed=42,
             max_steps=arguments.steps,
             per_device_train_batch_size=8,
             learning_rate=5e-4,
             lr_scheduler_type="constant",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            dataloader_pin_memory=False,
         ),
         train_dataset=examples(tokenizer),
         processing_class=tokenizer,
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [float(loss) for loss in trainer.losses]
 
 
 def points(losses: list[float]) -> list[float]:
