@@ -50,7 +50,7 @@ class EditHooks:
         self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
         self._before_model: RemovableHandle = step
-        # Whether `remove` was called.
+        # Whether `remove` was called: a handle, or None, cannot be read in a graph.
         self.removed = False
         # (module, side, run) -> the number of the site there, and its hook.
         self._numbers: dict[tuple[nn.Module, str, int], int] = {}
