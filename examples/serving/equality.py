@@ -54,6 +54,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="Tensor parallel ones.")
     parser.add_argument("--drafts", type=int, default=0, help="Tokens of speculation by n-grams.")
+    parser.add_argument("--compile", action="store_true", help="The engine compiles its model.")
     return parser.parse_args()
 
 
@@ -119,6 +120,7 @@ def serve(
 ) -> tuple[list[list[int]], dict[str, float]]:
     """The tokens that the engine generates, and its counters."""
     from vllm import LLM, SamplingParams
+    from vllm.compilation.counter import compilation_counter
     from vllm.lora.request import LoRARequest
     from vllm.v1.metrics.reader import Counter
 
@@ -132,7 +134,7 @@ def serve(
         additional_config={"pyreft": {}},
         dtype="float32",
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=not options.compile,
         max_model_len=512,
         max_num_seqs=options.at_once,
         max_num_batched_tokens=options.chunk,
@@ -156,6 +158,7 @@ def serve(
     prompts = [{"prompt_token_ids": one.prompt} for one in requests]
     found = llm.generate(prompts, sampling, lora_request=adapters, use_tqdm=False)
     counters = {one.name: one.value for one in llm.get_metrics() if isinstance(one, Counter)}
+    counters["compiled_models"] = compilation_counter.num_models_seen
     return [list(one.outputs[0].token_ids) for one in found], counters
 
 
@@ -176,7 +179,7 @@ def main() -> None:
     print(f"adapters: {options.adapters}; requests for several: {several}")
     print(f"requests whose tokens are not those of the base model: {changed}")
     for name, value in counters.items():
-        if name.endswith(("preemptions", "cache_hits", "prompt_tokens", "accepted_tokens")):
+        if name.endswith(("preemptions", "hits", "prompt_tokens", "accepted_tokens", "models")):
             print(f"{name}: {value:g}")
     for request, one, other in zip(requests, found, expected, strict=True):
         if one != other:

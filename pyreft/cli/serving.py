@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -15,6 +17,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from pyreft.serving.copies import LOADED
+
+# Seconds. A server that lasted is started again at once, others after pauses that double.
+LASTING, FIRST_PAUSE, LONGEST_PAUSE = 600, 1, 60
 
 
 def run_server(model: str, given: Sequence[str], numbers: tuple[int, int], load: bool) -> int:
@@ -52,36 +57,39 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], started: P
         The exit status of its last run.
     """
     running: subprocess.Popen[bytes] | None = None
-    stopped = False
+    stopped, pause = threading.Event(), 0
 
     def stop(number: int, frame: object) -> None:
-        nonlocal stopped
-        stopped = True
+        stopped.set()
         if running is not None:
             running.send_signal(number)
 
     before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         while True:
-            written = _time(started)
+            written, begun = _time(started), time.monotonic()
             # In a group of its own, so that no process of it stays when the server is gone.
             running = subprocess.Popen(
                 command, env=os.environ | environment, start_new_session=True
             )
-            if stopped:  # while it was being started
+            if stopped.is_set():  # while it was being started
                 running.terminate()
             status = running.wait()
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
             # vLLM's server ends with status 0 as well when its engine has died.
-            if stopped or _time(started) == written:
+            if stopped.is_set() or _time(started) == written:
                 return status
+            lasted = time.monotonic() - begun > LASTING
+            pause = 0 if lasted else min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
             print(
-                f"pyreft: the server ended with status {status}; it starts again with the adapters "
-                "that it had loaded.",
+                f"pyreft: the server ended with status {status}; it starts again in {pause} s with "
+                "the adapters that it had loaded.",
                 file=sys.stderr,
                 flush=True,
             )
+            if stopped.wait(pause):
+                return status
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

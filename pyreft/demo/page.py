@@ -27,7 +27,8 @@ def make_page(runs: Runs, adapters: Mapping[str, Adapter], scratch: Path) -> gr.
         scratch: For the files that are downloaded.
     """
     name = runs.playground.name
-    with gr.Blocks(title=f"pyreft: {name}", analytics_enabled=False) as page:
+    page = gr.Blocks(title=f"pyreft: {name}", analytics_enabled=False)
+    with page:
         gr.HTML(f"<h2>pyreft: adapters of {escape(name)}</h2>")
         own = gr.State({})
         # Outside the tabs, whose components are not there when the page is opened.

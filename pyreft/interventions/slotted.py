@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pyreft.interventions.bases import FreeBasis, OrthonormalBasis
 from pyreft.interventions.stacked import StackedInterventions, StackedWeights, edit_stacked
+from pyreft.memory import require_memory
 
 
 class InterventionTable:
@@ -35,7 +36,11 @@ class InterventionTable:
     @torch.inference_mode(False)
     @torch.no_grad()
     def put(self, intervention: nn.Module) -> int:
-        """Copy the weights of an intervention into a slot, and return its number."""
+        """Copy the weights of an intervention into a slot, and return its number.
+
+        Raises:
+            torch.OutOfMemoryError: If there is no memory for it; the table is as it was.
+        """
         if self._first is None:
             assert isinstance(intervention, (OrthonormalBasis, FreeBasis))
             self._first = intervention
@@ -80,6 +85,9 @@ class InterventionTable:
         wider = max(0, one.bias.shape[1] - rank)
         more = 0 if self._free else slots
         if wider or more:
+            size = sum(w.nbytes for w in self._weights if w is not None)
+            larger = (slots + more) * (rank + wider) / (slots * rank)
+            require_memory(self._device, int(size * larger))
             self._weights = _each(self._weights, lambda w: _grow(w, more, wider))
         self._free.extend(range(slots, slots + more))
         return self._weights

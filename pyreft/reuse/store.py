@@ -6,7 +6,6 @@ evicted for another, which would not be needed any sooner.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -14,15 +13,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from accelerate.utils.modeling import convert_file_size_to_int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyreft.reuse.layers import LayerOutput
-
-# The share of free memory that is used by default.
-SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -145,37 +139,3 @@ _STORES: weakref.WeakKeyDictionary[nn.Module, Store] = weakref.WeakKeyDictionary
 def store_of(base: nn.Module) -> Store:
     """The store of a base model, which all of its adapters and trainers share."""
     return _STORES.setdefault(base, Store())
-
-
-def in_bytes(memory: int | str) -> int:
-    """Convert a size such as "2GB" to bytes.
-
-    Raises:
-        ValueError: If it is not a size.
-    """
-    try:
-        size = int(convert_file_size_to_int(memory))
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise ValueError(
-            f'reuse_memory is a number of bytes or a text such as "2GB" or "500MB", got {memory!r}.'
-        )
-    return size
-
-
-def share_of_memory(held: int) -> int:
-    """The bytes that one process may use: its share of free memory, and what it already holds."""
-    return int((_free_memory() * SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))) + held
-
-
-def _free_memory() -> int:
-    """Free bytes on this machine, or in the container if its limit is lower."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        allowed = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if allowed == "max" else max(0, min(free, int(allowed) - used))

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 from pyreft.installed.vllm import paths_in_use
 from pyreft.serving import metrics
+from pyreft.serving.combinations import (
+    is_combination,
+    load_combination,
+    unload_combinations_of,
+)
 from pyreft.serving.copies import COPIES, numbered
 from pyreft.serving.switch import serves_reft
 
@@ -52,6 +57,7 @@ def load_adapter(original: Answer) -> Answer:
         )
         if refused or not serves_reft(config):
             return await original(self, request, base_model_name)
+        replaces = name in self.lora_requests
         directory = COPIES.take_restored(name, source)
         try:
             if directory is None:
@@ -67,6 +73,8 @@ def load_adapter(original: Answer) -> Answer:
         COPIES.keep(name, source, directory)
         found = await original(self, request, base_model_name)
         _note(self)
+        if replaces:
+            await unload_combinations_of(name, self)
         return found
 
     return load_lora_adapter
@@ -80,6 +88,7 @@ def unload_adapter(original: Answer) -> Answer:
         if serves_reft(self.engine_client.vllm_config):
             _note(self)
             metrics.remove(request.lora_name)
+            await unload_combinations_of(request.lora_name, self)
         return found
 
     return unload_lora_adapter
@@ -88,9 +97,12 @@ def unload_adapter(original: Answer) -> Answer:
 def check(original: Answer) -> Answer:
     async def check_model(self: BaseServing, request: object) -> ErrorResponse | str | None:
         found = await original(self, request)
-        names = ", ".join(self.models.lora_requests)
+        name = getattr(request, "model", None)
+        if isinstance(name, str) and is_combination(name, self.models):
+            return await load_combination(name, self.models)
         if found is None or isinstance(found, str):
             return found
+        names = ", ".join(self.models.lora_requests)
         if names and found.error.code == HTTPStatus.NOT_FOUND:
             found.error.message += f" Adapters: {names}."
         return found

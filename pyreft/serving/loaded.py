@@ -74,7 +74,8 @@ class LoadedAdapters:
             raise ValueError(
                 f"{len(self._adapters)} adapters fit into the memory of {self._device}, and "
                 f"{self._capacity} are allowed: give a smaller --max-cpu-loras (of pyreft serve: "
-                "--in-memory), or leave more memory by --gpu-memory-utilization."
+                "--in-memory), or leave more memory beside the cache by --gpu-memory-utilization, "
+                "on CPUs by VLLM_CPU_KVCACHE_SPACE."
             ) from error
 
     def touch(self, number: int) -> None:

@@ -45,7 +45,7 @@ def parse_source(source: str) -> list[Part]:
     Raises:
         AdapterError: If a weight is not a finite number, or an adapter has no name.
     """
-    if not {"*", "+"} & set(source) or "\0" in source or Path(source).exists():
+    if not {"*", "+"} & set(source) or "\0" in source or os.path.exists(source):
         return [Part(source)]
     return [_parse_part(text.strip(), source) for text in source.split("+")]
 

@@ -17,9 +17,9 @@ from transformers.utils import logging
 from pyreft.adapters import EditedModel
 from pyreft.annotations import Inputs
 from pyreft.installed.modules import is_compiled
+from pyreft.memory import in_bytes
 from pyreft.reuse import FrozenReuse
 from pyreft.reuse.reuse import Cut
-from pyreft.reuse.store import in_bytes
 from pyreft.training.labelled import LabelledLoss, UnknownLogitsError
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from reused import Rows, losses, make_model, make_trainer
 
-from pyreft.reuse.store import State, Store, in_bytes, store_of
+from pyreft.memory import in_bytes
+from pyreft.reuse.store import State, Store, store_of
 
 
 def make_state(size=1):

@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import pytest
 from hostile import CASES
+from test_hostile import make_model
+from transformers import LlamaForCausalLM
 from vllm_server import prompts, running
 
 pytestmark = pytest.mark.serving
@@ -26,11 +28,14 @@ def goes_on(server):
         assert server.complete("last", ids)[0] == [server.expected("last", ids)]
 
 
-def test_hostile_adapters_are_refused_with_the_reason(server, tmp_path):
-    server.save("plain", 1, layers=[0], positions="l1", rank=2)
-    for name, damage in CASES["plain"].items():
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # of PEFT
+@pytest.mark.parametrize("which", CASES)
+def test_hostile_adapters_are_refused_with_the_reason(server, tmp_path, which):
+    base = LlamaForCausalLM.from_pretrained(server.folder / "base")
+    make_model(which, base).save_pretrained(tmp_path / which)
+    for name, damage in CASES[which].items():
         directory = tmp_path / "adapter"
-        shutil.copytree(server.folder / "plain", directory)
+        shutil.copytree(tmp_path / which, directory)
         damage(directory)
         body = {"lora_name": "bad", "lora_path": str(directory)}
         status, text = server.post("/v1/load_lora_adapter", **body)
@@ -40,7 +45,6 @@ def test_hostile_adapters_are_refused_with_the_reason(server, tmp_path):
             directory.unlink()
         else:
             shutil.rmtree(directory)
-    assert len(CASES["plain"]) > 100
     assert len(server.copies()) == 1
     goes_on(server)
 

@@ -80,7 +80,8 @@ def test_a_server_that_had_started_is_started_again(tmp_path, capsys, end):
     command = [sys.executable, "-c", SERVER, str(tmp_path), end]
     assert supervise(command, {}, tmp_path / "loaded") == 4  # the third did not start
     assert (tmp_path / "starts").read_text() == "xxx"
-    assert capsys.readouterr().err.count("starts again") == 2
+    told = capsys.readouterr().err
+    assert "starts again in 1 s" in told and "starts again in 2 s" in told
 
 
 def test_a_stopped_server_stays_stopped(tmp_path):
@@ -92,6 +93,19 @@ def test_a_stopped_server_stays_stopped(tmp_path):
         time.sleep(0.05)
     running.terminate()
     assert running.wait(30) == 0
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_server_that_waits_to_be_started_again_is_stopped(tmp_path):
+    code = "from pyreft.cli import serving; from pathlib import Path; import sys;"
+    code += "serving.FIRST_PAUSE = 60;"
+    code += f"sys.exit(serving.supervise({[sys.executable, '-c', SERVER, str(tmp_path), '7']!r}, "
+    code += f"{{}}, Path({str(tmp_path / 'loaded')!r})))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert "starts again in 60 s" in running.stderr.readline()
+        running.terminate()
+        assert running.wait(30) == 7
     assert (tmp_path / "starts").read_text() == "x"
 
 

@@ -8,6 +8,7 @@ import torch
 import pyreft
 from conftest import CONSTANT, KINDS, VOCAB, make_base, randomize
 from engine_layers import EngineLlama
+from pyreft import memory
 from pyreft.installed.vllm import TextInStep
 from pyreft.interventions import slotted
 from pyreft.serving import step
@@ -270,6 +271,21 @@ def test_more_adapters_than_memory_says_how_many_fit(tmp_path, monkeypatch):
     logits = run(engine, hooks, adapters, TEXTS[:1], [1])[0]
     expected = model(torch.tensor(TEXTS[:1])).logits[0]
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_an_adapter_that_would_not_fit_is_refused_before_memory_is_used(tmp_path, monkeypatch):
+    directories = [saved(tmp_path, i, layers=[0], positions="l1", rank=2)[1] for i in range(3)]
+    _, _, adapters = loaded(directories[:2])
+    (table,) = adapters._tables.values()
+    size = sum(w.nbytes for w in table._weights if w is not None)
+    # The table would grow from two slots to four, with the two that are there beside them.
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * size - 1)
+    with pytest.raises(ValueError, match="2 adapters fit into the memory of cpu, and 8 are"):
+        adapters.add(3, served(directories[2]), set())
+    assert adapters.numbers == {1, 2} and len(table._weights.bias) == 2
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * size)
+    adapters.add(3, served(directories[2]), set())
+    assert adapters.numbers == {1, 2, 3} and len(table._weights.bias) == 4
 
 
 def test_slots_made_in_inference_mode_are_used_again_outside_of_it(tmp_path):

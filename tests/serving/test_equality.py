@@ -21,8 +21,9 @@ ROOT = Path(pyreft.__file__).parents[1]
         (["--requests", "200"], ["num_preemptions", "prefix_cache_hits"]),
         (["--requests", "80", "--drafts", "3"], ["spec_decode_num_accepted_tokens"]),
         (["--requests", "80", "--processes", "2"], ["num_preemptions"]),
+        (["--requests", "80", "--compile"], ["num_preemptions", "compiled_models"]),
     ],
-    ids=["whole", "speculative", "tensor_parallel"],
+    ids=["whole", "speculative", "tensor_parallel", "compiled"],
 )
 def test_random_requests_for_random_adapters_get_the_tokens_of_reft_model(
     tmp_path, options, counters

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from transformers import LlamaForCausalLM
 from vllm_server import ADAPTERS, NEW_TOKENS, prompts, running
 
 import pyreft
@@ -95,6 +96,36 @@ def test_adapters_come_and_go_while_others_are_served(server):
             assert server.post("/v1/unload_lora_adapter", lora_name="new")[0] == 200
             assert server.post("/v1/completions", model="new", prompt=ids[0])[0] == 404
         assert all(one.result() == expected for one in running)
+
+
+def test_combinations_come_and_go_with_their_adapters(server):
+    ids = prompts(1, seed=13)[0]
+    for seed in (60, 61):
+        server.models["moving"] = server.save("moving", seed, layers=[0, 2], positions="prompt")
+        body = {"lora_name": "moving", "lora_path": str(server.folder / "moving")}
+        assert server.post("/v1/load_lora_adapter", **body, load_inplace=seed == 61)[0] == 200
+        base = LlamaForCausalLM.from_pretrained(server.folder / "base")
+        model = pyreft.ReftModel.from_pretrained(base, server.folder / "last")
+        model.load_adapter(server.folder / "moving", "moving")
+        server.models["both"] = model
+        for name, weights in (("last*0.5+moving", [0.5, 1.0]), ("moving*-1 + last", [1.0, -1.0])):
+            model.set_adapter(["default", "moving"], weights)
+            expected = server.expected("both", ids)
+            assert expected != server.expected("last", ids)
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda _: server.complete(name, ids)[0], range(4)))  # noqa: B023
+            assert found == [[expected]] * 4
+    assert "last*0.5+moving" in server.get("/v1/models")
+    assert server.post("/v1/unload_lora_adapter", lora_name="moving")[0] == 200
+    assert "last*0.5+moving" not in server.get("/v1/models")
+    for name in ("last*0.5+moving", "last+last", "last*x", "last+", "+" * 5000):
+        status, text = server.post("/v1/completions", model=name, prompt=ids)
+        assert status == 404 and "Adapters: last, " in text, name
+    # Of as many as are in memory the last ones stay loaded.
+    for index in range(12):
+        server.complete(f"last*{index}+ends", ids, max_tokens=1)
+    listed = [one["id"] for one in json.loads(server.get("/v1/models"))["data"]]
+    assert [name for name in listed if "*" in name] == [f"last*{i}+ends" for i in range(4, 12)]
 
 
 def test_an_adapter_is_replaced_by_other_weights_in_its_directory(server):
