@@ -12,10 +12,12 @@ Settings are those of learning_tasks.py. Methods, of one start and one order of 
     lora          PEFT's LoRA, r 8, on q and v of all layers
     lora_plus     the same, with PEFT's LoRA+ optimizer: B has 16 times the rate of A
 
-AdamW without weight decay; the rate falls linearly to 0; all train a classifier's head. Runs are
-appended to a file as they end, and those that are in there are not run again. Seconds are those of
-training, without evaluation; compare them within one sitting on one machine only. Tables and
-pictures are of the best of all rates in the file, by the mean score of --seeds at the end.
+AdamW without weight decay; the rate falls linearly to 0; all train a classifier's head. The table
+has losses, without dropout, after a third of the steps and at the end, of rows that are trained on
+and of others. Runs are appended to a file as they end, and those that are in there are not run
+again. Seconds are those of training, without evaluation; compare them within one sitting on one
+machine only. Tables and pictures are of the best of all rates in the file, by the mean score of
+--seeds at the end.
 """
 
 import json
@@ -52,7 +54,7 @@ def run(setting: Setting, identity: dict[str, Any], arguments: Namespace) -> dic
     # The base model's head first: it is the same for all methods.
     set_seed(seed)
     model = tasks.build(setting, method)
-    held_out = tasks.HeldOut(setting, identity["steps"])
+    scores = tasks.Scores(setting, identity["steps"])
     trainer = (tasks.PlainTrainer if method.startswith("lora") else tasks.ReftTrainer)(
         model=model,
         **tasks.optimizer_arguments(model, method, rate),
@@ -65,18 +67,18 @@ def run(setting: Setting, identity: dict[str, Any], arguments: Namespace) -> dic
         ),
         train_dataset=setting.train,
         data_collator=pyreft.ReftDataCollator(tokenizer=setting.tokenizer),
-        callbacks=[held_out],
+        callbacks=[scores],
     )
     set_seed(seed)
     try:
         trainer.train()
     except FloatingPointError:
         # The loss is no longer finite: of the rest of the run there is none.
-        for step in held_out.steps[len(held_out.points) :]:
-            held_out.points.append({"step": step, "seconds": math.nan, "loss": math.nan})
+        nothing = dict.fromkeys(("seconds", "loss", "trained"), math.nan)
+        scores.points += [{"step": s, **nothing} for s in scores.steps[len(scores.points) :]]
     losses = [float(loss) for loss in trainer.losses]
     losses += [math.nan] * (identity["steps"] - len(losses))
-    recorded = {"losses": losses, "points": held_out.points, "threads": arguments.threads}
+    recorded = {"losses": losses, "points": scores.points, "threads": arguments.threads}
     return {**identity, **recorded, "orthonormality_error": tasks.orthonormality_error(model)}
 
 
@@ -92,6 +94,7 @@ class Curves:
         losses: Training losses after smoothing, (seeds, steps).
         at: Steps of evaluation, (points,).
         seconds: Of training until then, (seeds, points).
+        trained: The loss of rows that are trained on, without dropout, (seeds, points).
         scores: The held-out loss below zero, (seeds, points). Higher is better.
     """
 
@@ -99,6 +102,7 @@ class Curves:
     losses: np.ndarray
     at: np.ndarray
     seconds: np.ndarray
+    trained: np.ndarray
     scores: np.ndarray
 
     @property
@@ -116,6 +120,7 @@ def read_curves(runs: list[dict], window: int) -> Curves:
         losses=np.array([[np.mean(row[max(0, i - window) : i]) for i in ends] for row in losses]),
         at=np.array([point["step"] for point in points[0]]),
         seconds=np.array([[point["seconds"] for point in row] for row in points]),
+        trained=np.array([[point["trained"] for point in row] for row in points]),
         scores=np.array([[_score(point) for point in row] for row in points]),
     )
 
@@ -167,27 +172,25 @@ def row(method: str, found: dict[str, list[Curves]]) -> dict[str, str]:
     rates = [one.rate for one in curves]
     near = [c.rate for c in curves if abs(c.final - own.final) <= NEAR * abs(own.final)]
     edge = len(rates) > 1 and own.rate in (min(rates), max(rates))
-    steps = seconds = "-"
-    if "paper" in found:
-        target = best(found["paper"]).losses[:, -1].mean()
-        steps = _first(own.losses.mean(0) <= target, range(1, own.losses.shape[1] + 1), "d")
+    seconds = "-"
+    third = list(own.at).index(own.losses.shape[1] // 3)
     if "lora" in found:
         target = best(found["lora"]).scores.mean(0).max()
         seconds = _first(own.scores.mean(0) >= target, own.seconds.mean(0), ".0f")
-    score = [f"{-s:.3f}" for s in _spread(own.scores[:, -1])]
     return {
         "rate": f"{own.rate:g}" + " (edge)" * edge,
-        "training loss": "{} ({} to {})".format(*(f"{v:.3f}" for v in _spread(own.losses[:, -1]))),
-        "held out": "{} ({} to {})".format(*score),
-        "steps to paper's loss": steps,
+        "trained, a third": _spread(own.trained[:, third]),
+        "trained, end": _spread(own.trained[:, -1]),
+        "held out, a third": _spread(-own.scores[:, third]),
+        "held out, end": _spread(-own.scores[:, -1]),
         "seconds to LoRA's best": seconds,
         "good rates": f"{max(near) / min(near):.3g}x" if near else "-",
     }
 
 
-def _spread(values: np.ndarray) -> list[float]:
-    """The mean, the lowest and the highest; of scores below zero as they are shown."""
-    return [float(values.mean()), *sorted((float(values.min()), float(values.max())), key=abs)]
+def _spread(values: np.ndarray) -> str:
+    """The mean, the lowest and the highest."""
+    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
 def _first(reached: np.ndarray, values: Any, form: str) -> str:

@@ -12,7 +12,7 @@ import runpy
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,10 @@ RATES = {
 LORA_PLUS_RATIO = 16
 # Modules of a classifier that are random at the start, and trained.
 HEAD = ["pooler", "classifier"]
-# Held-out rows are scored at the start, after every fourth of a run, and so at its end.
+# Rows are scored at the start, after a third, and after every fourth of a run, so at its end.
 EVALUATIONS = 4
+# So many rows are scored of those that are trained on.
+TRAINED = 128
 
 
 @dataclass(frozen=True)
@@ -258,18 +260,28 @@ class PlainTrainer(LossesMixin, Trainer): ...
 class ReftTrainer(LossesMixin, pyreft.ReftTrainer): ...
 
 
-class HeldOut(TrainerCallback):
-    """Scores of held-out rows in the course of a run, and the seconds trained until then."""
+class Scores(TrainerCallback):
+    """Scores in the course of a run, and the seconds trained until then.
+
+    A point has the loss of held-out rows, and as `trained` that of rows that are trained on; both
+    are of the model as it is used, without dropout.
+    """
 
     def __init__(self, setting: Setting, steps: int) -> None:
-        self.steps = sorted({round(i * steps / EVALUATIONS) for i in range(EVALUATIONS + 1)})
+        quarters = {round(i * steps / EVALUATIONS) for i in range(EVALUATIONS + 1)}
+        self.steps = sorted({*quarters, steps // 3})
         self.points: list[dict] = []
         self._seconds = 0.0
+        self._held_out = self._batch(setting.held_out, setting)
+        self._trained = self._batch(list(setting.train)[:TRAINED], setting)
+
+    @staticmethod
+    def _batch(rows: Iterable[dict], setting: Setting) -> list[dict]:
+        """Batches of rows of a length together: little of them is padding."""
         collate = pyreft.ReftDataCollator(tokenizer=setting.tokenizer)
-        # Rows of a length together: little of a batch is padding.
-        rows = sorted(setting.held_out, key=lambda row: len(row["input_ids"]))
-        size = setting.batch
-        self._batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+        ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+        starts = range(0, len(ordered), setting.batch)
+        return [collate(ordered[i : i + setting.batch]) for i in starts]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._score(kwargs["model"], 0)
@@ -282,8 +294,9 @@ class HeldOut(TrainerCallback):
             self._score(kwargs["model"], state.global_step)
 
     def _score(self, model: nn.Module, step: int) -> None:
-        scores = evaluate(model, self._batches)
-        self.points.append({"step": step, "seconds": self._seconds, **scores})
+        scores = evaluate(model, self._held_out)
+        trained = evaluate(model, self._trained)["loss"]
+        self.points.append({"step": step, "seconds": self._seconds, "trained": trained, **scores})
         self._since = time.perf_counter()
 
 
