@@ -67,7 +67,7 @@ class EditedCalls:
             in_graph = place_in_graph(model, inputs)
             if in_graph is not None:
                 EditArguments.take(inputs)
-                with self._hooks.in_graph(in_graph):
+                with self._hooks.editing(in_graph):
                     return call(**inputs)
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:

@@ -36,18 +36,11 @@ class EditHooks:
     """
 
     def __init__(self, base: nn.Module) -> None:
-        # Thread -> site -> its edits in the forward pass that is running there, if any.
-        self._edits: dict[int, Edits | None] = {}
-        # Compiled code cannot get its thread id, and reads the pass that began last.
-        self._latest: Edits | None = None
-        # Whether that pass is compiled as a whole; parts of it may run as plain code even so.
-        self._in_graph = False
+        self._now = _Running()
         # The edits of the pass whose parts are being recomputed in backward.
         self._recomputed: Edits | None = None
         # Probed here, because it cannot be probed inside a backward pass.
         self._can_recompute = backward_has_an_id.holds
-        # Thread -> the prompt that it is generating from.
-        self._prompts: dict[int, _Prompt | None] = {}
         step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
         self._before_model: RemovableHandle = step
         # Whether `remove` was called: a handle, or None, cannot be read in a graph.
@@ -118,9 +111,7 @@ class EditHooks:
 
     def _running(self) -> Edits | None:
         """The edits of the running forward pass, None if there are none."""
-        compiling = torch.compiler.is_compiling()
-        latest = compiling or self._in_graph
-        edits = self._latest if latest else self._edits.get(threading.get_ident())
+        edits = self._now.edits
         if edits is None and self._recomputed is not None:
             if not self._can_recompute:
                 backward_has_an_id.require("gradient checkpointing of an edited model")
@@ -131,10 +122,7 @@ class EditHooks:
     @property
     def placed(self) -> bool:
         """Whether a forward pass is running whose edits are decided, even if it has none."""
-        return self._in_graph or threading.get_ident() in self._edits
-
-    def _set(self, edits: Edits | None) -> None:
-        self._latest = self._edits[threading.get_ident()] = edits
+        return self._now.placed
 
     def remove(self) -> None:
         """Remove the hooks from the base model."""
@@ -158,32 +146,17 @@ class EditHooks:
             RuntimeError: If the hooks were removed.
         """
         self.require()
-        outer, before = self.placed, self._edits.get(threading.get_ident())
+        now = self._now
+        outer, before = now.placed, now.edits
         edits = plan_pass(placed)
-        self._set(edits)
+        now.edits, now.placed = edits, True
         try:
             yield edits
         finally:
-            self._set(before)
+            now.edits, now.placed = before, outer
             if before is not None:
                 # What is edited inside was decided inside.
                 before.reached = True
-            if not outer:
-                del self._edits[threading.get_ident()]
-
-    @contextmanager
-    def in_graph(self, placed: Sequence[Placed]) -> Iterator[None]:
-        """Apply these edits in a forward pass that is compiled together with this call.
-
-        Raises:
-            RuntimeError: If the hooks were removed.
-        """
-        self.require()
-        self._latest, self._in_graph = plan_pass(placed), True
-        try:
-            yield
-        finally:
-            self._latest, self._in_graph = None, False
 
     @contextmanager
     def generating(
@@ -199,13 +172,13 @@ class EditHooks:
         Raises:
             UnsupportedReleaseError: If the steps do not follow each other.
         """
-        thread, placed = threading.get_ident(), _Prompt(prompt, cached) if prompt else None
+        placed = _Prompt(prompt, cached) if prompt else None
         with self.editing(before):
-            self._prompts[thread] = placed
+            self._now.prompt = placed
             try:
                 yield
             finally:
-                del self._prompts[thread]
+                self._now.prompt = None
         if placed is not None and placed.steps is not None:
             placed.steps.require_all()
 
@@ -215,7 +188,7 @@ class EditHooks:
         Other passes may have run by then, so hooks on the outputs of the pass restore its edits:
         the gradients of the outputs are computed before all others of the pass.
         """
-        edits = self._edits.get(threading.get_ident())
+        edits = self._now.edits
 
         def recompute(grad: Tensor) -> None:
             self._recomputed = edits
@@ -225,14 +198,33 @@ class EditHooks:
                 tensor.register_hook(recompute)
 
     def _before_step(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
-        if self._prompts:
-            self._edit_step(args, kwargs)
+        if self._now.prompt is not None:
+            self._edit_step(self._now.prompt, args, kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _edit_step(self, args: tuple[object, ...], kwargs: Inputs) -> None:
-        prompt = self._prompts.get(threading.get_ident())
-        if prompt is not None:
-            self._set(prompt.plan_step(args, kwargs))
+    def _edit_step(self, prompt: _Prompt, args: tuple[object, ...], kwargs: Inputs) -> None:
+        self._now.edits = prompt.plan_step(args, kwargs)
+
+
+class _Running(threading.local):
+    """What runs in a thread.
+
+    A graph guards what `__init__` sets in each thread, and would not guard defaults of the class.
+
+    Attributes:
+        edits: The edits of the forward pass that is running, if any.
+        placed: See `EditHooks.placed`.
+        prompt: The prompt of the generation that is running, if it is edited.
+    """
+
+    def __init__(self) -> None:
+        self.edits: Edits | None = None
+        self.placed = False
+        self.prompt: _Prompt | None = None
+
+    def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
+        # In a copied model nothing runs.
+        return type(self), ()
 
 
 class _Prompt:
