@@ -10,22 +10,20 @@ import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pyreft.annotations import Arguments, Inputs
+from pyreft.annotations import Inputs
 from pyreft.base_model.components import Component
 from pyreft.base_model.running import running_model
 from pyreft.editing.edits import FindEdits, edit_input, edit_output
+from pyreft.editing.generation import GeneratedFrom, modules_that_generate
 from pyreft.editing.pass_edits import Edits
 from pyreft.editing.plan import Placed, plan_pass
 from pyreft.editing.towers import MaskWatch, TowerEdits
 from pyreft.installed.modules import backward_has_an_id, current_backward
-from pyreft.interventions import StackedInterventions
-from pyreft.placement.steps import Steps, step_window
 
 
 class EditHooks:
@@ -36,13 +34,15 @@ class EditHooks:
     """
 
     def __init__(self, base: nn.Module) -> None:
-        self._now = _Running()
+        self._now, self._base = _Running(), running_model(base)
         # The edits of the pass whose parts are being recomputed in backward.
         self._recomputed: Edits | None = None
         # Probed here, because it cannot be probed inside a backward pass.
         self._can_recompute = backward_has_an_id.holds
-        step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
-        self._before_model: RemovableHandle = step
+        self._before_model = [
+            module.register_forward_pre_hook(self._before_step, with_kwargs=True)
+            for module in modules_that_generate(self._base)
+        ]
         # Whether `remove` was called: a handle, or None, cannot be read in a graph.
         self.removed = False
         # (module, side, run) -> the number of the site there, and its hook.
@@ -126,7 +126,8 @@ class EditHooks:
 
     def remove(self) -> None:
         """Remove the hooks from the base model."""
-        self._before_model.remove()
+        for handle in self._before_model:
+            handle.remove()
         self.removed = True
         self.keep_sites([])
 
@@ -172,7 +173,7 @@ class EditHooks:
         Raises:
             UnsupportedReleaseError: If the steps do not follow each other.
         """
-        placed = _Prompt(prompt, cached) if prompt else None
+        placed = GeneratedFrom(self._base, prompt, cached) if prompt else None
         with self.editing(before):
             self._now.prompt = placed
             try:
@@ -199,11 +200,14 @@ class EditHooks:
 
     def _before_step(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
         if self._now.prompt is not None:
-            self._edit_step(self._now.prompt, args, kwargs)
+            self._edit_step(self._now.prompt, module, args, kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _edit_step(self, prompt: _Prompt, args: tuple[object, ...], kwargs: Inputs) -> None:
-        self._now.edits = prompt.plan_step(args, kwargs)
+    def _edit_step(
+        self, prompt: GeneratedFrom, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
+    ) -> None:
+        if prompt.steps_in(module):
+            self._now.edits = prompt.plan_step(args, kwargs)
 
 
 class _Running(threading.local):
@@ -220,32 +224,11 @@ class _Running(threading.local):
     def __init__(self) -> None:
         self.edits: Edits | None = None
         self.placed = False
-        self.prompt: _Prompt | None = None
+        self.prompt: GeneratedFrom | None = None
 
     def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
         # In a copied model nothing runs.
         return type(self), ()
-
-
-class _Prompt:
-    """The prompt of a generation, during which the weights of interventions do not change."""
-
-    def __init__(self, placed: Sequence[Placed], cached: int) -> None:
-        self._placed = placed
-        # An adapter that edits no text may generate from any.
-        lengths = [one.placement.length for one in placed if one.placement.masks]
-        self.steps = Steps(lengths[0], cached) if lengths else None
-        self._stacks: dict[tuple[object, ...], StackedInterventions] = {}
-
-    def plan_step(self, args: tuple[object, ...], kwargs: Arguments) -> Edits | None:
-        """The edits of the part of the prompt that a step sees."""
-        if self.steps is None:
-            return plan_pass(self._placed)
-        step = self.steps.read(args, kwargs)
-        windows = ((one, step_window(one.placement, step)) for one in self._placed)
-        placed = [replace(one, placement=window) for one, window in windows if window is not None]
-        placed = [one.keep_logits(kwargs.get("logits_to_keep")) for one in placed]
-        return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)
 
 
 class _SiteHook:
