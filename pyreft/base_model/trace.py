@@ -6,6 +6,7 @@ of the same class and config need no other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -80,16 +81,20 @@ def trace_of(model: PreTrainedModel) -> Trace:
 def _run(model: PreTrainedModel) -> Trace:
     problems = []
     device = execution_device(model, torch.device("meta" if _is_empty(model) else "cpu"))
+    # Of what it would keep for steps of a generation, nothing is read.
+    cached = "use_cache" in inspect.signature(model.forward).parameters
+    alone = {"use_cache": False} if cached else {}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         for inputs in tiny_inputs(model):
             seen = _Seen()
             handles = [seen.watch(name, module) for name, module in model.named_modules()]
             try:
-                model(**{name: _to(value, device, model) for name, value in inputs.items()})
+                given = {name: _to(value, device, model) for name, value in inputs.items()}
+                model(**given, **alone)
             # A model may fail in any way on inputs that do not fit it.
             except Exception as error:
-                given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-                problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
+                shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+                problems.append(f"{shapes}: {type(error).__name__}: {str(error)[:120]}")
             else:
                 return Trace(
                     *(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added),

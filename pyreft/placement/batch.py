@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.annotations import Arguments
-from pyreft.base_model.stacks import has_two_stacks
+from pyreft.base_model.stacks import has_two_stacks, size_of
 from pyreft.base_model.towers import TOWER
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
@@ -104,7 +104,7 @@ def read_batch(
         tokens[None] = _tokens(base, inputs, completion_mask, explicit, cached)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
     prefix = "decoder_" if two_stacks else ""
-    later = read_given(inputs, prefix, cached) if generated else None
+    later = read_given(inputs, prefix, cached, _has_codebooks(base)) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows and all(target.component.stack != TOWER for target in targets):
         return None
@@ -132,13 +132,16 @@ class Given(NamedTuple):
     mask: Tensor | None
 
 
-def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | None:
+def read_given(
+    inputs: Arguments, prefix: str = "", cached: int = 0, codebooks: bool = False
+) -> Given | None:
     """The tokens among the arguments of a call, None if there are none.
 
     Args:
         inputs: The arguments.
         prefix: "decoder_" for those of a decoder.
         cached: The number of tokens before them, in a cache; a mask may include those.
+        codebooks: Whether a token may have several ids, those of a sound's codebooks.
 
     Raises:
         ValueError: If their shape is wrong.
@@ -150,7 +153,7 @@ def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | 
     name, value = ("input_ids", ids) if embeddings is None else ("inputs_embeds", embeddings)
     given = as_tensor(prefix + name, value)
     # The decoder of a sound may read several ids for each token, (batch, tokens, channels).
-    several = prefix != "" and embeddings is None and given.dim() == 3
+    several = (codebooks or prefix != "") and embeddings is None and given.dim() == 3
     if given.dim() != (2 if embeddings is None else 3) and not several:
         raise ValueError(
             f"{prefix}input_ids must have the shape (batch, tokens), and {prefix}inputs_embeds "
@@ -170,7 +173,7 @@ def _tokens(
     explicit: bool,
     cached: int,
 ) -> Tokens | None:
-    given = read_given(inputs, cached=cached)
+    given = read_given(inputs, cached=cached, codebooks=_has_codebooks(base))
     if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_without_labels(base)
     return given and find_tokens(
@@ -253,6 +256,10 @@ def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int,
                 f"{batch} rows; got {one!r}."
             )
     return {index: one for index, one in enumerate(given) if one is not None}
+
+
+def _has_codebooks(base: PreTrainedModel) -> bool:
+    return size_of(base.config, "num_codebooks") is not None
 
 
 def _reads_left_to_right(base: PreTrainedModel) -> bool:

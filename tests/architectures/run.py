@@ -6,6 +6,7 @@ python tests/architectures/run.py --update --class HubertForCTC      its rows on
 """
 
 import argparse
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ def main():
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    logging.getLogger("pyreft").setLevel(logging.ERROR)
     todo = [
         (mapping, name, config)
         for mapping in arguments.mapping or MAPPINGS

@@ -137,3 +137,12 @@ def test_a_decoder_of_several_channels_edits_the_prompt_in_every_step():
             pytest.skip("Dia of this release gives its decoder the last token, and no cache")
         found.append(torch.stack(made.logits))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_lists_of_embeddings_and_heads_are_no_layers():
+    # As many of them as there are layers, and the embeddings come first.
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = hf.MusicgenDecoderConfig(**sizes, vocab_size=40, num_codebooks=2)
+    model = wrap(hf.MusicgenForCausalLM(config))
+    found = [one.component.module for one in model.adapter_set.first.targets]
+    assert found == list(model.model.model.decoder.layers)
