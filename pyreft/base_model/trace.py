@@ -48,6 +48,8 @@ class Trace:
         read_by: The name of a module -> the names of those whose first input is its very output.
         added: Number of tokens of a hidden state -> how many of them, at its start and its end, the
             model has added to those of its input.
+        ids_rows: How many rows of ids the model reads for each text: MusicGen has one for each
+            codebook.
         problem: Why there was no forward pass; None if there was one.
     """
 
@@ -57,6 +59,7 @@ class Trace:
     queries: Set[int] = frozenset()
     added: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     read_by: Mapping[str, Set[str]] = field(default_factory=dict)
+    ids_rows: int = 1
     problem: str | None = None
 
     def ran(self, name: str) -> bool:
@@ -99,6 +102,7 @@ def _run(model: PreTrainedModel) -> Trace:
                 return Trace(
                     *(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added),
                     read_by=seen.read_by,
+                    ids_rows=len(given["input_ids"]) // ROWS if "input_ids" in given else 1,
                 )
             finally:
                 for handle in handles:

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.annotations import Arguments
-from pyreft.base_model.stacks import has_two_stacks, size_of
+from pyreft.base_model.stacks import has_two_stacks
 from pyreft.base_model.towers import TOWER
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
+from pyreft.placement.codebooks import has_codebooks, ids_rows, one_row_each
 from pyreft.placement.hidden_tokens import HiddenTokens
 from pyreft.placement.placement import Directions, Placement, place, place_generated
 from pyreft.placement.targets import Target
@@ -63,6 +64,8 @@ class Batch:
         """
         directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
         explicit, placed, after = given.intervention_locations, None, None
+        if explicit is not None and len(explicit) == self.rows * (of_text := ids_rows(targets)):
+            explicit = explicit[::of_text]
         if self.tokens:
             placed = place(targets, self.tokens, explicit, directions, given.in_order)
         if self.text is not None:
@@ -101,10 +104,12 @@ def read_batch(
     if two_stacks and not generated:
         tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit, cached)
     elif not generated:
-        tokens[None] = _tokens(base, inputs, completion_mask, explicit, cached)
+        one = one_row_each(inputs, ids_rows(targets))
+        tokens[None] = _tokens(base, one, completion_mask, explicit, cached)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
     prefix = "decoder_" if two_stacks else ""
-    later = read_given(inputs, prefix, cached, _has_codebooks(base)) if generated else None
+    one = one_row_each(inputs, ids_rows(targets))
+    later = read_given(one, prefix, cached, has_codebooks(base)) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows and all(target.component.stack != TOWER for target in targets):
         return None
@@ -173,7 +178,7 @@ def _tokens(
     explicit: bool,
     cached: int,
 ) -> Tokens | None:
-    given = read_given(inputs, cached=cached, codebooks=_has_codebooks(base))
+    given = read_given(inputs, cached=cached, codebooks=has_codebooks(base))
     if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_without_labels(base)
     return given and find_tokens(
@@ -256,10 +261,6 @@ def _broadcast_subspaces(subspaces: object, count: int, batch: int) -> dict[int,
                 f"{batch} rows; got {one!r}."
             )
     return {index: one for index, one in enumerate(given) if one is not None}
-
-
-def _has_codebooks(base: PreTrainedModel) -> bool:
-    return size_of(base.config, "num_codebooks") is not None
 
 
 def _reads_left_to_right(base: PreTrainedModel) -> bool:
