@@ -64,7 +64,8 @@ class Batch:
         """
         directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
         explicit, placed, after = given.intervention_locations, None, None
-        if explicit is not None and len(explicit) == self.rows * (of_text := ids_rows(targets)):
+        of_text = ids_rows(targets)
+        if of_text > 1 and explicit is not None and len(explicit) == self.rows * of_text:
             explicit = explicit[::of_text]
         if self.tokens:
             placed = place(targets, self.tokens, explicit, directions, given.in_order)
