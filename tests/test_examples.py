@@ -53,6 +53,7 @@ RUNS = {
     "benchmarks/merging.py": ["--tokens", "8"],
     "benchmarks/quickstart_reuse.py": ["--epochs", "2"],
     "benchmarks/parts.py": [],
+    "benchmarks/one_graph.py": ["--layers", "1", "--tokens", "8", "--backend", "eager"],
     "benchmarks/quantized.py": ["--bases", "float32", "bfloat16", "--steps", "4"],
     "benchmarks/learning.py": [
         *("--settings", "demonstrations", "--methods", "paper", "recommended"),

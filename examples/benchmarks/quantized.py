@@ -50,6 +50,13 @@ BASES: dict[str, tuple[str, Any]] = {
         "bitsandbytes",
         lambda: {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)},
     ),
+    # 4 bits whose values are spread as weights are.
+    "4 bit (nf4), bitsandbytes": (
+        "bitsandbytes",
+        lambda: {
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        },
+    ),
 }
 
 

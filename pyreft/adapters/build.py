@@ -142,9 +142,10 @@ def _width(config: InterventionConfig, component: Component, default: int | None
     width = component.width or default or getattr(config.intervention, "embed_dim", given)
     if not isinstance(width, int):
         raise ValueError(
-            f"the width of {config.place} is not known: this model did not run on tiny inputs when "
-            'it was wrapped, and its config has no hidden_size. Give it, arguments={"embed_dim": '
-            '..., "low_rank_dimension": ...}.'
+            f"the width of {config.place} is not known: a run of this model on tiny inputs did not "
+            "show it, because it failed or because the hidden state there has other tokens than "
+            "the text, and its config has no hidden_size. Name another component, or give it, "
+            'arguments={"embed_dim": ..., "low_rank_dimension": ...}.'
         )
     if component.num_heads is None:
         if config.heads is not None:

@@ -31,6 +31,7 @@ from pyreft.editing.pass_edits import edits_something
 from pyreft.editing.plan import Placed
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
+from pyreft.placement.codebooks import ids_rows
 from pyreft.placement.prompt import read_prompt
 from pyreft.positions.counted_pad import warn_of_pad_first
 
@@ -67,7 +68,7 @@ class EditedCalls:
             in_graph = place_in_graph(model, inputs)
             if in_graph is not None:
                 EditArguments.take(inputs)
-                with self._hooks.in_graph(in_graph):
+                with self._hooks.editing(in_graph):
                     return call(**inputs)
         placed, expected = self._placed.get(threading.get_ident()), False
         if placed is None:
@@ -107,6 +108,11 @@ class EditedCalls:
             return base.generate(**inputs)
         encoder, prompt = read_prompt(inputs, base.generation_config, has_two_stacks(base))
         active = find_active(self._adapters, given)
+        if any(ids_rows(one.targets) > 1 for one in active):
+            raise ValueError(
+                "generation with an adapter is not supported where a text has several rows of ids, "
+                "those of a sound's codebooks; calls of the model are."
+            )
         before, steps = (place_in_batch(active, batch, given) for batch in (encoder, prompt))
         with self._hooks.editing([]):
             shared = share_beginning(base, inputs, prompt, steps)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pyreft.adapters.build import Kinds, make_kinds
 from pyreft.base_model.description import base_fingerprint, describe_base
-from pyreft.base_model.trained import lies_in
+from pyreft.base_model.trained import lies_in, tensors_in
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.interventions.projection import complete_tensors
@@ -110,10 +110,9 @@ def require_trained(
     Tensors are compared, because names may differ: a module or its parameters, or tied ones.
     """
     named = adapter.config.modules_to_save or []
-    there = model.state_dict(keep_vars=True) if named or trained else {}
-    theirs = {id(tensor) for name, tensor in there.items() if lies_in(name, named)}
-    missing = [part for part in named if not any(lies_in(name, [part]) for name in there)]
-    if missing or theirs != {id(there[name]) for name in trained}:
+    missing = [part for part in named if not tensors_in(model, [part])]
+    theirs = {id(tensor) for tensor in tensors_in(model, named).values()}
+    if missing or theirs != {id(one) for one in tensors_in(model, list(trained)).values()}:
         raise AdapterError(
             f"{adapter.origin} was trained with modules_to_save {named or None}, this model with "
             f"{sorted(trained) or None}."

@@ -89,6 +89,7 @@ def _fits_one_graph(model: EditedModel, active: Sequence[ActiveAdapter], inputs:
         # What is computed again in backward would look for its edits outside of the graph.
         and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         and all(target.component.stack != TOWER for target in targets)
+        and all(target.component.ids_rows == 1 for target in targets)
         # A module of a user's own may mix the tokens that it is given.
         and all(has_form(module) for module in modules)
     )

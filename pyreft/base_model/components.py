@@ -98,6 +98,7 @@ class Component:
         around: In a tower, the modules around it: their attention masks say what is padding.
         run, runs: Which time it is edited, of how many times that it runs in a forward pass.
         kinds: The kinds of its tokens, such as image tokens and text.
+        ids_rows: How many rows of ids the model reads for each row of the hidden state.
     """
 
     module: nn.Module
@@ -111,6 +112,7 @@ class Component:
     run: int = 0
     runs: int = 1
     kinds: Kinds = field(default_factory=Kinds)
+    ids_rows: int = 1
 
 
 def find_component(
@@ -164,6 +166,7 @@ def _with_shape(structure: Structure, found: Component, named: str) -> Component
     if seen is None:
         # The tower may not run by itself: Perceiver's reads what embeddings of text return.
         whole = structure.traced(structure.running)
+        found = replace(found, ids_rows=whole.trace.ids_rows)
         seen = shape_of_text(whole, found.module, found.side, found.stack)
     if seen is not None and seen.counted_as is not None:
         # Perceiver reads a text by queries, of which none is padding.

@@ -88,9 +88,8 @@ def base_fingerprint(model: PreTrainedModel) -> Json:
         decoder = text_config(model, "decoder")
         found["num_decoder_layers"] = size_of(decoder, "num_hidden_layers") or 0
     found["architecture"] = _architecture(model)
-    sizes = {name: getattr(text, name, None) for name in _SIZES}
-    # Some architectures have a list, with one entry per layer.
-    return found | {name: size for name, size in sizes.items() if type(size) is int}
+    sizes = {name: size_of(text, name) for name in _SIZES}
+    return found | {name: size for name, size in sizes.items() if size is not None}
 
 
 def _architecture(model: nn.Module) -> str:

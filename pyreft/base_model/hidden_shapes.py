@@ -10,6 +10,7 @@ from pyreft.base_model.layout import ROWS_FIRST, Layout, layout_of, layout_of_te
 from pyreft.base_model.stacks import size_of, text_config
 from pyreft.base_model.structure import Traced
 from pyreft.base_model.tiny_inputs import OF_DECODER, ROWS, TOKENS
+from pyreft.base_model.towers import TOWER
 
 
 class HiddenShape(NamedTuple):
@@ -38,6 +39,7 @@ def shape_of_text(
         stack: The stack that it is in.
     """
     trace = traced.trace
+    stack = None if stack == TOWER else stack
     name = traced.names.get(module)
     # A wrapper of PEFT's around the model is not in it.
     runs = None if name is None else trace.shapes.get((name, side))

@@ -30,13 +30,18 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+def evaluating(model: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module has its own mode again.
+
+    Args:
+        model: The model.
+        but: Modules of these classes are in training mode.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = isinstance(module, but)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in before:
+            module.training = training

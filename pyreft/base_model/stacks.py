@@ -73,7 +73,11 @@ def text_config(model: PreTrainedModel, stack: str | None = None) -> PreTrainedC
 
 def size_of(config: PreTrainedConfig, name: str) -> int | None:
     """A size in a config, None if it has none, or one for each part or layer."""
-    size = getattr(config, name, None)
+    try:
+        size = getattr(config, name, None)
+    except RuntimeError:
+        # What transformers raises if the layers differ in it.
+        return None
     return size if type(size) is int else None
 
 
@@ -113,7 +117,8 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> list[nn.Mod
             return fit[0]
         if fit:
             return max(fit, key=_count_parameters)
-    for layers in flat:
+    # Those of HRM are in two lists, and run in cycles.
+    for layers in (*flat, [layer for one in flat for layer in one]):
         if len(runs := _in_order_of_runs(model, layers)) == expected:
             return runs
     # LongCat counts two layers in each of its layers.
@@ -135,8 +140,13 @@ def _flattened(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _are_layers(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules can be layers: a list of modules does not run by itself."""
-    return bool(modules) and not any(isinstance(module, nn.ModuleList) for module in modules)
+    """Whether modules can be layers: they have parts, which a list of embeddings or heads has not,
+    and run by themselves, which a list of modules does not.
+    """
+    return bool(modules) and all(
+        next(module.children(), None) is not None and not isinstance(module, nn.ModuleList)
+        for module in modules
+    )
 
 
 def _runs(model: PreTrainedModel, module: nn.Module) -> bool:

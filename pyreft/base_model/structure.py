@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pyreft.base_model.running import running_model
-from pyreft.base_model.stacks import find_layers
+from pyreft.base_model.stacks import find_layers, find_stack, has_two_stacks
 from pyreft.base_model.towers import towers_of
 from pyreft.base_model.trace import Trace, trace_of
 
@@ -74,4 +75,11 @@ class Structure:
 
     @cached_property
     def _towers(self) -> list[tuple[PreTrainedModel, set[nn.Module]]]:
-        return [(tower, set(tower.modules())) for tower in towers_of(self.running)]
+        towers = [(tower, set(tower.modules())) for tower in towers_of(self.running)]
+        takes = inspect.signature(self.running.forward).parameters
+        if not has_two_stacks(self.running) or "decoder_input_ids" not in takes:
+            return towers
+        # What such a decoder reads are ids, whatever it calls them: SpeechT5's "input_values".
+        decoder = find_stack(self.running, "decoder")
+        written = set(decoder.modules())
+        return [one for one in towers if one[0] not in written and decoder not in one[1]]

@@ -52,6 +52,10 @@ def _texts(two: bool, config: PreTrainedConfig) -> Iterator[dict[str, Tensor]]:
             "decoder_input_ids": _ids(OF_DECODER)[..., None].repeat(1, 1, channels),
         }
     yield {"input_ids": ids}
+    if isinstance(codebooks := getattr(config, "num_codebooks", None), int):
+        # A row of ids for each codebook of a sound; or ids of the text and of all codebooks.
+        yield {"input_ids": ids.repeat_interleave(codebooks, 0)}
+        yield {"input_ids": ids[..., None].repeat(1, 1, codebooks + 1)}
     ends = getattr(config, "eos_token_id", None)
     if isinstance(ends, int):
         ids = ids.clone()
@@ -76,8 +80,10 @@ def _pictures(config: PreTrainedConfig) -> Iterator[Tensor]:
 
 
 def _spectrograms(config: PreTrainedConfig) -> Iterator[Tensor]:
-    """(B, frames, mels) and (B, mels, frames)."""
-    mels = dict.fromkeys([*_numbers(config, _MELS), 80, 128])
+    """(B, frames, mels) and (B, mels, frames); four frames may be stacked in one."""
+    parts = (config, getattr(config, "encoder_config", config))
+    known = [size for one in parts for size in _numbers(one, _MELS)]
+    mels = dict.fromkeys([*known, 80, 128, *(4 * size for size in known)])
     frames = [count for n in _numbers(config, _FRAMES) for count in (2 * n, n)]
     for bins, count in itertools.product(mels, dict.fromkeys([40, *frames])):
         yield _noise(count, bins)

@@ -6,6 +6,7 @@ of the same class and config need no other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -47,6 +48,8 @@ class Trace:
         read_by: The name of a module -> the names of those whose first input is its very output.
         added: Number of tokens of a hidden state -> how many of them, at its start and its end, the
             model has added to those of its input.
+        ids_rows: How many rows of ids the model reads for each text: MusicGen has one for each
+            codebook.
         problem: Why there was no forward pass; None if there was one.
     """
 
@@ -56,6 +59,7 @@ class Trace:
     queries: Set[int] = frozenset()
     added: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     read_by: Mapping[str, Set[str]] = field(default_factory=dict)
+    ids_rows: int = 1
     problem: str | None = None
 
     def ran(self, name: str) -> bool:
@@ -80,20 +84,27 @@ def trace_of(model: PreTrainedModel) -> Trace:
 def _run(model: PreTrainedModel) -> Trace:
     problems = []
     device = execution_device(model, torch.device("meta" if _is_empty(model) else "cpu"))
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+    # Of what it would keep for steps of a generation, nothing is read.
+    cached = "use_cache" in inspect.signature(model.forward).parameters
+    alone = {"use_cache": False} if cached else {}
+    # Linear maps are alike in both modes. In evaluation bitsandbytes converts those of 4 bits, on a
+    # CPU with AVX-512 BF16, and computes wrong gradients from then on.
+    with evaluating(model, but=(nn.Linear,)), torch.no_grad(), torch.random.fork_rng():
         for inputs in tiny_inputs(model):
             seen = _Seen()
             handles = [seen.watch(name, module) for name, module in model.named_modules()]
             try:
-                model(**{name: _to(value, device, model) for name, value in inputs.items()})
+                given = {name: _to(value, device, model) for name, value in inputs.items()}
+                model(**given, **alone)
             # A model may fail in any way on inputs that do not fit it.
             except Exception as error:
-                given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-                problems.append(f"{given}: {type(error).__name__}: {str(error)[:120]}")
+                shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+                problems.append(f"{shapes}: {type(error).__name__}: {str(error)[:120]}")
             else:
                 return Trace(
                     *(seen.shapes, seen.order, seen.offsets, seen.queries, seen.added),
                     read_by=seen.read_by,
+                    ids_rows=len(given["input_ids"]) // ROWS if "input_ids" in given else 1,
                 )
             finally:
                 for handle in handles:

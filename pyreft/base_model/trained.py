@@ -148,14 +148,38 @@ def _find(base: nn.Module, name: str) -> list[str]:
 
 
 def _tensor_names(base: nn.Module, names: Sequence[str]) -> list[str]:
-    """The parameters and saved buffers of named modules, in order, each once."""
-    tensors = base.state_dict(keep_vars=True)
+    """The parameters and saved buffers of named modules, each once."""
+    tensors = tensors_in(base, names)
     for name in names:
         if not any(lies_in(full, [name]) for full in tensors):
             raise ValueError(
                 f"{name!r} of modules_to_save has no parameters, so there is nothing to train."
             )
-    return [full for full in tensors if lies_in(full, names)]
+    return list(tensors)
+
+
+def tensors_in(base: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters and saved buffers of named parts of a model, by name.
+
+    No other part is asked for its weights: bitsandbytes converts those of 4 bits in `state_dict`,
+    on a CPU with AVX-512 BF16, and what is converted twice is lost.
+    """
+    modules = dict(base.named_modules(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
+    for name in parts:
+        if name in modules:
+            found |= modules[name].state_dict(keep_vars=True, prefix=f"{name}.")
+        elif isinstance(tensor := getattr(modules.get(_parent(name)), _last(name), None), Tensor):
+            found[name] = tensor
+    return found
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:

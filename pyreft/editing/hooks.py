@@ -10,22 +10,20 @@ import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pyreft.annotations import Arguments, Inputs
+from pyreft.annotations import Inputs
 from pyreft.base_model.components import Component
 from pyreft.base_model.running import running_model
 from pyreft.editing.edits import FindEdits, edit_input, edit_output
+from pyreft.editing.generation import GeneratedFrom, modules_that_generate
 from pyreft.editing.pass_edits import Edits
 from pyreft.editing.plan import Placed, plan_pass
 from pyreft.editing.towers import MaskWatch, TowerEdits
 from pyreft.installed.modules import backward_has_an_id, current_backward
-from pyreft.interventions import StackedInterventions
-from pyreft.placement.steps import Steps, step_window
 
 
 class EditHooks:
@@ -36,20 +34,15 @@ class EditHooks:
     """
 
     def __init__(self, base: nn.Module) -> None:
-        # Thread -> site -> its edits in the forward pass that is running there, if any.
-        self._edits: dict[int, Edits | None] = {}
-        # Compiled code cannot get its thread id, and reads the pass that began last.
-        self._latest: Edits | None = None
-        # Whether that pass is compiled as a whole; parts of it may run as plain code even so.
-        self._in_graph = False
+        self._now, self._base = _Running(), running_model(base)
         # The edits of the pass whose parts are being recomputed in backward.
         self._recomputed: Edits | None = None
         # Probed here, because it cannot be probed inside a backward pass.
         self._can_recompute = backward_has_an_id.holds
-        # Thread -> the prompt that it is generating from.
-        self._prompts: dict[int, _Prompt | None] = {}
-        step = running_model(base).register_forward_pre_hook(self._before_step, with_kwargs=True)
-        self._before_model: RemovableHandle = step
+        self._before_model = [
+            module.register_forward_pre_hook(self._before_step, with_kwargs=True)
+            for module in modules_that_generate(self._base)
+        ]
         # Whether `remove` was called: a handle, or None, cannot be read in a graph.
         self.removed = False
         # (module, side, run) -> the number of the site there, and its hook.
@@ -118,9 +111,7 @@ class EditHooks:
 
     def _running(self) -> Edits | None:
         """The edits of the running forward pass, None if there are none."""
-        compiling = torch.compiler.is_compiling()
-        latest = compiling or self._in_graph
-        edits = self._latest if latest else self._edits.get(threading.get_ident())
+        edits = self._now.edits
         if edits is None and self._recomputed is not None:
             if not self._can_recompute:
                 backward_has_an_id.require("gradient checkpointing of an edited model")
@@ -131,14 +122,12 @@ class EditHooks:
     @property
     def placed(self) -> bool:
         """Whether a forward pass is running whose edits are decided, even if it has none."""
-        return self._in_graph or threading.get_ident() in self._edits
-
-    def _set(self, edits: Edits | None) -> None:
-        self._latest = self._edits[threading.get_ident()] = edits
+        return self._now.placed
 
     def remove(self) -> None:
         """Remove the hooks from the base model."""
-        self._before_model.remove()
+        for handle in self._before_model:
+            handle.remove()
         self.removed = True
         self.keep_sites([])
 
@@ -158,32 +147,17 @@ class EditHooks:
             RuntimeError: If the hooks were removed.
         """
         self.require()
-        outer, before = self.placed, self._edits.get(threading.get_ident())
+        now = self._now
+        outer, before = now.placed, now.edits
         edits = plan_pass(placed)
-        self._set(edits)
+        now.edits, now.placed = edits, True
         try:
             yield edits
         finally:
-            self._set(before)
+            now.edits, now.placed = before, outer
             if before is not None:
                 # What is edited inside was decided inside.
                 before.reached = True
-            if not outer:
-                del self._edits[threading.get_ident()]
-
-    @contextmanager
-    def in_graph(self, placed: Sequence[Placed]) -> Iterator[None]:
-        """Apply these edits in a forward pass that is compiled together with this call.
-
-        Raises:
-            RuntimeError: If the hooks were removed.
-        """
-        self.require()
-        self._latest, self._in_graph = plan_pass(placed), True
-        try:
-            yield
-        finally:
-            self._latest, self._in_graph = None, False
 
     @contextmanager
     def generating(
@@ -199,13 +173,13 @@ class EditHooks:
         Raises:
             UnsupportedReleaseError: If the steps do not follow each other.
         """
-        thread, placed = threading.get_ident(), _Prompt(prompt, cached) if prompt else None
+        placed = GeneratedFrom(self._base, prompt, cached) if prompt else None
         with self.editing(before):
-            self._prompts[thread] = placed
+            self._now.prompt = placed
             try:
                 yield
             finally:
-                del self._prompts[thread]
+                self._now.prompt = None
         if placed is not None and placed.steps is not None:
             placed.steps.require_all()
 
@@ -215,7 +189,7 @@ class EditHooks:
         Other passes may have run by then, so hooks on the outputs of the pass restore its edits:
         the gradients of the outputs are computed before all others of the pass.
         """
-        edits = self._edits.get(threading.get_ident())
+        edits = self._now.edits
 
         def recompute(grad: Tensor) -> None:
             self._recomputed = edits
@@ -225,35 +199,36 @@ class EditHooks:
                 tensor.register_hook(recompute)
 
     def _before_step(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
-        if self._prompts:
-            self._edit_step(args, kwargs)
+        if self._now.prompt is not None:
+            self._edit_step(self._now.prompt, module, args, kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _edit_step(self, args: tuple[object, ...], kwargs: Inputs) -> None:
-        prompt = self._prompts.get(threading.get_ident())
-        if prompt is not None:
-            self._set(prompt.plan_step(args, kwargs))
+    def _edit_step(
+        self, prompt: GeneratedFrom, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
+    ) -> None:
+        if prompt.steps_in(module):
+            self._now.edits = prompt.plan_step(args, kwargs)
 
 
-class _Prompt:
-    """The prompt of a generation, during which the weights of interventions do not change."""
+class _Running(threading.local):
+    """What runs in a thread.
 
-    def __init__(self, placed: Sequence[Placed], cached: int) -> None:
-        self._placed = placed
-        # An adapter that edits no text may generate from any.
-        lengths = [one.placement.length for one in placed if one.placement.masks]
-        self.steps = Steps(lengths[0], cached) if lengths else None
-        self._stacks: dict[tuple[object, ...], StackedInterventions] = {}
+    A graph guards what `__init__` sets in each thread, and would not guard defaults of the class.
 
-    def plan_step(self, args: tuple[object, ...], kwargs: Arguments) -> Edits | None:
-        """The edits of the part of the prompt that a step sees."""
-        if self.steps is None:
-            return plan_pass(self._placed)
-        step = self.steps.read(args, kwargs)
-        windows = ((one, step_window(one.placement, step)) for one in self._placed)
-        placed = [replace(one, placement=window) for one, window in windows if window is not None]
-        placed = [one.keep_logits(kwargs.get("logits_to_keep")) for one in placed]
-        return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)
+    Attributes:
+        edits: The edits of the forward pass that is running, if any.
+        placed: See `EditHooks.placed`.
+        prompt: The prompt of the generation that is running, if it is edited.
+    """
+
+    def __init__(self) -> None:
+        self.edits: Edits | None = None
+        self.placed = False
+        self.prompt: GeneratedFrom | None = None
+
+    def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
+        # In a copied model nothing runs.
+        return type(self), ()
 
 
 class _SiteHook:

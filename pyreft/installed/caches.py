@@ -26,6 +26,8 @@ CACHE_NAMES = ("cache", "past_key_values")
 # can be counted; and those of models that are given some tokens again.
 _RECURRENT = ("cache_params", "state")
 _STATES = (*_RECURRENT, "mems", "past_buckets_states")
+# The hidden states (tokens, rows, width) of each layer: a tuple of them counts its tokens.
+_HIDDEN = "mems"
 
 
 @fact("transformers")
@@ -112,6 +114,8 @@ def cached_tokens(arguments: Arguments) -> int:
         raise ValueError(f"this call has two caches, {names}: pass one.")
     for name in (*CACHE_NAMES, *_STATES):
         value = arguments.get(name)
+        if name == _HIDDEN and isinstance(value, (list, tuple)) and value:
+            return 0 if value[0] is None else int(value[0].shape[0])
         if value is not None and not isinstance(value, Cache):
             # A user's own cache may count tokens by the same method.
             if name in _STATES or not hasattr(value, "get_seq_length"):

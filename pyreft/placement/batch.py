@@ -17,6 +17,7 @@ from pyreft.base_model.towers import TOWER
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
+from pyreft.placement.codebooks import has_codebooks, ids_rows, one_row_each
 from pyreft.placement.hidden_tokens import HiddenTokens
 from pyreft.placement.placement import Directions, Placement, place, place_generated
 from pyreft.placement.targets import Target
@@ -63,6 +64,9 @@ class Batch:
         """
         directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
         explicit, placed, after = given.intervention_locations, None, None
+        of_text = ids_rows(targets)
+        if of_text > 1 and explicit is not None and len(explicit) == self.rows * of_text:
+            explicit = explicit[::of_text]
         if self.tokens:
             placed = place(targets, self.tokens, explicit, directions, given.in_order)
         if self.text is not None:
@@ -101,10 +105,12 @@ def read_batch(
     if two_stacks and not generated:
         tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit, cached)
     elif not generated:
-        tokens[None] = _tokens(base, inputs, completion_mask, explicit, cached)
+        one = one_row_each(inputs, ids_rows(targets))
+        tokens[None] = _tokens(base, one, completion_mask, explicit, cached)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
     prefix = "decoder_" if two_stacks else ""
-    later = read_given(inputs, prefix, cached) if generated else None
+    one = one_row_each(inputs, ids_rows(targets))
+    later = read_given(one, prefix, cached, has_codebooks(base)) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows and all(target.component.stack != TOWER for target in targets):
         return None
@@ -132,13 +138,16 @@ class Given(NamedTuple):
     mask: Tensor | None
 
 
-def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | None:
+def read_given(
+    inputs: Arguments, prefix: str = "", cached: int = 0, codebooks: bool = False
+) -> Given | None:
     """The tokens among the arguments of a call, None if there are none.
 
     Args:
         inputs: The arguments.
         prefix: "decoder_" for those of a decoder.
         cached: The number of tokens before them, in a cache; a mask may include those.
+        codebooks: Whether a token may have several ids, those of a sound's codebooks.
 
     Raises:
         ValueError: If their shape is wrong.
@@ -150,7 +159,7 @@ def read_given(inputs: Arguments, prefix: str = "", cached: int = 0) -> Given | 
     name, value = ("input_ids", ids) if embeddings is None else ("inputs_embeds", embeddings)
     given = as_tensor(prefix + name, value)
     # The decoder of a sound may read several ids for each token, (batch, tokens, channels).
-    several = prefix != "" and embeddings is None and given.dim() == 3
+    several = (codebooks or prefix != "") and embeddings is None and given.dim() == 3
     if given.dim() != (2 if embeddings is None else 3) and not several:
         raise ValueError(
             f"{prefix}input_ids must have the shape (batch, tokens), and {prefix}inputs_embeds "
@@ -170,7 +179,7 @@ def _tokens(
     explicit: bool,
     cached: int,
 ) -> Tokens | None:
-    given = read_given(inputs, cached=cached)
+    given = read_given(inputs, cached=cached, codebooks=has_codebooks(base))
     if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_without_labels(base)
     return given and find_tokens(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -47,11 +47,13 @@ class Steps:
     def __init__(self, prompt: int, cached: int = 0) -> None:
         self._prompt, self._seen, self._any = prompt, cached, False
 
-    def read(self, args: tuple[object, ...], kwargs: Arguments) -> Step:
+    def read(self, args: tuple[object, ...], kwargs: Arguments, whole: bool = False) -> Step:
         """The tokens that a step sees.
 
         Args:
             args, kwargs: The arguments of the base model in the step.
+            whole: Whether the first step must see the whole prompt, because the steps are those of
+                a module inside the base model, which may give it another prompt than it was given.
 
         Raises:
             ValueError: If the arguments do not show which tokens the step sees.
@@ -67,6 +69,8 @@ class Steps:
             )
         step = Step(self._before(kwargs), tokens.shape[1], tokens.shape[0])
         end = step.start + step.length
+        if whole and not self._any and (step.start, end) != (self._seen, self._prompt):
+            refuse_inside()
         # The last token of the prompt may come twice: candidates of early layers begin with it.
         earliest = max(1, min(self._seen, self._prompt) - 1) if self._seen else 0
         continues = earliest <= step.start <= self._seen
@@ -98,15 +102,20 @@ class Steps:
             UnsupportedReleaseError: If a part of the prompt was in no step.
         """
         if not self._any:
-            raise ValueError(
-                "this model generates without a forward pass of its own, by a module inside it, so "
-                "its prompt was not edited: wrap that module (its language model)."
-            )
+            refuse_inside()
         if self._seen < self._prompt:
             generate_calls_model.refuse(
                 "generation with an adapter",
                 f"steps that saw {self._seen} of the {self._prompt} tokens of the prompt",
             )
+
+
+def refuse_inside() -> NoReturn:
+    """Raise the ValueError for a model that generates by a module inside it, in its own way."""
+    raise ValueError(
+        "this model generates by a module inside it, which is given another prompt or runs without "
+        "what is edited, so this prompt cannot be edited: wrap that module (its language model)."
+    )
 
 
 def step_window(prompt: Placement, step: Step) -> Placement | None:

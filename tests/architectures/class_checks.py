@@ -20,7 +20,8 @@ def check_all(model, inputs, mapping):
     """The checks by name: None for one that holds, else the reason, of each that was reached."""
     fresh = copy.deepcopy(model)
     components = ["block_output"]
-    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    two = "decoder_input_ids" in inspect.signature(model.forward).parameters
+    if two and model.config.is_encoder_decoder:
         components.append("decoder_block_output")
     results = {}
     for name, check in CHECKS.items():
@@ -200,6 +201,8 @@ def expected_tokens(changes, model, inputs, component):
 def check_gradients(model, inputs, mapping, fresh, component):
     """Every intervention gets a gradient that is finite and not zero."""
     reft = wrap(model, component)
+    # Of the modules inside, none: their chance is not part of this.
+    reft.training = model.training = True
     try:
         torch.manual_seed(0)
         outputs = reft(**without_cache(model, inputs))
@@ -211,6 +214,7 @@ def check_gradients(model, inputs, mapping, fresh, component):
             if all(float(p.grad.abs().sum()) == 0 for p in module.parameters()):
                 raise CheckError(f"no gradient reaches {name}")
     finally:
+        reft.training = model.training = False
         reft.unwrap()
 
 

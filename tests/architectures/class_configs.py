@@ -42,18 +42,29 @@ def tiny_config(config_class):
         }
         parts["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
         return config_class(**parts, decoder_start_token_id=2, pad_token_id=0)
-    fields = config_class().to_dict()
-    return config_class(**shrink({"model_type": config_class.model_type} | fields))
+    fields = {"model_type": config_class.model_type} | config_class().to_dict()
+    try:
+        return config_class(**shrink(fields))
+    except KeyError:
+        # It reads of which type its parts are.
+        return config_class(**shrink(fields, typed=True))
 
 
-def shrink(fields):
-    """The fields of a config, made small, those of configs inside it as well."""
+def shrink(fields, typed=False):
+    """The fields of a config, made small, those of configs inside it as well.
+
+    Args:
+        fields: The fields.
+        typed: Whether the configs inside say of which type they are.
+    """
     small, ids, kept = {}, {}, _kept_layers(fields)
     for name, value in fields.items():
         if name in _DROPPED:
             continue
         if isinstance(value, dict) and ("model_type" in value or name.endswith("_config")):
             small[name] = shrink(value) if name != "per_layer_config" else _few(value, kept)
+            if typed and "model_type" in value:
+                small[name]["model_type"] = value["model_type"]
         elif re.search("token_(id|index)$|_id$", name) and _is_number(value):
             moved = ids.setdefault(value, FIRST_SPECIAL + len(ids))
             small[name] = value if value < FIRST_SPECIAL else moved
@@ -69,7 +80,9 @@ def shrink(fields):
             small[name] = _smaller(name, [value[index] for index in kept])
         else:
             small[name] = _smaller(name, value)
-    small |= BY_MODEL_TYPE.get(fields.get("model_type"), {})
+    for name, value in BY_MODEL_TYPE.get(fields.get("model_type"), {}).items():
+        inside = isinstance(value, dict) and name.endswith("_config")
+        small[name] = small[name] | value if inside else value
     small.pop("model_type", None)
     return {name: value for name, value in small.items() if value is not DROP}
 

@@ -23,6 +23,8 @@ _MAMBA |= {"mamba_n_groups": 1}
 _TOP = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 _PERCEIVER = {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2}
 _PERCEIVER |= {"num_cross_attention_heads": 1}
+_HYBRID = ["linear_attention", "hybrid"] * 2
+_DOUBLE = {"attention_hidden_size": 64, "attention_head_dim": 16}
 _VOCABULARY = {"vocabulary_map": {"<image>": 99, "<|extra_200|>": 98}}
 # Model type -> fields that replace those that `class_configs` makes.
 BY_MODEL_TYPE = {
@@ -45,10 +47,11 @@ BY_MODEL_TYPE = {
     "maskformer-swin": _SWIN,
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], **_ROPE_TYPES},
     "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "chunk_size": 4},
+    # Widths of 64 and 128, to which it rounds up.
+    "xlstm": {"num_heads": 4, "hidden_size": 128, "embedding_dim": 128, "chunk_size": 4},
     "musicgen_decoder": {"num_codebooks": 2},
     "wav2vec2-conformer": {"vocab_size": 128},
-    "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 1, 2]},
+    "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "moonshine": {
         "encoder_num_key_value_heads": 4,
@@ -63,7 +66,10 @@ BY_MODEL_TYPE = {
     "ministral": {**_ROPE, "head_dim": 8},
     "hunyuan_v1_dense": {**_ROPE, "head_dim": 8},
     "hunyuan_v1_moe": {**_ROPE, "head_dim": 8},
-    "hunyuan_vl_text": {**_ROPE, "head_dim": 8},
+    "hunyuan_vl_text": {
+        "rope_parameters": {**_ROPE["rope_parameters"], "mrope_section": [1, 1, 1, 1]},
+        "head_dim": 8,
+    },
     "nemotron": {"num_key_value_heads": 4},
     "dots1": {"n_routed_experts": 4, "first_k_dense_replace": 1, "n_shared_experts": 1, **_TOP},
     "deepseek_v2": _TOP,
@@ -71,7 +77,6 @@ BY_MODEL_TYPE = {
     "esm": {"vocab_size": 128, "pad_token_id": 0, "mask_token_id": 3},
     "esmc": {**_ALL_HEADS, "vocab_size": 128},
     "dots3_note": _ALL_HEADS,
-    "dots3_note_text": _ALL_HEADS,
     "glm5_next_text": _ALL_HEADS,
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "reformer": {
@@ -97,6 +102,68 @@ BY_MODEL_TYPE = {
     "blt_local_decoder": {"hidden_size_global": 32},
     "bit": {"num_groups": 4, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "wav2vec2-bert": {"vocab_size": 128},
-    "fun_asr_nano_adaptor": {"intermediate_size": 8},
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dots3_note_text": {
+        **_ALL_HEADS,
+        "head_dim": 16,
+        "per_layer_config": DROP,
+        # Of layers with sliding attention.
+        "swa_num_attention_heads": 2,
+        "swa_num_key_value_heads": 2,
+        "swa_q_lora_rank": 8,
+        "swa_kv_lora_rank": 8,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 8,
+    },
+    # Gradients of all of its cycles.
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+    "hrm_text": {"num_layers_per_stack": DROP, "L_bp_cycles": [3, 3]},
+    "musicgen_melody_decoder": {"num_codebooks": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": _HYBRID, **_DOUBLE},
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": _HYBRID,
+        "hybrid_layer_ids": DROP,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 16,
+        **_DOUBLE,
+    },
+    "neomme": {"rope_parameters": DROP, "head_dim": 16, "partial_rotary_factor": 0.5},
+    "mistral4": {"rope_parameters": DROP, "head_dim": DROP},
+    "diffusion_gemma_text": {
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "per_layer_config": DROP,
+    },
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {**_ROPE["rope_parameters"], "mrope_section": [1, 1, 2]},
+    },
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [0, 1],
+        "downsample_rate": "1/1",
+        "vision_config": {"hidden_size": 64},
+    },
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 768},
+    "step3p5": {"sliding_window": 8},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "mimi": {"upsample_groups": 32},
+    "hgnet_v2": {"hidden_sizes": [256, 512, 1024, 2048]},
+    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6, "mm_tokens_per_image": 4},
+    "blip-2": {"num_query_tokens": 4, "image_token_index": 99},
+    "instructblip": {"num_query_tokens": 4, "image_token_index": 99},
+    "instructblipvideo": {"num_query_tokens": 4, "video_token_index": 99},
+    "kosmos-2": {"latent_query_num": 4},
 }

@@ -5,7 +5,8 @@ import itertools
 
 import torch
 
-BATCH, TOKENS, PROMPT = 2, 12, 6
+# The last number is that of the tokens that a picture becomes.
+BATCH, TOKENS, PROMPT, QUERIES = 2, 12, 6, 4
 _NEEDS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 
@@ -32,7 +33,7 @@ def working_inputs(model):
 def candidates(model):
     """Sets of arguments, those of the model's main input first."""
     takes = inspect.signature(model.forward).parameters
-    texts = [_text(model)] if "input_ids" in takes else []
+    texts = list(_texts(model, takes)) if "input_ids" in takes else []
     pictures = list(_pictures(model, takes))
     sounds = list(_sounds(model, takes))
     others = pictures + sounds
@@ -48,10 +49,33 @@ def candidates(model):
         # Of a sound, an id for each channel.
         several = decoder["decoder_input_ids"][..., None].repeat(1, 1, channels)
         rest = [one | {"decoder_input_ids": several} for one in texts] + rest
+    rest += [one | {"use_cache": False} for one in texts]
     for inputs in alone + both + [one | decoder for one in both] + rest:
         yield inputs
         if "attention_mask" in inputs:
             yield {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+def _texts(model, takes):
+    """A text; with tokens for a picture, if it has places for one; with several ids for a token."""
+    text, config = _text(model), model.config
+    yield text
+    places, names = slice(3, 3 + QUERIES), ("image_token_index", "video_token_index")
+    token = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    if token is not None and getattr(config, "num_query_tokens", None):
+        text = {**text, "input_ids": text["input_ids"].clone()}
+        text["input_ids"][:, places] = token
+        yield text
+    if "image_embeds_position_mask" in takes:
+        places = torch.zeros(BATCH, TOKENS, dtype=torch.long)
+        places[:, 3 : 3 + QUERIES] = 1
+        yield text | {"image_embeds_position_mask": places}
+    if several := getattr(config, "num_codebooks", None):
+        # Rows of ids for each codebook, or ids of all codebooks and of the text for each token.
+        yield {name: value.repeat_interleave(several, 0) for name, value in text.items()} | {
+            "attention_mask": text["attention_mask"]
+        }
+        yield text | {"input_ids": text["input_ids"][..., None].repeat(1, 1, several + 1)}
 
 
 def _text(model):
@@ -78,7 +102,8 @@ def pads_left(model):
 def _ids(model, count):
     """(B, count) ids of plain tokens."""
     special = set(_special_ids(model.config.to_dict()))
-    plain = torch.tensor([token for token in range(3, 90) if token not in special])
+    size = getattr(model.config.get_text_config(), "vocab_size", None) or 90
+    plain = torch.tensor([token for token in range(3, min(90, size)) if token not in special])
     return plain[torch.randint(len(plain), (BATCH, count), generator=_generator())]
 
 
@@ -104,12 +129,23 @@ def _pictures(model, takes):
                 yield picture
                 if "qformer_input_ids" in takes:
                     yield picture | {"qformer_input_ids": _ids(model, 4)}
+                    film = {"pixel_values": picture["pixel_values"][:, None]}
+                    yield film | {"qformer_input_ids": _ids(model, 4)}
                 if "pixel_mask" in takes:
                     yield picture | {"pixel_mask": torch.ones(BATCH, *size, dtype=torch.long)}
                 if "image_attention_mask" in takes:
-                    yield {"pixel_values": picture["pixel_values"][:, None]}
+                    one = {"pixel_values": picture["pixel_values"][:, None]}
+                    yield one
+                    seen = torch.ones(BATCH, TOKENS, 1, dtype=torch.long)
+                    yield one | {"image_attention_mask": seen}
+    if "spatial_shapes" in takes:
+        # Four patches of 16 x 16.
+        patches = {"pixel_values": _noise(BATCH, 4, 3 * 16 * 16)}
+        patches["spatial_shapes"] = torch.full((BATCH, 2), 2)
+        yield patches | {"pixel_attention_mask": torch.ones(BATCH, 4, dtype=torch.long)}
     if "bbox" in takes:
         yield {"bbox": torch.zeros(BATCH, TOKENS, 4, dtype=torch.long)}
+        yield {"bbox": torch.zeros(BATCH, TOKENS, 4)}
     if "inputs" in takes:
         yield {"inputs": _noise(BATCH, 3, 224, 224)}
     if "flattened_patches" in takes:
@@ -133,7 +169,9 @@ def _sounds(model, takes):
         config = _part(model.config, "audio_config", "encoder_config")
         known = [getattr(config, name, None) for name in _MELS]
         long = 2 * (getattr(config, "max_source_positions", None) or 24)
-        for mels, count in itertools.product({m for m in known if m} | {80}, (40, 41, long)):
+        # Four frames in one; eight frames for each token of a text.
+        sizes = dict.fromkeys([*(m for m in known if m), 80, *(4 * m for m in known if m)])
+        for mels, count in itertools.product(sizes, (40, 41, long, 8 * TOKENS)):
             for shape in ((count, mels), (mels, count)):
                 yield {"input_features": _noise(BATCH, *shape)}
                 mask = torch.ones(BATCH, count, dtype=torch.long)

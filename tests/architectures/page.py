@@ -1,19 +1,25 @@
 """The outcomes of all architectures as a page: counts, and the reason for each failure."""
 
+import re
 from importlib.metadata import version
+
+from auto_mappings import MAPPINGS, classes
+from one_class import Outcome
 
 _HEAD = """# Architectures
 
 Which model classes of transformers {transformers} pyreft edits: those of its auto mappings, each
 built tiny with random weights. The page is generated:
 
-    python tests/architectures/run.py
+    python tests/architectures/run.py                     all classes, half an hour
+    python tests/architectures/run.py --update --class HubertForCTC
 
 A class passes if, with interventions on the output of its layers (of encoder and decoder, if it has
 both), no positions give exactly the base model; the first and the last token of each row are
 edited, and no other; gradients reach every intervention; generation with and without a cache agree;
 a saved adapter reloads exactly; and training steps change the loss. Where no tiny model could be
-built or run from the defaults of its config, it is not counted.
+built or run from the defaults of its config, it is not counted. Real weights of Llama, Gemma 3 and
+BERT train and reload in `pytest -m weights tests/training/test_real_models.py`.
 
 | mapping | classes | built | pass | share |
 |---|---|---|---|---|
@@ -62,6 +68,20 @@ def as_markdown(outcomes):
         if one.unbuilt
     ]
     return "".join(lines)
+
+
+def from_markdown(page):
+    """The outcomes of all classes, as the page has them; `as_markdown` of them is the page."""
+    failing, unbuilt = page.split("## Failing")[1].split("## Not built")
+    failed = re.findall(r"^\| (\w+) \| `(\w+)` \| (.*?) \| ``(.*)`` \|$", failing, re.M)
+    missing = re.findall(r"^\| (\w+) \| `(\w+)` \| ``(.*)`` \|$", unbuilt, re.M)
+    checks = {(mapping, name): {check: why} for mapping, name, check, why in failed}
+    reasons = {(mapping, name): why for mapping, name, why in missing}
+    return [
+        Outcome(mapping, name, reasons.get((mapping, name)), checks.get((mapping, name), {}))
+        for mapping in MAPPINGS
+        for name in classes(mapping)
+    ]
 
 
 def _plain(reason):

@@ -33,11 +33,15 @@ WAYS = {
 }
 
 
+# On some CPUs bitsandbytes converts blocks of 64 weights.
+SIZES = {"hidden_size": 64, "intermediate_size": 64}
+
+
 @pytest.fixture(params=WAYS)
 def quantized(request, tmp_path):
     """A tiny Llama whose linear maps have fewer bits."""
     settings = WAYS[request.param]()
-    make_base("llama").save_pretrained(tmp_path / "base")
+    make_base("llama", **SIZES).save_pretrained(tmp_path / "base")
     return hf.AutoModelForCausalLM.from_pretrained(
         tmp_path / "base", quantization_config=settings, device_map="cpu", dtype=torch.float32
     )
@@ -102,7 +106,7 @@ def test_the_trainer_trains_it_with_what_is_frozen_computed_once(quantized, tmp_
 
 
 def test_components_of_a_quantized_model_have_the_widths_of_the_exact_one(quantized):
-    exact = pyreft.list_components(make_base("llama"))
+    exact = pyreft.list_components(make_base("llama", **SIZES))
     assert pyreft.list_components(quantized) == exact
 
 
@@ -167,3 +171,34 @@ def test_weights_of_a_gguf_file_train_and_reload(dtype, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     loaded = pyreft.ReftModel.from_pretrained(load(), tmp_path / "adapter")
     assert torch.equal(logits(loaded, inputs), expected)
+
+
+def test_no_layer_is_asked_for_its_weights_unless_it_is_trained(tmp_path):
+    # bitsandbytes loses weights of 4 bits in `state_dict`, on a CPU with AVX-512 BF16.
+    def refuse(module, *args):
+        raise AssertionError("its weights were asked for")
+
+    def make():
+        base = make_base("bert")
+        for layer in find_layers(base):
+            layer.register_state_dict_pre_hook(refuse)
+        return base
+
+    model = wrap(make(), modules_to_save=["classifier"])
+    model.save_pretrained(tmp_path)
+    model.load_adapter(str(tmp_path), "default")
+    loaded, inputs = pyreft.ReftModel.from_pretrained(make(), tmp_path), batch(model.model)
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    model.unwrap()
+
+
+def test_linear_maps_do_not_see_the_end_of_training_when_an_adapter_is_put_on():
+    # In evaluation bitsandbytes converts those of 4 bits, and computes wrong gradients after that.
+    seen, base = [], make_base("llama", num_hidden_layers=1, vocab_size=VOCAB + 1)
+    for module in base.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda one, args: seen.append(one.training))
+    wrap(base)
+    assert seen
+    assert all(seen)
+    assert not any(module.training for module in base.modules())

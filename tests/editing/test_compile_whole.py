@@ -1,6 +1,7 @@
 """A whole `ReftModel` that is compiled trains in one graph, with the numbers of plain code."""
 
 import copy
+import threading
 import warnings
 
 import pytest
@@ -134,3 +135,27 @@ def test_gradient_checkpointing_takes_more_graphs_and_gives_the_same():
     model, plain = wrap(tiny()), wrap(tiny())
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same(gradients(compiled(model), INPUTS), gradients(plain, INPUTS))
+
+
+def test_threads_do_not_see_the_edits_of_each_others_graphs():
+    model = wrap(tiny())
+    whole, others = compiled(model), {"intervention_locations": torch.tensor([[[2]]] * 3)}
+    calls = [(model.model, INPUTS), (model, INPUTS | others), (whole, INPUTS | others)]
+    expected = [logits(*call) for call in calls[:2]]
+    edited, beside = logits(model, INPUTS), []
+
+    def call(self, *args, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            work = threading.Thread(target=lambda: beside.extend(logits(*one) for one in calls))
+            work.start()
+            work.join()
+        return nn.Module.__call__(self, *args, **kwargs)
+
+    layer = model.model.model.layers[0]
+    plainly = {"__call__": torch.compiler.disable(call)}
+    layer.__class__ = type("Plain", (type(layer),), plainly)
+    torch.testing.assert_close(logits(whole, INPUTS), edited)
+    bare, *moved = beside
+    assert torch.equal(bare, expected[0])
+    for one in moved:
+        torch.testing.assert_close(one, expected[1])

@@ -137,3 +137,46 @@ def test_a_decoder_of_several_channels_edits_the_prompt_in_every_step():
             pytest.skip("Dia of this release gives its decoder the last token, and no cache")
         found.append(torch.stack(made.logits))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def make_musicgen():
+    """A row of ids for each of two codebooks of a text."""
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = hf.MusicgenDecoderConfig(**sizes, vocab_size=40, num_codebooks=2)
+    config.pad_token_id, config.bos_token_id = 0, 1
+    return hf.MusicgenForCausalLM(config).eval()
+
+
+def test_lists_of_embeddings_and_heads_are_no_layers():
+    # As many of them as there are layers, and the embeddings come first.
+    model = wrap(make_musicgen())
+    found = [one.component.module for one in model.adapter_set.first.targets]
+    assert found == list(model.model.model.decoder.layers)
+
+
+def edited_of(model, **inputs):
+    """Which tokens of the last layer's hidden state are changed."""
+    seen = []
+    layer = model.model.model.decoder.layers[-1]
+    hook = layer.register_forward_hook(lambda m, args, output: seen.append(hidden_of(output)))
+    with torch.no_grad():
+        model(**inputs)
+        with model.disable_adapter():
+            model(**inputs)
+    hook.remove()
+    return (seen[0] != seen[1]).any(-1).int().tolist()
+
+
+def test_several_rows_of_ids_for_a_text_are_edited_as_one():
+    model, ids = wrap(make_musicgen(), layers=[1]), torch.arange(3, 27).view(4, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    found = edited_of(model, input_ids=ids, attention_mask=mask)
+    assert found == [[1, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 1]]
+    labels = ids.view(2, 2, 6).transpose(1, 2).contiguous()
+    labels[:, :3] = -100
+    assert edited_of(model, input_ids=ids, labels=labels) == [[1, 0, 1, 0, 0, 0]] * 2
+    locations = torch.tensor([[[1]], [[2]]])
+    found = edited_of(model, input_ids=ids, intervention_locations=locations)
+    assert found == [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
+    with pytest.raises(ValueError, match="a text has several rows of ids"):
+        model.generate(input_ids=ids, max_new_tokens=2)
