@@ -297,3 +297,15 @@ def test_layers_are_those_of_the_language_model_not_of_the_vision_tower():
     path = "model.language_model.layers.1"
     expected = edited_by_hand("llava", path, "output", Shift(WIDTH))
     assert_edited(edited("llava", WIDTH), expected, logits(make("llava")))
+
+
+@pytest.mark.parametrize("component", ["block_output", "mlp_output"])
+def test_a_model_runs_once_when_the_first_of_its_class_and_config_is_wrapped(component):
+    runs = []
+    # A config of its own for each case, which no other test has.
+    sizes = {"intermediate_size": 4 * WIDTH + 8 + len(component)}
+    for _ in range(3):
+        base = make_base("llama", **sizes)
+        base.register_forward_hook(lambda *_: runs.append(1))
+        get_reft_model(base, ReftConfig(layers=[LAYER], component=component, rank=2))
+        assert len(runs) == 1
