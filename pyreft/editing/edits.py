@@ -121,7 +121,8 @@ def _edit_rows(edits: SiteEdits, hidden: Tensor, in_place: bool) -> Tensor:
     if hidden.dim() != 3 or (not torch.compiler.is_compiling() and hidden.shape[:2] != shape):
         raise ValueError(
             f"hidden states of the shape (batch, tokens, width) = ({shape[0]}, {shape[1]}, D) are "
-            f"edited, this component has {tuple(hidden.shape)}."
+            f"edited, this component has {tuple(hidden.shape)}. If its tokens are not those of the "
+            "text, name another component: list_components(model) lists them."
         )
     if edits.calls[0].slots.mask is not None:
         return _edit_in_graph(edits, hidden)
