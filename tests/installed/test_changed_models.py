@@ -199,7 +199,7 @@ def test_a_first_step_that_ignores_the_cache_it_was_given_is_refused():
 
 
 def test_a_generation_without_a_step_is_refused():
-    with pytest.raises(ValueError, match="without a forward pass of its own"):
+    with pytest.raises(ValueError, match="generates by a module inside it"):
         Steps(9).require_all()
 
 
