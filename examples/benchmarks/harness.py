@@ -277,9 +277,11 @@ def publish(name: str, arguments: argparse.Namespace, figures: Any, text: str) -
     content = {"arguments": vars(arguments), "machine": about, "figures": figures}
     (arguments.out / f"{name}.json").write_text(json.dumps(content, indent=2, default=str))
     if arguments.markdown:
-        marks = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         document = arguments.markdown.read_text(encoding="utf-8")
         if not re.search(marks, document, re.DOTALL):
             raise SystemExit(f"{arguments.markdown} has no <!-- {name} --> ... <!-- end -->")
-        changed = re.sub(marks, lambda found: found[1] + text + found[2], document, flags=re.DOTALL)
+        changed = re.sub(
+            marks, lambda found: f"{found[1]}{text}\n{found[2]}", document, flags=re.DOTALL
+        )
         arguments.markdown.write_text(changed, encoding="utf-8")
