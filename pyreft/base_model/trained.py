@@ -167,19 +167,12 @@ def tensors_in(base: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
     modules = dict(base.named_modules(remove_duplicate=False))
     found: dict[str, Tensor] = {}
     for name in parts:
+        parent, _, last = name.rpartition(".")
         if name in modules:
             found |= modules[name].state_dict(keep_vars=True, prefix=f"{name}.")
-        elif isinstance(tensor := getattr(modules.get(_parent(name)), _last(name), None), Tensor):
+        elif isinstance(tensor := getattr(modules.get(parent), last, None), Tensor):
             found[name] = tensor
     return found
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _refuse_shared(base: nn.Module, names: Sequence[str]) -> None:

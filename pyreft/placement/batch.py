@@ -102,14 +102,13 @@ def read_batch(
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
         tokens["encoder"] = _encoder_tokens(inputs, explicit)
+    one = one_row_each(inputs, ids_rows(targets))
     if two_stacks and not generated:
         tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit, cached)
     elif not generated:
-        one = one_row_each(inputs, ids_rows(targets))
         tokens[None] = _tokens(base, one, completion_mask, explicit, cached)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
     prefix = "decoder_" if two_stacks else ""
-    one = one_row_each(inputs, ids_rows(targets))
     later = read_given(one, prefix, cached, has_codebooks(base)) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows and all(target.component.stack != TOWER for target in targets):
