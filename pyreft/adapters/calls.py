@@ -31,7 +31,6 @@ from pyreft.editing.pass_edits import edits_something
 from pyreft.editing.plan import Placed
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments
-from pyreft.placement.codebooks import ids_rows
 from pyreft.placement.prompt import read_prompt
 from pyreft.positions.counted_pad import warn_of_pad_first
 
@@ -75,12 +74,13 @@ class EditedCalls:
             given = _take(inputs)
             placed = self._place(model, inputs, given)
             expected = not (self._adapters.disabled or given.choose_rows)
-        self._replicas.before_forward(model)
+        sharded = self._replicas.before_forward(model)
         with self._hooks.editing(placed) as edits:
-            if expected and edits_something(edits) is False:
+            edited = edits_something(edits) if expected else True
+            if edited is False:
                 say_nothing_is_edited(model.model, inputs)
             outputs = call(**inputs)
-            if expected and edits_something(edits) is None:
+            if edited is None and not edits_something(edits):
                 say_nothing_is_edited(model.model, inputs, without_text=True)
             if edits is not None and edits.sites and not edits.reached:
                 refuse_unreached(model.model, placed)
@@ -89,7 +89,8 @@ class EditedCalls:
                 if expected and model.training and edits is not None and edits.reached:
                     require_gradient(model.interventions, tensors)
                 self._hooks.keep_for_recomputation(tensors)
-                self._replicas.after_forward(model, tensors)
+                if sharded:
+                    self._replicas.average_after_backward(model, tensors)
         return outputs
 
     def generate(self, model: StandIn, inputs: Inputs, in_order: bool = False) -> Any:
@@ -108,7 +109,7 @@ class EditedCalls:
             return base.generate(**inputs)
         encoder, prompt = read_prompt(inputs, base.generation_config, has_two_stacks(base))
         active = find_active(self._adapters, given)
-        if any(ids_rows(one.targets) > 1 for one in active):
+        if any(target.component.ids_rows > 1 for one in active for target in one.targets):
             raise ValueError(
                 "generation with an adapter is not supported where a text has several rows of ids, "
                 "those of a sound's codebooks; calls of the model are."

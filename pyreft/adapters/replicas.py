@@ -30,24 +30,28 @@ class Replicas:
         # The backward pass that was last registered to average at its end.
         self._backward = -1
 
-    def before_forward(self, model: nn.Module) -> None:
-        """Make them equal, once the model is sharded; only the first time."""
-        if not self._equal and _is_sharded(model):
+    def before_forward(self, model: nn.Module) -> bool:
+        """Make them equal, once the model is sharded; only the first time.
+
+        Returns:
+            Whether it is sharded, so that `average_after_backward` is needed.
+        """
+        sharded = _is_sharded(model)
+        if sharded and not self._equal:
             self._equal = True
             adapters = model.get_submodule("adapters")
             frozen = (p for p in adapters.parameters() if not p.requires_grad)
             for tensor in (*replicated(model), *frozen, *adapters.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
+        return sharded
 
-    def after_forward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:
+    def average_after_backward(self, model: nn.Module, outputs: Iterable[Tensor]) -> None:
         """Average gradients at the end of the backward pass.
 
         Args:
             model: The model.
             outputs: The tensors that it returned; their gradients are computed first.
         """
-        if not _is_sharded(model):
-            return
 
         def average_at_end(grad: Tensor) -> None:
             backward = current_backward()

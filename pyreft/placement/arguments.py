@@ -38,8 +38,10 @@ class EditArguments:
             names: Those to remove; all by default.
         """
         found = {name: inputs.pop(name) for name in names or NAMES if name in inputs}
-        taken = cls(**found)
-        locations = count_from_text(taken.intervention_locations, inputs.pop("leading_pad", None))
+        taken, leading = cls(**found), inputs.pop("leading_pad", None)
+        if leading is None:
+            return taken
+        locations = count_from_text(taken.intervention_locations, leading)
         return replace(taken, intervention_locations=locations)
 
     @property

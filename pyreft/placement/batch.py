@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.annotations import Arguments
-from pyreft.base_model.stacks import has_two_stacks
+from pyreft.base_model.stacks import has_two_stacks, size_of
 from pyreft.base_model.towers import TOWER
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.boundary import as_tensor, find_decoder_tokens, find_tokens
-from pyreft.placement.codebooks import has_codebooks, ids_rows, one_row_each
+from pyreft.placement.codebooks import one_row_each
 from pyreft.placement.hidden_tokens import HiddenTokens
 from pyreft.placement.placement import Directions, Placement, place, place_generated
 from pyreft.placement.targets import Target
@@ -40,17 +40,20 @@ class Batch:
         tokens: For each stack of the model, the prompts and completions that it reads.
         text: (B, T) bool, for tokens that follow a filled cache: false on padding.
         stack: The stack that reads the tokens of `text`.
+        ids_rows: How many rows of ids the model reads for each row, those of a sound's codebooks.
     """
 
     rows: int
     tokens: Mapping[str | None, Tokens]
     text: Tensor | None = None
     stack: str | None = None
+    ids_rows: int = 1
 
     def of(self, rows: Tensor) -> Batch:
         """The batch with only some of its rows."""
         tokens = {stack: seen.of(rows) for stack, seen in self.tokens.items()}
-        return Batch(len(rows), tokens, None if self.text is None else self.text[rows], self.stack)
+        text = None if self.text is None else self.text[rows]
+        return replace(self, rows=len(rows), tokens=tokens, text=text)
 
     def place(self, targets: Sequence[Target], given: EditArguments) -> Placement | None:
         """Place the interventions of an adapter.
@@ -64,7 +67,7 @@ class Batch:
         """
         directions = _broadcast_subspaces(given.subspaces, len(targets), self.rows)
         explicit, placed, after = given.intervention_locations, None, None
-        of_text = ids_rows(targets)
+        of_text = self.ids_rows
         if of_text > 1 and explicit is not None and len(explicit) == self.rows * of_text:
             explicit = explicit[::of_text]
         if self.tokens:
@@ -102,20 +105,24 @@ def read_batch(
     tokens: dict[str | None, Tokens | None] = {}
     if two_stacks:
         tokens["encoder"] = _encoder_tokens(inputs, explicit)
-    one = one_row_each(inputs, ids_rows(targets))
+    ids_rows = max((target.component.ids_rows for target in targets), default=1)
+    one = inputs if ids_rows == 1 else one_row_each(inputs, ids_rows)
+    # A token may have several ids.
+    codebooks = size_of(base.config, "num_codebooks") is not None
     if two_stacks and not generated:
         tokens["decoder"] = _decoder_tokens(base, inputs, completion_mask, explicit, cached)
     elif not generated:
-        tokens[None] = _tokens(base, one, completion_mask, explicit, cached)
+        tokens[None] = _tokens(base, one, completion_mask, explicit, cached, codebooks)
     seen = {stack: found for stack, found in tokens.items() if found is not None}
     prefix = "decoder_" if two_stacks else ""
-    later = read_given(one, prefix, cached, has_codebooks(base)) if generated else None
+    later = read_given(one, prefix, cached, codebooks) if generated else None
     rows = [len(found.prompt) for found in seen.values()] + ([later.shape[0]] if later else [])
     if not rows and all(target.component.stack != TOWER for target in targets):
         return None
     rows += [len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
     text = None if later is None else find_tokens(*later, explicit=True).text
-    return Batch(next(iter(rows), 0), seen, text, "decoder" if two_stacks else None)
+    stack = "decoder" if two_stacks else None
+    return Batch(next(iter(rows), 0), seen, text, stack, ids_rows)
 
 
 def _cached(inputs: Arguments, explicit: bool) -> int:
@@ -177,8 +184,9 @@ def _tokens(
     completion_mask: Tensor | None,
     explicit: bool,
     cached: int,
+    codebooks: bool,
 ) -> Tokens | None:
-    given = read_given(inputs, cached=cached, codebooks=has_codebooks(base))
+    given = read_given(inputs, cached=cached, codebooks=codebooks)
     if not explicit and completion_mask is None and inputs.get("labels") is None:
         _warn_without_labels(base)
     return given and find_tokens(
