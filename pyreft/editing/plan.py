@@ -140,6 +140,10 @@ class _Planner:
 
     def plan(self, edits: Sequence[Edit]) -> SiteEdits:
         """The calls for the edits of one site."""
+        if len(edits) == 1 and self._stacks is None:
+            return SiteEdits(
+                [Call(EditAlone(edits[0]), edits[0].slots)], self._summed, self._in_order
+            )
         alike: dict[tuple[object, ...], list[Edit]] = {}
         calls = []
         for edit in edits:
@@ -215,8 +219,9 @@ class EditAlone:
 
     def _call(self, chosen: Tensor) -> Tensor:
         edit, kept = self._edit, self._edit.slots.kept
-        whole = has_form(edit.intervention) or isinstance(edit.subspaces, Mapping)
-        if kept is None or whole or not kept.numel():
+        if kept is None or not kept.numel():
+            return _edit_alone(edit, chosen, edit.slots.rows)
+        if has_form(edit.intervention) or isinstance(edit.subspaces, Mapping):
             return _edit_alone(edit, chosen, edit.slots.rows)
         # A user-defined module may mix the tokens of a row, so it gets the edited ones only: rows
         # with the same number of tokens are edited together.
