@@ -70,15 +70,15 @@ def find_active(adapters: AdapterSet, given: EditArguments) -> list[ActiveAdapte
         return [ActiveAdapter(adapters[name], None, w, spec) for name, w in active.items()]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"adapter_names is a list of one name for each row, got {names!r}.")
-    wanted: dict[str, list[int]] = {}
+    known, wanted = dict(adapters), dict[str, list[int]]()
     for row, name in enumerate(names):
-        if name != BASE and name not in adapters:
+        if name != BASE and name not in known:
             raise ValueError(
-                f"adapter_names[{row}] is {name!r}; there are {', '.join(adapters)}, and "
+                f"adapter_names[{row}] is {name!r}; there are {', '.join(known)}, and "
                 f"{BASE} for no adapter."
             )
         wanted.setdefault(name, []).append(row)
-    for name, adapter in adapters.items():
+    for name, adapter in known.items():
         # A forward pass has one head, that of the active adapter.
         alone = name in active and set(wanted) <= {name}
         if adapter.trained.names and (name in active or name in wanted) and not alone:
@@ -88,7 +88,7 @@ def find_active(adapters: AdapterSet, given: EditArguments) -> list[ActiveAdapte
                 "rows by themselves."
             )
     return [
-        ActiveAdapter(adapters[name], torch.tensor(rows), 1.0, spec)
+        ActiveAdapter(known[name], torch.tensor(rows), 1.0, spec)
         for name, rows in wanted.items()
         if name != BASE
     ]

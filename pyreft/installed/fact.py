@@ -42,7 +42,7 @@ class Fact:
         """What was found in place of the fact, or None if it holds."""
         return self._find_problem()
 
-    @property
+    @cached_property
     def holds(self) -> bool:
         """Whether the fact is true of the installed release."""
         return self.problem is None
@@ -50,6 +50,7 @@ class Fact:
     def forget(self) -> None:
         """Probe again when the fact is next asked for."""
         vars(self).pop("problem", None)
+        vars(self).pop("holds", None)
 
     def require(self, dependent: str) -> None:
         """Raise if the fact does not hold.
