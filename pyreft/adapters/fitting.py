@@ -57,7 +57,8 @@ def take_adapter(
             )
     named = config.modules_to_save or []
     by_hand = [name for name in trained if not lies_in(name, named)]
-    config = replace(config, modules_to_save=[*named, *by_hand] or None)
+    if by_hand:
+        config = replace(config, modules_to_save=[*named, *by_hand])
     described = describe_lora(model) if lora else None
     return Adapter(config, tensors, describe_base(model), lora=described)
 
@@ -224,7 +225,7 @@ def _made(configs: Sequence[InterventionConfig]) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     for config, key in zip(configs, intervention_keys(configs), strict=True):
         if config.tied_to is None:
-            tensors = tensors_of(config.kind, config.to_dict()["arguments"]) or {}
+            tensors = tensors_of(config.kind, config.present_arguments) or {}
             made |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
     return made
 

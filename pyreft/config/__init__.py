@@ -1,8 +1,11 @@
 """Which interventions an adapter has, and which hidden states they edit: JSON in, JSON out."""
 
-from pyreft.config.disjoint import require_disjoint, share_no_head
-from pyreft.config.intervention import InterventionConfig
-from pyreft.config.keys import intervention_keys
+from pyreft.config.intervention import (
+    InterventionConfig,
+    intervention_keys,
+    require_disjoint,
+    share_no_head,
+)
 from pyreft.config.layers import STACKS
 from pyreft.config.reft import ReftConfig
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from pyreft.config.disjoint import share_no_head
-from pyreft.config.intervention import InterventionConfig
+from pyreft.config.intervention import InterventionConfig, share_no_head
 from pyreft.interventions import constructor_arguments, join, kind_of, scale
 from pyreft.positions.spans import Ends, widest
 

@@ -1,9 +1,9 @@
-"""One intervention: its kind, its arguments, and the hidden states that it edits."""
+"""One intervention: its kind, its arguments, and what it edits; the keys of several."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -81,6 +81,13 @@ class InterventionConfig:
         """The rank, if the kind has one (upstream's name)."""
         return (self.arguments or {}).get("low_rank_dimension")
 
+    @property
+    def present_arguments(self) -> Json | None:
+        """The constructor arguments of the module as it is now, or those it will be made with."""
+        if self.intervention is not None:
+            return constructor_arguments(self.intervention)
+        return self.arguments and dict(self.arguments)
+
     @classmethod
     def from_representation(
         cls, entry: Arguments, default: str | type[nn.Module]
@@ -141,12 +148,9 @@ class InterventionConfig:
         Raises:
             ValueError: If a position function has no name.
         """
-        arguments = self.arguments and dict(self.arguments)
-        if self.intervention is not None:
-            arguments = constructor_arguments(self.intervention)
         entry: Json = {"layer": self.layer, "component": self.component}
         entry["positions"] = None if self.positions is None else str(self.positions)
-        entry |= {"kind": self.kind, "arguments": arguments}
+        entry |= {"kind": self.kind, "arguments": self.present_arguments}
         if self.heads is not None:
             entry["heads"] = list(self.heads)
         if self.tied_to is not None:
@@ -186,6 +190,51 @@ def is_path(component: object) -> bool:
     if not isinstance(component, str):
         raise TypeError(f"a component is named by a string, got {component!r}.")
     return "." in component or "[" in component
+
+
+def intervention_keys(configs: Sequence[InterventionConfig]) -> list[str]:
+    """The keys in `ReftModel.interventions` and in files, which are upstream's.
+
+    Each has the component and the layer, and a count if several interventions share them.
+    """
+    seen: dict[str, int] = {}
+    keys = []
+    for config in configs:
+        name = config.component.replace(".", "_")
+        place = f"comp_{name}" if is_path(config.component) else f"layer_{config.layer}_comp_{name}"
+        place += "_unit_pos_nunit_1"
+        keys.append(f"{place}#{seen.setdefault(place, 0)}")
+        seen[place] += 1
+    return keys
+
+
+def require_disjoint(resolved: Sequence[InterventionConfig], sites: Sequence[Hashable]) -> None:
+    """Refuse positions that overlap on one layer (Wu et al. 2024, section 3).
+
+    Args:
+        resolved: The interventions.
+        sites: The site of each; interventions on the same hidden state have equal sites.
+
+    Raises:
+        ValueError: If two specs at one site have a token in common in every long prompt.
+    """
+    at: dict[Hashable, list[InterventionConfig]] = {}
+    for one, site in zip(resolved, sites, strict=True):
+        earlier = at.setdefault(site, [])
+        for other in earlier:
+            if share_no_head(one, other):
+                continue
+            if one.positions and other.positions and one.positions.overlaps(other.positions):
+                raise ValueError(
+                    f"two interventions edit one token: {one.place} at {other.positions!r} and at "
+                    f"{one.positions!r}. Positions of interventions on one layer must be disjoint."
+                )
+        earlier.append(one)
+
+
+def share_no_head(one: InterventionConfig, other: InterventionConfig) -> bool:
+    """Whether two interventions at one site edit different heads, and so never overlap."""
+    return not (one.heads is None or other.heads is None or set(one.heads) & set(other.heads))
 
 
 def _describe(intervention: nn.Module, arguments: Arguments) -> tuple[str, Json | None]:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from pyreft.annotations import Arguments, Json
-from pyreft.config.disjoint import require_disjoint
 from pyreft.config.fields import (
     SHORT_FORM_TYPES,
     check_types,
@@ -21,7 +20,7 @@ from pyreft.config.fields import (
     read_kind,
     read_names,
 )
-from pyreft.config.intervention import InterventionConfig, is_path
+from pyreft.config.intervention import InterventionConfig, is_path, require_disjoint
 from pyreft.config.layers import LayerCounts
 from pyreft.config.shown import config_html, config_text
 from pyreft.interventions import accepted_arguments
@@ -151,7 +150,8 @@ class ReftConfig:
                 one = InterventionConfig.from_representation(one, default)
             if one.intervention is not None:
                 same = (i for i, r in enumerate(read) if r.intervention is one.intervention)
-                one = replace(one, tied_to=next(same, None))
+                if (tied_to := next(same, None)) != one.tied_to:
+                    one = replace(one, tied_to=tied_to)
             read.append(one)
         return read
 
@@ -184,14 +184,15 @@ class ReftConfig:
         if self.representations is not None:
             resolved = [_resolve_place(r, counts) for r in self.representations]
         else:
+            arguments, heads = self._arguments(), read_heads(self.heads)
             resolved = [
                 InterventionConfig(
                     layer=layer,
                     component=component,
                     positions=positions,
                     kind=str(self.kind),
-                    arguments=self._arguments(),
-                    heads=read_heads(self.heads),
+                    arguments=dict(arguments),
+                    heads=heads,
                 )
                 for positions in ([self.positions] if self.tied else self.positions.parts())
                 for layer, component in self._places(counts)

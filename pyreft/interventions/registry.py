@@ -108,7 +108,7 @@ def kind_of(intervention: nn.Module | type[nn.Module]) -> str:
     return kind
 
 
-def tensors_of(kind: str, arguments: Arguments) -> dict[str, Tensor] | None:
+def tensors_of(kind: str, arguments: Arguments | None) -> dict[str, Tensor] | None:
     """The tensors of an intervention, by name, on the meta device.
 
     None for a user's own kind, whose constructor may do anything.
