@@ -18,7 +18,6 @@ from pyreft.adapters.fitting import (
 )
 from pyreft.base_model.components import Component, find_component
 from pyreft.base_model.running import execution_device
-from pyreft.base_model.stacks import count_layers, size_of, text_config
 from pyreft.base_model.structure import Structure
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig, intervention_keys
@@ -68,12 +67,11 @@ class AttachedAdapter(nn.Module):
         add_sites: Callable[[Sequence[Component]], list[int]],
     ) -> None:
         super().__init__()
-        self._layers = count_layers(base) if config.names_layers else []
-        resolved = config.resolve(*(self._layers or [0]))
         structure = Structure(base)
+        self._layers = structure.count_layers() if config.names_layers else []
+        resolved = config.resolve(*(self._layers or [0]))
         components = [find_component(structure, c.layer, c.component) for c in resolved]
-        default_width = size_of(text_config(base), "hidden_size")
-        resolved = build_interventions(resolved, components, default_width)
+        resolved = build_interventions(resolved, components, base)
         self.trained = TrainedModules(base, config.modules_to_save or ())
         self.config = ReftConfig(
             representations=resolved, modules_to_save=self.trained.names or None

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from pyreft.base_model.components import Component
+from pyreft.base_model.stacks import size_of, text_config
 from pyreft.config import InterventionConfig, ReftConfig
 from pyreft.interventions import (
     constructor_arguments,
@@ -25,14 +27,14 @@ Kinds = Mapping[str, Callable[..., nn.Module]] | Iterable[type[nn.Module]]
 def build_interventions(
     configs: Sequence[InterventionConfig],
     components: Sequence[Component],
-    default_width: int | None,
+    base: PreTrainedModel,
 ) -> list[InterventionConfig]:
     """Build the modules that do not exist yet, and check that each fits its component.
 
     Args:
         configs: The interventions.
         components: The component that each edits, in the same order.
-        default_width: Width of a component whose own is unknown, None if that is unknown too.
+        base: The base model.
 
     Returns:
         The configs, each with its module and all of its constructor arguments.
@@ -43,7 +45,7 @@ def build_interventions(
     _require_one_class(configs)
     built: list[InterventionConfig] = []
     for config, component in zip(configs, components, strict=True):
-        width = _width(config, component, default_width)
+        width = _width(config, component, base)
         if config.tied_to is not None:
             other = built[config.tied_to]
             if config.kind != other.kind:
@@ -137,9 +139,10 @@ def _without_arguments(config: InterventionConfig) -> str:
     )
 
 
-def _width(config: InterventionConfig, component: Component, default: int | None) -> int:
+def _width(config: InterventionConfig, component: Component, base: PreTrainedModel) -> int:
     given = (config.arguments or {}).get("embed_dim")
-    width = component.width or default or getattr(config.intervention, "embed_dim", given)
+    width = component.width or size_of(text_config(base), "hidden_size")
+    width = width or getattr(config.intervention, "embed_dim", given)
     if not isinstance(width, int):
         raise ValueError(
             f"the width of {config.place} is not known: a run of this model on tiny inputs did not "

@@ -49,7 +49,6 @@ from pyreft.base_model.linear_maps import features, is_linear, walk
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import (
     find_stack,
-    has_two_stacks,
     outer_lists,
     size_of,
     stack_of,
@@ -132,7 +131,7 @@ def find_component(
     model = structure.model
     if is_path(component):
         return _with_shape(structure, _find_path(model, component), component)
-    stack = stack_named(component) if has_two_stacks(model) else None
+    stack = stack_named(component) if structure.has_two_stacks else None
     name = component if stack is None else split_stack(component)[1]
     if name not in NAMES + PROJECTIONS + (CROSS_NAMES if stack == "decoder" else ()):
         raise ValueError(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from pyreft.annotations import Json
 from pyreft.base_model.running import running_model
-from pyreft.base_model.stacks import has_two_stacks, size_of, text_config
+from pyreft.base_model.stacks import has_two_stacks, size_of, sizes_of, text_config
 
 # A task, as an adapter names it -> the class that loads such models. If a class has two tasks
 # (BART), the first is used.
@@ -78,18 +78,18 @@ def base_fingerprint(model: PreTrainedModel) -> Json:
     """What decides whether an adapter fits a base model; fields missing in a config are omitted."""
     two = has_two_stacks(model)
     text = text_config(model, "encoder" if two else None)
+    sizes = sizes_of(text, ("hidden_size", "num_hidden_layers", *_SIZES))
     found = {
         "model_type": model.config.model_type if two else text.model_type,
         # 0 if the config has no such number, because layers differ (ConvNeXt).
-        "hidden_size": size_of(text, "hidden_size") or 0,
-        "num_hidden_layers": size_of(text, "num_hidden_layers") or 0,
+        "hidden_size": sizes.get("hidden_size", 0),
+        "num_hidden_layers": sizes.get("num_hidden_layers", 0),
     }
     if two:
         decoder = text_config(model, "decoder")
         found["num_decoder_layers"] = size_of(decoder, "num_hidden_layers") or 0
     found["architecture"] = _architecture(model)
-    sizes = {name: size_of(text, name) for name in _SIZES}
-    return found | {name: size for name, size in sizes.items() if size is not None}
+    return found | sizes
 
 
 def _architecture(model: nn.Module) -> str:

@@ -81,6 +81,12 @@ def size_of(config: PreTrainedConfig, name: str) -> int | None:
     return size if type(size) is int else None
 
 
+def sizes_of(config: PreTrainedConfig, names: Iterable[str]) -> dict[str, int]:
+    """Those of the named sizes that a config has."""
+    sizes = ((name, size_of(config, name)) for name in names)
+    return {name: size for name, size in sizes if size is not None}
+
+
 def positions_depend_on_length(config: PreTrainedConfig) -> bool:
     """Whether the rotary frequencies depend on the longest text of a batch."""
     rope = str(getattr(config, "rope_parameters", None))
@@ -163,12 +169,6 @@ def _in_order_of_runs(model: PreTrainedModel, layers: Sequence[nn.Module]) -> li
 
 def _count_parameters(layers: Sequence[nn.Module]) -> int:
     return sum(p.numel() for layer in layers for p in layer.parameters())
-
-
-def count_layers(model: PreTrainedModel) -> list[int]:
-    """The number of layers of each stack."""
-    stacks = STACKS if has_two_stacks(model) else [None]
-    return [len(find_layers(model, stack)) for stack in stacks]
 
 
 def outer_lists(root: nn.Module) -> Iterator[nn.ModuleList]:

@@ -13,6 +13,7 @@ from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers, find_stack, has_two_stacks
 from pyreft.base_model.towers import towers_of
 from pyreft.base_model.trace import Trace, trace_of
+from pyreft.config import STACKS
 
 
 class Traced(NamedTuple):
@@ -41,6 +42,16 @@ class Structure:
         if stack not in self._layers:
             self._layers[stack] = find_layers(self.model, stack)
         return self._layers[stack]
+
+    @cached_property
+    def has_two_stacks(self) -> bool:
+        """Whether the model has an encoder and a decoder, see `stacks.has_two_stacks`."""
+        return has_two_stacks(self.model)
+
+    def count_layers(self) -> list[int]:
+        """The number of layers of each stack."""
+        stacks = STACKS if self.has_two_stacks else (None,)
+        return [len(self.layers(stack)) for stack in stacks]
 
     def output_of(self, stack: str | None, index: int) -> nn.Module:
         """The module whose output is that of a layer: the layer, if it runs as a module.
