@@ -31,7 +31,12 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pyreft.base_model.hidden_shapes import shape_in_tower, shape_of_text
+from pyreft.base_model.hidden_shapes import (
+    kinds_in_tower,
+    kinds_of_text,
+    shape_in_tower,
+    shape_of_text,
+)
 from pyreft.base_model.layer_parts import (
     attention_of,
     child_names,
@@ -55,7 +60,6 @@ from pyreft.base_model.stacks import (
     text_config,
 )
 from pyreft.base_model.structure import Structure
-from pyreft.base_model.token_kinds import kinds_in_tower, kinds_of_text
 from pyreft.base_model.towers import TOWER, modules_around
 from pyreft.config.intervention import is_path
 from pyreft.config.layers import split_stack, stack_named
