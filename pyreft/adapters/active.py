@@ -70,7 +70,8 @@ def find_active(adapters: AdapterSet, given: EditArguments) -> list[ActiveAdapte
         return [ActiveAdapter(adapters[name], None, w, spec) for name, w in active.items()]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"adapter_names is a list of one name for each row, got {names!r}.")
-    known, wanted = dict(adapters), dict[str, list[int]]()
+    known = dict(adapters)
+    wanted: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name != BASE and name not in known:
             raise ValueError(

@@ -137,8 +137,9 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         if adapter.lora is not None:
             base = put_lora(base, adapter)
         model = cls(adapter.config, base)
-        trained, lora = model.trained.tensors(), peft_tensors(base)
-        load_tensors(fit_tensors(adapter, model.reft_config, model.interventions, trained, lora))
+        put, lora = model.adapter_set.first, peft_tensors(base)
+        trained = put.trained.tensors()
+        load_tensors(fit_tensors(adapter, put.config, put.interventions, trained, lora))
     model.place_interventions()
     model.disable_model_gradients()
     if adapter.lora is not None:

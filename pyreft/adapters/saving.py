@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo
 
+from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.fitting import take_adapter
 from pyreft.adapters.replicas import require_whole
 from pyreft.lora.peft_lora import peft_files
@@ -68,11 +69,13 @@ def save_pretrained(
     names = list(model.adapter_set) if selected_adapters is None else list(selected_adapters)
     model.adapter_set.require_known(names)
     for name in names if is_main_process else ():
-        require_whole(model.adapter_set[name])
-        adapter, folder = _take(model, name), model.adapter_set.folder(save_directory, name)
+        attached = model.adapter_set[name]
+        require_whole(attached)
+        adapter = _take(model, name, attached)
+        folder = model.adapter_set.folder(save_directory, name)
         beside = peft_files(model.model) if adapter.lora is not None else {}
         save_adapter(folder, adapter, allow_other_files, beside)
-        write_card_of(folder, adapter, model.adapter_set[name].training_facts)
+        write_card_of(folder, adapter, attached.training_facts)
 
 
 def write_card(model: EditedModel, directory: str | os.PathLike[str]) -> None:
@@ -83,7 +86,7 @@ def write_card(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     """
     for name, adapter in model.adapter_set.items():
         folder = model.adapter_set.folder(directory, name)
-        write_card_of(folder, _take(model, name), adapter.training_facts)
+        write_card_of(folder, _take(model, name, adapter), adapter.training_facts)
 
 
 def push_to_hub(
@@ -131,7 +134,7 @@ def push_to_hub(
         )
 
 
-def _take(model: EditedModel, name: str) -> Adapter:
-    adapter = model.adapter_set[name]
-    trained, lora = model.adapter_set.trained_with(name, model.model)
-    return take_adapter(model.model, adapter.config, adapter.interventions, trained, lora)
+def _take(model: EditedModel, name: str, adapter: AttachedAdapter) -> Adapter:
+    base = model.model
+    trained, lora = model.adapter_set.trained_with(name, base)
+    return take_adapter(base, adapter.config, adapter.interventions, trained, lora)

@@ -33,6 +33,8 @@ from pyreft.tables import printable
 MAX_LAYERS, MAX_ROWS = 160, 40
 UNTOUCHED = "."
 _SEVERAL = "#"
+# A component and a layer, see `place_of`.
+_Place = tuple[str, int | None]
 # The anchors of spans of the prompt, and the parts of the text that are one span.
 _ANCHORS, _WHOLE = ("start", "end"), ("prompt", "completion")
 
@@ -68,10 +70,11 @@ def draw(
         layers: Number of layers of the base model, of its encoder if it has one; None if unknown.
         decoder_layers: Number of layers of its decoder, if it has one beside an encoder.
     """
-    letters = _letters(interventions)
+    places = [place_of(one) for one in interventions]
+    letters = _letters(interventions, places)
     edits = [
-        _Edit(*place_of(one), one.positions, letter)
-        for one, letter in zip(interventions, letters, strict=True)
+        _Edit(*place, one.positions, letter)
+        for one, place, letter in zip(interventions, places, letters, strict=True)
     ]
     grids = []
     for place in dict.fromkeys(edit.place for edit in edits):
@@ -81,7 +84,7 @@ def draw(
         # An encoder has no completion.
         reads_only = named and not in_decoder
         grids.append(_grid([e for e in edits if e.place == place], count, reads_only))
-    legend = _legend(interventions, letters)
+    legend = _legend(interventions, places, letters)
     if _SEVERAL in "".join(grids) and _SEVERAL not in letters:
         legend.append(f"{_SEVERAL}  several of them")
     return "\n\n".join([*grids, "\n".join(legend)])
@@ -204,16 +207,15 @@ def _cells(edits: Iterable[_Edit], columns: Sequence[int | None]) -> str:
 # ---- letters -----------------------------------------------------------------------------------
 
 
-def _letters(interventions: Sequence[InterventionConfig]) -> list[str]:
+def _letters(interventions: Sequence[InterventionConfig], places: Sequence[_Place]) -> list[str]:
     """The letter of each intervention: the same for equal descriptions, and for shared weights."""
     letters: list[str] = []
     known: dict[tuple[str, str, int], str] = {}
-    at_place: Counter[tuple[str, int | None]] = Counter()
-    for one in interventions:
+    at_place: Counter[_Place] = Counter()
+    for one, place in zip(interventions, places, strict=True):
         if one.tied_to is not None and 0 <= one.tied_to < len(letters):
             letters.append(letters[one.tied_to])
             continue
-        place = place_of(one)
         alike = (place[0], _describe(one), at_place[place])
         at_place[place] += 1
         new = ascii_letters[len(known)] if len(known) < len(ascii_letters) else _SEVERAL
@@ -230,18 +232,20 @@ def _describe(one: InterventionConfig) -> str:
     return printable(said + "".join(f", {name} {value}" for name, value in chosen.items() if value))
 
 
-def _legend(interventions: Sequence[InterventionConfig], letters: Sequence[str]) -> list[str]:
+def _legend(
+    interventions: Sequence[InterventionConfig], places: Sequence[_Place], letters: Sequence[str]
+) -> list[str]:
     lines = []
     for letter in dict.fromkeys(letters):
-        group = [one for one, its in zip(interventions, letters, strict=True) if its == letter]
-        own = sum(one.tied_to is None for one in group)
-        places = len({place_of(one) for one in group})
-        said = "more of them" if letter == _SEVERAL else _describe(group[0])
-        if own == places > 1:
-            said += f", weights of its own in each of {places} layers"
-        elif own == 1 < places:
-            said += f", the same weights at {places} places"
+        group = [index for index, its in enumerate(letters) if its == letter]
+        own = sum(interventions[index].tied_to is None for index in group)
+        count = len({places[index] for index in group})
+        said = "more of them" if letter == _SEVERAL else _describe(interventions[group[0]])
+        if own == count > 1:
+            said += f", weights of its own in each of {count} layers"
+        elif own == 1 < count:
+            said += f", the same weights at {count} places"
         elif own > 1:
-            said += f", {own} sets of weights at {places} places"
+            said += f", {own} sets of weights at {count} places"
         lines.append(f"{letter}  {said}")
     return lines

@@ -91,10 +91,11 @@ def write_card(
     image = None if training is None else draw_losses(training.log)
     given = {} if training is None else training.metadata
     name = name or given.get("model_name") or path.resolve().name
+    on_hub = hub_name(adapter.base)
     sections = [
         f"---\n{hub_metadata(adapter, training, name)}\n---",
-        _head(adapter, name),
-        _loading(adapter, name),
+        _head(adapter, name, on_hub),
+        _loading(adapter, name, on_hub),
         _edits(adapter),
         _size(adapter, path),
         _training(training, image is not None) if training is not None else "",
@@ -137,8 +138,8 @@ def _digest(text: str) -> str:
 # ---- for people --------------------------------------------------------------------------------
 
 
-def _head(adapter: Adapter, name: str) -> str:
-    about = f"A ReFT adapter: learned edits of hidden states of {_base_name(adapter)}."
+def _head(adapter: Adapter, name: str, on_hub: str | None) -> str:
+    about = f"A ReFT adapter: learned edits of hidden states of {_base_name(adapter, on_hub)}."
     return f"# {_plain(name)}\n\n{about}"
 
 
@@ -146,17 +147,16 @@ def _plain(name: str) -> str:
     return name if re.fullmatch(r"[\w./ -]+", name) else code(name)
 
 
-def _base_name(adapter: Adapter) -> str:
-    if (model := hub_name(adapter.base)) is not None:
-        return f"[{model}](https://huggingface.co/{model})"
+def _base_name(adapter: Adapter, on_hub: str | None) -> str:
+    if on_hub is not None:
+        return f"[{on_hub}](https://huggingface.co/{on_hub})"
     said = adapter.base.get("name_or_path")
     # Only the last part of a path, because the rest is private.
     return code(Path(said).name) if said else f"a {code(str(adapter.base.get('model_type')))} model"
 
 
-def _loading(adapter: Adapter, name: str) -> str:
+def _loading(adapter: Adapter, name: str, on_hub: str | None) -> str:
     said, task = adapter.base.get("name_or_path"), adapter.base.get("task")
-    on_hub = hub_name(adapter.base)
     arguments = [json.dumps(on_hub or (Path(said).name if said else "the base model"))]
     if on_hub and adapter.base.get("revision"):
         arguments.append(f"revision={json.dumps(adapter.base['revision'])}")
