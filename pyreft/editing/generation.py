@@ -68,5 +68,7 @@ class GeneratedFrom:
         step = self.steps.read(args, kwargs, whole=self._stepping is not self._base)
         windows = ((one, step_window(one.placement, step)) for one in self._placed)
         placed = [replace(one, placement=window) for one, window in windows if window is not None]
+        if not placed:
+            return None
         placed = [one.keep_logits(kwargs.get("logits_to_keep")) for one in placed]
         return plan_pass(placed, None if torch.is_grad_enabled() else self._stacks)

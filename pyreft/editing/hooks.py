@@ -149,7 +149,7 @@ class EditHooks:
         self.require()
         now = self._now
         outer, before = now.placed, now.edits
-        edits = plan_pass(placed)
+        edits = plan_pass(placed) if placed else None
         now.edits, now.placed = edits, True
         try:
             yield edits
