@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyreft.annotations import Json
 from pyreft.base_model.running import running_model
@@ -50,7 +50,8 @@ _SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vo
 
 def describe_base(model: PreTrainedModel) -> Json:
     """Everything that is saved about a base model."""
-    config, task = model.config, task_of(model)
+    config, fingerprint = model.config, base_fingerprint(model)
+    task = _task(config, fingerprint["architecture"])
     described: Json = {
         "name_or_path": _path_or_repo_id(config.name_or_path),
         "revision": getattr(config, "_commit_hash", None),
@@ -60,14 +61,17 @@ def describe_base(model: PreTrainedModel) -> Json:
         names = {str(index): name for index, name in (config.id2label or {}).items()}
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(config.num_labels or 0)]
         described |= {"labels": labels, "problem_type": config.problem_type}
-    return described | base_fingerprint(model)
+    return described | fingerprint
 
 
 def task_of(model: PreTrainedModel) -> str | None:
     """The task of a model: a key of `AUTO_CLASSES`, or None."""
-    architecture = _architecture(model)
+    return _task(model.config, _architecture(model))
+
+
+def _task(config: PreTrainedConfig, architecture: str) -> str | None:
     for task, mapping in _MAPPINGS.items():
-        found = mapping.get(type(model.config), ())
+        found = mapping.get(type(config), ())
         classes = found if isinstance(found, tuple) else (found,)
         if any(cls is not None and cls.__name__ == architecture for cls in classes):
             return task

@@ -95,14 +95,12 @@ def read_weights(weights: object, count: int) -> list[float]:
     return [float(number) for number in numbers]
 
 
-def read_names(names: object) -> list[str] | None:
-    """The names in `modules_to_save`, None if there are none.
+def read_names(names: object) -> list[str]:
+    """The names in `modules_to_save`.
 
     Raises:
         ValueError: If it is not a list of names.
     """
-    if names is None:
-        return None
     listed = list(names) if isinstance(names, (list, tuple)) else []
     if not listed or not all(isinstance(name, str) and name for name in listed):
         raise ValueError(

@@ -226,9 +226,8 @@ def _letters(interventions: Sequence[InterventionConfig], places: Sequence[_Plac
 def _describe(one: InterventionConfig) -> str:
     """The kind and its arguments that differ from the defaults."""
     chosen = {name: (one.arguments or {}).get(name) for name in ("dropout", "act_fn")}
-    said = one.kind + (
-        "" if one.low_rank_dimension is None else f" of rank {one.low_rank_dimension}"
-    )
+    rank = one.low_rank_dimension
+    said = one.kind if rank is None else f"{one.kind} of rank {rank}"
     return printable(said + "".join(f", {name} {value}" for name, value in chosen.items() if value))
 
 

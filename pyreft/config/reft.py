@@ -94,7 +94,8 @@ class ReftConfig:
     intervention_types: str | type[nn.Module] | None = None
 
     def __post_init__(self) -> None:
-        self.modules_to_save = read_names(self.modules_to_save)
+        if self.modules_to_save is not None:
+            self.modules_to_save = read_names(self.modules_to_save)
         if self.representations is not None:
             self.representations = self._read_representations()
             return

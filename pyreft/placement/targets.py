@@ -51,20 +51,17 @@ def require_positions(targets: Sequence[Target]) -> None:
     """
     require_disjoint([target.config for target in targets], [target.site for target in targets])
     for target in targets:
-        spec, names = target.positions, target.component.kinds.names
-        if spec and (missing := sorted(spec.kinds.difference(names))):
+        if (spec := target.positions) is None:
+            continue
+        kinds, stack = target.component.kinds, target.component.stack
+        if missing := sorted(kind for kind in spec.kinds if kind not in kinds.names):
             raise ValueError(
                 f"{target.config.place} has no {' and no '.join(missing)} tokens for {spec!r}, but "
-                f"{', '.join(names)} tokens."
+                f"{', '.join(kinds.names)} tokens."
             )
-        if (
-            target.component.stack in _WITHOUT_COMPLETION
-            and spec
-            and spec.edits_completion
-            and not spec.edits_all
-        ):
+        if stack in _WITHOUT_COMPLETION and spec.edits_completion and not spec.edits_all:
             raise ValueError(
-                f"{target.config.place} is {_WITHOUT_COMPLETION[target.component.stack]} and no "
+                f"{target.config.place} is {_WITHOUT_COMPLETION[stack]} and no "
                 f"completion, so {spec!r} selects no token: the completion is in the decoder, as "
                 'in "decoder_block_output".'
             )
