@@ -63,6 +63,8 @@ def share_beginning(
     tokens = prompt.tokens.get(None)
     if tokens is None or tokens.input_ids is None or len(tokens.prompt) == 1:
         return None
+    if tokens.prompt.shape[1] <= _SHORTEST:
+        return None
     if not _can_share(base, arguments, bool(tokens.prompt.all())):
         return None
     ids, text = tokens.input_ids, tokens.prompt

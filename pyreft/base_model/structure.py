@@ -88,7 +88,7 @@ class Structure:
     def _towers(self) -> list[tuple[PreTrainedModel, set[nn.Module]]]:
         towers = [(tower, set(tower.modules())) for tower in towers_of(self.running)]
         takes = inspect.signature(self.running.forward).parameters
-        if not has_two_stacks(self.running) or "decoder_input_ids" not in takes:
+        if not self.has_two_stacks or "decoder_input_ids" not in takes:
             return towers
         # What such a decoder reads are ids, whatever it calls them: SpeechT5's "input_values".
         decoder = find_stack(self.running, "decoder")

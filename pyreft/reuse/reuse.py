@@ -228,8 +228,8 @@ class FrozenReuse:
         report.batches += 1
         report.without += layers * _size(window.size)
         report.windows += (layers - plan.skipped) * window.inputs["input_ids"].numel()
-        report.held, report.on_disk = len(store) - store.on_disk, store.on_disk
-        report.bytes = store.size
+        report.on_disk, report.bytes = store.on_disk, store.size
+        report.held = len(store) - report.on_disk
         self._log_plan(plan, window)
 
     def _log_plan(self, plan: Plan, window: Window) -> None:
