@@ -17,10 +17,9 @@ from pyreft.annotations import Arguments, Inputs
 from pyreft.installed.caches import cache_argument
 from pyreft.memory import share_of_memory
 from pyreft.reuse.attention import attending
-from pyreft.reuse.fingerprint import contents, versions
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse, transformers_model
 from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
-from pyreft.reuse.store import State, Store, store_of
+from pyreft.reuse.store import State, Store, contents, store_of, versions
 from pyreft.reuse.window import Window, cut
 
 logger = logging.get_logger(__name__)

@@ -1,7 +1,8 @@
 """Stores the known states of examples, as many as fit in memory.
 
 Each epoch sees every example once, in its own order. So states that fit are kept, and none is
-evicted for another, which would not be needed any sooner.
+evicted for another, which would not be needed any sooner. All are dropped when anything changes
+that they depend on beside their tokens, of which there is a fingerprint.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from pyreft.installed.attention_functions import attention_of
+from pyreft.installed.modules import stored_tensors, versions_of
 from pyreft.reuse.layers import LayerOutput
+
+# The number of values that a fingerprint reads of a tensor; reading all would take too long.
+_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -139,3 +147,31 @@ _STORES: weakref.WeakKeyDictionary[nn.Module, Store] = weakref.WeakKeyDictionary
 def store_of(base: nn.Module) -> Store:
     """The store of a base model, which all of its adapters and trainers share."""
     return _STORES.setdefault(base, Store())
+
+
+def versions(base: nn.Module) -> Hashable:
+    """A value that changes when a frozen tensor of the model is replaced or written in place.
+
+    Fast enough to compute in every step.
+    """
+    frozen = _frozen(base)
+    return tuple(zip((tensor.data_ptr() for tensor in frozen), versions_of(frozen), strict=True))
+
+
+@torch.no_grad()
+def contents(base: PreTrainedModel) -> Hashable:
+    """A value that changes with the model's config and with some values of each frozen tensor.
+
+    Writes to `tensor.data` leave no trace in `versions`; use this at the beginning of a run.
+    """
+    read = []
+    for tensor in _frozen(base):
+        flat = tensor.detach().reshape(-1)
+        read.append(flat[:: max(1, len(flat) // _SAMPLES)].double().sum().cpu())
+    values = torch.stack(read).numpy().tobytes() if read else b""
+    return values, attention_of(base.config), repr(base.config.to_dict())
+
+
+def _frozen(base: nn.Module) -> list[Tensor]:
+    tensors = (*base.parameters(), *base.buffers())
+    return stored_tensors([tensor for tensor in tensors if not tensor.requires_grad])

@@ -126,8 +126,9 @@ class ReusingLoss:
             labelled = self._labelled_loss(step.model)
         cut = None
         # A loss of a trainer of classifiers reads scores of texts, which are there in a window.
-        scores = self.model._get_name().endswith("ForSequenceClassification")
-        if not step.reads_outputs or (scores and self.model.training):
+        if not step.reads_outputs or (
+            self.model.training and self.model._get_name().endswith("ForSequenceClassification")
+        ):
             cut = self._plan(step).cut(step.inputs, shifted=labelled is not None)
         if cut is not None and not self._is_exact(step, cut, labelled):
             cut = None
