@@ -210,7 +210,8 @@ def main() -> None:
         if not options.table:
             runs.results(method, start=True)
     about = {"device": "cuda" if torch.cuda.is_available() else "cpu", "suffix": ""}
-    about |= {"rounds": len(runs.experiment["seeds"]), "out": Path(options.output_dir)}
+    seeds = max(len(runs.results(method, start=False)) for method in runs.methods)
+    about |= {"rounds": seeds, "out": Path(options.output_dir)}
     shown = Namespace(**vars(options), **about)
     harness.publish(options.experiment, shown, runs.recorded, table(runs) + time_to_quality(runs))
     if options.picture:
