@@ -86,6 +86,38 @@ def test_optimizers_lower_the_loss_and_keep_r_orthonormal(optimizer, tokenizer, 
     assert max(logged(trainer, "orthonormality_error")) <= 1e-6
 
 
+# bitsandbytes says that a CPU is slow, and torchao what it deprecates.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("package", "optimizer"), [("bitsandbytes", "adamw_bnb_8bit"), ("torchao", "adamw_torch_8bit")]
+)
+def test_optimizers_of_8_bits_follow_that_of_32(package, optimizer, tokenizer, tmp_path):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    # Smaller parameters have a state of 32 bits.
+    width, rank = 1024, 4
+    runs = []
+    for name in ("adamw_torch", optimizer):
+        torch.manual_seed(1)
+        base = make_base("llama", hidden_size=width)
+        config = pyreft.ReftConfig(layers=[1], positions="all", rank=rank)
+        model = pyreft.get_reft_model(base, config)
+        settings = {"optim": name, "learning_rate": 0.01, "max_steps": 8}
+        runs.append(trained(tokenizer, tmp_path, model, **settings))
+    states = runs[1].optimizer.state.values()
+    assert any(t.element_size() == 1 for state in states for t in _parts(state))
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=0.02)
+    assert max(logged(runs[1], "orthonormality_error")) <= 1e-6
+
+
+def _parts(state):
+    """The tensors of an optimizer's state; torchao has several in one."""
+    for value in state.values():
+        if hasattr(value, "codes"):
+            yield value.codes
+        elif isinstance(value, torch.Tensor):
+            yield value
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
