@@ -59,11 +59,6 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         """Add an adapter, which is not active, or replace the one of that name."""
         self.modules[name] = adapter
 
-    def place(self) -> None:
-        """Move every intervention to the device of the part of the base model that it edits."""
-        for adapter in self.values():
-            adapter.place()
-
     def describe(self) -> list[str]:
         """Readable lines: the interventions of each adapter, with its name if there are several."""
         lines = []

@@ -291,7 +291,8 @@ class EditedModel(StandIn):
 
     def place_interventions(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
-        self.adapter_set.place()
+        for adapter in self.adapter_set.values():
+            adapter.place()
 
     def disable_model_gradients(self) -> None:
         """Freeze the base model, except for the adapter's `modules_to_save`."""

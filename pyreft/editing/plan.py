@@ -140,15 +140,13 @@ class _Planner:
 
     def plan(self, edits: Sequence[Edit]) -> SiteEdits:
         """The calls for the edits of one site."""
-        if len(edits) == 1 and self._stacks is None:
-            return SiteEdits(
-                [Call(EditAlone(edits[0]), edits[0].slots)], self._summed, self._in_order
-            )
+        # A lone edit has no other to be stacked with.
+        stacks = self._stacks is not None or len(edits) > 1
         alike: dict[tuple[object, ...], list[Edit]] = {}
         calls = []
         for edit in edits:
             whole = edit.num_heads is None and edit.subspaces is None
-            together = whole and not self._in_order and edit.slots.mask is None
+            together = stacks and whole and not self._in_order and edit.slots.mask is None
             key = stacks_with(edit.intervention) if together else None
             if key is None:
                 calls.append(Call(EditAlone(edit), edit.slots))
@@ -219,9 +217,12 @@ class EditAlone:
 
     def _call(self, chosen: Tensor) -> Tensor:
         edit, kept = self._edit, self._edit.slots.kept
-        if kept is None or not kept.numel():
-            return _edit_alone(edit, chosen, edit.slots.rows)
-        if has_form(edit.intervention) or isinstance(edit.subspaces, Mapping):
+        if (
+            kept is None
+            or not kept.numel()
+            or has_form(edit.intervention)
+            or isinstance(edit.subspaces, Mapping)
+        ):
             return _edit_alone(edit, chosen, edit.slots.rows)
         # A user-defined module may mix the tokens of a row, so it gets the edited ones only: rows
         # with the same number of tokens are edited together.
