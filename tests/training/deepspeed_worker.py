@@ -8,7 +8,6 @@ from pathlib import Path
 
 import deepspeed  # noqa: F401
 import distributed_worker
-import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from transformers import LlamaForCausalLM, TrainingArguments
 
@@ -54,7 +53,7 @@ def main():
             AcceleratorState._reset_state()
             again, last = out / f"{way}-resumed", str(out / way / "checkpoint-3")
             distributed_worker.train(again, processes=2, resume=last, deepspeed=config)
-    dist.destroy_process_group()
+    distributed_worker.leave()
 
 
 if __name__ == "__main__":
