@@ -90,10 +90,25 @@ class LowRankIntervention(UpstreamInterventionMixin):
         self.add_bias = add_bias
         self.act_fn_name = act_fn
         self.act_fn = activation.to(self.dtype)
+        # In a tuple, so that it is no module of this one.
+        self._named = (self.act_fn,)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def act_fn_is_named(self) -> bool:
+        """Whether `act_fn` is what the constructor made, and no module that replaced it."""
+        return self.act_fn is self._named[0]
+
     def get_config(self) -> Json:
-        """Every constructor argument, as JSON values."""
+        """Every constructor argument, as JSON values.
+
+        Raises:
+            ValueError: If `act_fn` was replaced by a module, which has no name.
+        """
+        if not self.act_fn_is_named:
+            raise ValueError(
+                f"act_fn={self.act_fn_name!r} was replaced by {self.act_fn!r}, which has no name"
+            )
         return {
             "embed_dim": self.embed_dim,
             "low_rank_dimension": self.low_rank_dimension,

@@ -104,9 +104,12 @@ class Form:
 
 
 def has_form(intervention: nn.Module) -> bool:
-    """Whether the class of a module itself declares that it computes the formula."""
+    """Whether the class of a module itself declares that it computes the formula.
+
+    A module whose `act_fn` was replaced computes something else.
+    """
     cls = type(intervention)
-    if not issubclass(cls, LowRankIntervention):
+    if not isinstance(intervention, LowRankIntervention) or not intervention.act_fn_is_named:
         return False
     return bool(vars(cls).get("of_one_formula")) and cls.forward is _FORWARD
 

@@ -111,12 +111,12 @@ def kind_of(intervention: nn.Module | type[nn.Module]) -> str:
 def tensors_of(kind: str, arguments: Arguments | None) -> dict[str, Tensor] | None:
     """The tensors of an intervention, by name, on the meta device.
 
-    None for a user's own kind, whose constructor may do anything.
+    None for a user's own kind, whose constructor may do anything, and without arguments.
 
     Raises:
         ValueError, TypeError, RuntimeError: If the constructor refuses the arguments.
     """
-    if kind not in built_in_kinds():
+    if arguments is None or kind not in built_in_kinds():
         return None
     return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
 

@@ -236,3 +236,31 @@ def test_two_classes_of_one_name_are_two_kinds():
     second = type("Twin", (nn.Identity,), {"__module__": "two"})
     again = type("Twin", (nn.Identity,), {"__module__": "one"})
     assert [kind_of(cls) for cls in (first, second, again)] == ["Twin", "two_Twin", "Twin"]
+
+
+def test_a_replaced_activation_runs_everywhere_and_is_not_lost(tmp_path, caplog):
+    """A lone edit runs the module itself; generation stacks edits by the formula of their class."""
+
+    def make():
+        made = pyreft.LoreftIntervention(embed_dim=WIDTH, low_rank_dimension=4)
+        made.act_fn = nn.ReLU()
+        return made
+
+    config = pyreft.ReftConfig(layers=[0, 1], positions="f2+l2", rank=4)
+    model = pyreft.get_reft_model(make_base("llama"), config)
+    torch.manual_seed(1)
+    for intervention in model.interventions.values():
+        intervention.act_fn = nn.ReLU()
+        torch.nn.init.normal_(intervention.learned_source.weight)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits[:, -1]
+        out = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+        generated = model.generate(input_ids=IDS, max_new_tokens=1, **out)
+    torch.testing.assert_close(generated.logits[0], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="arithmetic is for"):
+        model.add_weighted_adapter(["default"], [2.0], "double")
+    model.save_pretrained(tmp_path)
+    assert "act_fn=None was replaced by ReLU(), which has no name" in caplog.text
+    loaded = pyreft.ReftModel.from_pretrained(make_base("llama"), tmp_path, kinds={"loreft": make})
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=IDS).logits[:, -1], expected)
