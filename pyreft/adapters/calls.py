@@ -87,7 +87,7 @@ class EditedCalls:
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
                 if expected and model.training and edits is not None and edits.reached:
-                    require_gradient(model.interventions, tensors)
+                    require_gradient(self._adapters.modules, tensors)
                 self._hooks.keep_for_recomputation(tensors)
                 if sharded:
                     self._replicas.average_after_backward(model, tensors)

@@ -18,21 +18,19 @@ from pyreft.adapters.build import Kinds
 from pyreft.adapters.calls import EditedCalls
 from pyreft.adapters.reading import put_adapter_on
 from pyreft.adapters.stand_in import StandIn
-from pyreft.annotations import Arguments
+from pyreft.annotations import Arguments, Inputs
+from pyreft.base_model.rollback import unchanged_by_failure
 from pyreft.base_model.towers import main_input
 from pyreft.base_model.trained import TrainedModules
 from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
-from pyreft.placement.arguments import NAMES
+from pyreft.placement.arguments import NAMES, present
 from pyreft.positions.spec import Positions
 from pyreft.sharing import Adapter, Formats, HubSource, read_adapter
 from pyreft.sharing.training_facts import TrainingFacts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# The arguments of `forward` that the base model has too.
-_TEXT = ("input_ids", "attention_mask", "labels", "position_ids", "inputs_embeds", "token_type_ids")
 
 
 class EditedModel(StandIn):
@@ -45,19 +43,19 @@ class EditedModel(StandIn):
         self, config: ReftConfig, model: PreTrainedModel, adapter_name: str = "default"
     ) -> None:
         if isinstance(model, EditedModel):
-            raise TypeError(
-                "the model has an adapter already: wrap the base model, model.unwrap()."
-            )
+            raise TypeError("the model has an adapter already: wrap the base, model.unwrap().")
         if not isinstance(config, ReftConfig) or not hasattr(model, "config"):
             raise TypeError(
                 "ReftModel takes a ReftConfig and a transformers model, got "
                 f"{type(config).__name__} and {type(model).__name__}."
             )
         super().__init__(model)
-        self._hooks = EditHooks(model)
-        adapters = AdapterSet(self._hooks)
-        attached = AttachedAdapter(config, model, self._hooks.add_sites)
-        adapters.add(require_name(adapter_name), attached)
+        with unchanged_by_failure(model):
+            self._hooks = hooks = EditHooks(model)
+            adapters = AdapterSet(hooks)
+            adapters.add(
+                require_name(adapter_name), AttachedAdapter(config, model, hooks.add_sites)
+            )
         adapters.active = {adapter_name: 1.0}
         self.adapter_set, self.adapters = adapters, adapters.modules
         self.edited_calls = EditedCalls(self._hooks, adapters)
@@ -171,14 +169,13 @@ class EditedModel(StandIn):
 
     # ---- calls --------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.
 
         The edits are placed here because trainers replace `forward`: TRL's replacement takes the
         labels, runs only the backbone, and applies its own output head.
         """
-        inputs = dict(zip(_TEXT, args, strict=False)) | kwargs
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+        inputs = present({"input_ids": input_ids, "attention_mask": attention_mask, **kwargs})
         # Hooks on this model also get the arguments that are only for edits.
         edits = {name: inputs[name] for name in NAMES if name in inputs}
         run = partial(super().__call__, **edits) if self._forward_pre_hooks else super().__call__
@@ -231,13 +228,15 @@ class EditedModel(StandIn):
             ValueError: If the prompt of a row cannot be found, or a position is outside it.
             RuntimeError: If the adapter was removed with `unwrap`.
         """
-        values = (input_ids, attention_mask, labels, position_ids, inputs_embeds, token_type_ids)
-        inputs = {n: v for n, v in zip(_TEXT, values, strict=True) if v is not None} | kwargs
+        texts: Inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        texts |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        inputs = present(texts | {"token_type_ids": token_type_ids}) | kwargs
         if self._hooks.placed:
             return self.model(**inputs)
         # `forward` was called directly, not by `__call__`.
-        edits = (completion_mask, intervention_locations, subspaces, adapter_names, positions)
-        given = {n: v for n, v in zip(NAMES, edits, strict=False) if v is not None}
+        edits: Inputs = {"completion_mask": completion_mask, "subspaces": subspaces}
+        edits |= {"intervention_locations": intervention_locations}
+        given = present(edits | {"adapter_names": adapter_names, "positions": positions})
         return self.edited_calls.run(self, self.model, inputs | given)
 
     def generate(
@@ -297,4 +296,5 @@ class EditedModel(StandIn):
     def disable_model_gradients(self) -> None:
         """Freeze the base model, except for the adapter's `modules_to_save`."""
         self.model.requires_grad_(False)
-        self.trained.enable_gradients()
+        for name in self.active_adapters:
+            self.adapter_set[name].trained.enable_gradients()

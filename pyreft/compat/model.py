@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import update_wrapper
 from pathlib import Path
@@ -27,6 +27,7 @@ from pyreft.compat.formats import ANY_FORMAT
 from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
 from pyreft.editing.plan import Placed
+from pyreft.placement.arguments import present
 from pyreft.sharing import HubFiles, download_adapter
 
 
@@ -78,29 +79,28 @@ class ReftModel(EditedModel):
 
     # ---- calls ----------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, input_ids: Any = None, attention_mask: Any = None, *upstream: Any, **kwargs: Any
+    ) -> Any:
         """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.
 
         A dict as the first argument selects upstream's convention, see `pyreft.compat.calls`.
         """
-        if _is_upstream_call(args, kwargs):
-            return nn.Module.__call__(self, *args, **kwargs)
+        if _is_upstream_call(input_ids, kwargs):
+            return nn.Module.__call__(self, input_ids, attention_mask, *upstream, **kwargs)
         refuse_upstream_arguments(kwargs)
-        _require_two(args[2:])
-        if self.follows_upstream:
-            inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
-            given = {name: value for name, value in inputs.items() if value is not None}
-            return call_subclass(super(EditedModel, self).__call__, given)
-        return super().__call__(*args, **kwargs)
+        if self.follows_upstream and not upstream:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+            return call_subclass(super(EditedModel, self).__call__, present(given))
+        return super().__call__(input_ids, attention_mask, *upstream, **kwargs)
 
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, *upstream: Any, **kwargs: Any
     ) -> Any:
-        if _is_upstream_call([input_ids], kwargs):
+        if _is_upstream_call(input_ids, kwargs):
             base, sources = kwargs.pop("base", input_ids), kwargs.pop("sources", attention_mask)
             return call_upstream(self, base, sources, *upstream, **kwargs)
-        _require_two(upstream)
-        return super().forward(input_ids, attention_mask, **kwargs)
+        return super().forward(input_ids, attention_mask, *upstream, **kwargs)
 
     def generate(self, inputs: Tensor | Arguments | None = None, **kwargs: Any) -> Any:
         if isinstance(inputs, Mapping) or "base" in kwargs:
@@ -257,15 +257,9 @@ class ReftModel(EditedModel):
         return cls.from_pretrained(model, _checkpoint(load_directory))
 
 
-def _is_upstream_call(args: Sequence[Any], kwargs: Arguments) -> bool:
+def _is_upstream_call(first: object, kwargs: Arguments) -> bool:
     """Whether a call follows upstream's convention, in which the batch is a dict."""
-    return "base" in kwargs or (len(args) > 0 and isinstance(args[0], Mapping))
-
-
-def _require_two(others: Sequence[object]) -> None:
-    """Raise TypeError for more arguments by position than a call of transformers' has here."""
-    if others:
-        raise TypeError(f"a ReftModel takes two arguments without a name, got {2 + len(others)}.")
+    return "base" in kwargs or isinstance(first, Mapping)
 
 
 def _trainable(module: nn.Module) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from pyreft.annotations import Inputs
+from pyreft.annotations import Arguments, Inputs
 from pyreft.positions.counted_pad import count_from_text
 from pyreft.positions.spec import Positions
 
@@ -51,3 +51,8 @@ class EditArguments:
 
 
 NAMES = tuple(field.name for field in fields(EditArguments))
+
+
+def present(arguments: Arguments) -> Inputs:
+    """Those of the arguments of a call that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}

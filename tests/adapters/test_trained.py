@@ -52,6 +52,17 @@ def test_named_modules_learn_and_nothing_else_of_the_base_does():
     assert model.model.classifier.weight.requires_grad
 
 
+def test_the_parts_of_all_active_adapters_stay_trainable():
+    model = classifier()
+    other = pyreft.ReftConfig(**CONFIG | {"modules_to_save": ["pooler"], "positions": "l1"})
+    model.add_adapter("other", other)
+    model.set_adapter(["default", "other"])
+    trainable = {name for name, p in model.model.named_parameters() if p.requires_grad}
+    assert {"classifier.weight", "bert.pooler.dense.weight"} <= trainable
+    model.disable_model_gradients()
+    assert {name for name, p in model.model.named_parameters() if p.requires_grad} == trainable
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_head_goes_through_disk_exactly(kind, ids, tmp_path):
     model = learn(randomize(classifier(kind=kind), 0.5), ids).eval()
@@ -152,6 +163,7 @@ def test_a_config_that_is_refused_leaves_the_base_frozen():
     with pytest.raises(ValueError, match="layer 77"):
         pyreft.get_reft_model(base, pyreft.ReftConfig(layers=[77], modules_to_save=["classifier"]))
     assert not any(parameter.requires_grad for parameter in base.parameters())
+    assert not any(module._forward_pre_hooks for module in base.modules())
 
 
 def test_a_copied_model_has_a_head_of_its_own(ids):

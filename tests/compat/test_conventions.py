@@ -375,8 +375,18 @@ def test_a_batch_that_a_subclass_hands_on_by_name_is_upstreams_as_well():
 
 def test_a_third_argument_without_a_name_is_refused_in_transformers_convention():
     for call in (wrap(loreft()), wrap(loreft()).forward):
-        with pytest.raises(TypeError, match="two arguments without a name, got 3"):
+        with pytest.raises(TypeError, match=r"1 to 3 positional arguments but 4"):
             call(IDS, None, IDS)
+
+
+def test_an_argument_by_place_and_by_name_is_refused():
+    class Own(pyreft.ReftModel):
+        def forward(self, base, **kwargs):
+            return super().forward(base, **kwargs)
+
+    for model in (wrap(loreft()), wrap(loreft(), cls=Own)):
+        with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
+            model(IDS, input_ids=IDS + 1)
 
 
 def generated(model, batch=TEXT, **arguments):
