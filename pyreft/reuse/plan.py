@@ -78,18 +78,13 @@ class Plan:
     lost: bool = False
 
 
-def transformers_model(model: EditedModel) -> PreTrainedModel:
-    """The transformers model, without wrappers."""
-    return running_model(model.model)
-
-
 def plan_reuse(model: EditedModel) -> Plan:
     """Find what does not depend on trained parameters, in the present mode of the model.
 
     Raises:
         NotReusableError: If nothing is known to be independent of them.
     """
-    base = transformers_model(model)
+    base = running_model(model.model)
     _require_plain(model.model, base)
     try:
         layers = tuple(find_layers(base))

@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from pyreft.adapters import EditedModel
 from pyreft.annotations import Arguments, Inputs
+from pyreft.base_model.running import running_model
 from pyreft.installed.caches import cache_argument
 from pyreft.memory import share_of_memory
 from pyreft.reuse.attention import attending
-from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse, transformers_model
+from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
 from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
 from pyreft.reuse.store import State, Store, contents, store_of, versions
 from pyreft.reuse.window import Window, cut
@@ -105,7 +106,7 @@ class FrozenReuse:
         Args:
             reason: Why nothing may be reused, if that is known.
         """
-        base = transformers_model(self.model)
+        base = running_model(self.model.model)
         self.reason, self._plan = None, None
         try:
             if reason := self._distrusted or reason:

@@ -7,9 +7,10 @@ from transformers.utils import logging
 
 from pyreft.adapters import EditedModel
 from pyreft.annotations import Arguments, Inputs
+from pyreft.base_model.running import running_model
 from pyreft.positions import PositionSpec
 from pyreft.positions.counted_pad import without_leading_pad
-from pyreft.reuse.plan import counts_tokens, transformers_model
+from pyreft.reuse.plan import counts_tokens
 from pyreft.training.checks import require_labels, require_tokens
 
 logger = logging.get_logger(__name__)
@@ -106,6 +107,6 @@ def _positions_of_tokens(model: EditedModel, inputs: Inputs) -> Inputs:
         return {}
     if "position_ids" in inputs or model.config.is_encoder_decoder:
         return {}
-    if not counts_tokens(transformers_model(model)):
+    if not counts_tokens(running_model(model.model)):
         return {}
     return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}

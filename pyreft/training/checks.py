@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from pyreft.adapters import EditedModel
 from pyreft.annotations import Arguments
-from pyreft.installed.tuners import is_peft_model
+from pyreft.base_model.running import running_model
 from pyreft.lora.peft_lora import frozen_lora
 
 logger = logging.get_logger(__name__)
@@ -20,17 +20,9 @@ _SEQUENCE = "ForSequenceClassification"
 _CLASSIFIERS = (_SEQUENCE, "ForTokenClassification")
 
 
-def without_peft(base: PreTrainedModel) -> PreTrainedModel:
-    """The transformers model, inside what PEFT puts around it."""
-    if not is_peft_model(base):
-        return base
-    inner: PreTrainedModel = base.get_base_model()  # type: ignore[operator]
-    return inner
-
-
 def heads_of(base: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
     """The parts of a classifier behind its backbone, with their parameters; none of others."""
-    base = without_peft(base)
+    base = running_model(base)
     if not _is_classifier(base):
         return {}
     heads = [name for name, _ in base.named_children() if name != base.base_model_prefix]
@@ -49,7 +41,7 @@ def _is_classifier(base: PreTrainedModel) -> bool:
 
 
 def _kind(base: PreTrainedModel) -> str:
-    return type(without_peft(base)).__name__
+    return type(running_model(base)).__name__
 
 
 def require_labels(base: PreTrainedModel, labels: Tensor) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from pyreft.annotations import Inputs
+from pyreft.base_model.running import running_model
 from pyreft.installed.losses import (
     causal_loss,
     causal_loss_is_replaceable,
@@ -34,7 +35,6 @@ from pyreft.installed.modules import (
     others_see_outputs,
 )
 from pyreft.placement.boundary import shift_labels
-from pyreft.training.checks import without_peft
 from pyreft.training.chunks import chunked_loss, plain_chunked_loss
 
 logger = logging.get_logger(__name__)
@@ -73,7 +73,7 @@ class LabelledLoss:
 
     def __init__(self, base: PreTrainedModel, model: nn.Module) -> None:
         self.base = base
-        self._base = without_peft(base)
+        self._base = running_model(base)
         find_head: Callable[[], nn.Module | None] = self._base.get_output_embeddings
         self._found_head = find_head()
         self._finish: Callable[[Tensor], Tensor] | None = _finish(self._base.config)

@@ -146,6 +146,7 @@ def test_labels_of_other_models_are_no_classes(tokenizer, tmp_path):
     assert losses(trainer)[0] > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 @pytest.mark.parametrize(("make", "head"), [(make_bert, "classifier"), (make_llama, "score")])
 def test_a_frozen_head_is_warned_of(make, head, tokenizer, tmp_path, caplog):
     make_trainer(wrap(make(), head), tokenizer, tmp_path)
@@ -155,6 +156,10 @@ def test_a_frozen_head_is_warned_of(make, head, tokenizer, tmp_path, caplog):
     make_trainer(model, tokenizer, tmp_path)
     assert f"is frozen ({head})" in caplog.text
     assert f"modules_to_save=['{head}']" in caplog.text
+    caplog.clear()
+    compiled = torch.compile(make(), backend="eager")
+    make_trainer(wrap(compiled, head, modules_to_save=None), tokenizer, tmp_path)
+    assert f"is frozen ({head})" in caplog.text
 
 
 def test_the_best_head_is_loaded_at_the_end(tokenizer, tmp_path):
