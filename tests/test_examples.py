@@ -60,6 +60,7 @@ RUNS = {
         *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),
     ],
     "benchmarks/parity.py": ["--seeds", "0", "--steps", "20"],
+    "benchmarks/rates_by_size.py": ["--seeds", "0", "--widths", "16", "32", "--steps", "2"],
     "benchmarks/readme_flow.py": ["--seeds", "0", "--epochs", "2", "--sets", "refusal"],
     "benchmarks/two_releases.py": ["--methods", "pyreft", "--settings", "l1"],
 }

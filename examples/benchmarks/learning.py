@@ -23,7 +23,7 @@ machine only. Tables and pictures are of the best of all rates in the file, by t
 import json
 import math
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,7 @@ def parse() -> Namespace:
         ("--style", {"default": STYLES[0], "choices": STYLES, "help": "of demonstrations"}),
         ("--seeds", {"type": int, "nargs": "+", "default": [0, 1, 2]}),
         ("--rates", {"type": float, "nargs": "+", "help": "four for each method by default"}),
+        ("--ranks", {"type": int, "nargs": "+", "help": "of paper and householder"}),
         ("--steps", {"type": int, "help": "of a run; those of the setting by default"}),
         ("--results", {"type": Path, "help": "default: learning.jsonl in --out"}),
         ("--picture", {"type": Path, "help": "draw the curves into this file"}),
@@ -248,6 +249,12 @@ def main() -> None:
     # Not a report of what is random with every model that is loaded.
     transformers.utils.logging.set_verbosity_error()
     settings = [SETTINGS[name](arguments) for name in arguments.settings]
+    if arguments.ranks:
+        settings = [
+            replace(setting, name=f"{setting.name}, rank {rank}", rank=rank)
+            for setting in settings
+            for rank in arguments.ranks
+        ]
     file = arguments.results or arguments.out / "learning.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
