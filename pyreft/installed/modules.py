@@ -29,9 +29,18 @@ def modules_list_hooks() -> None:
 
 def hooks_of(module: nn.Module) -> Iterator[Callable[..., object]]:
     """All hooks on a module."""
-    yield from forward_hooks_of(module)
-    yield from module._backward_hooks.values()
-    yield from module._backward_pre_hooks.values()
+    for table in hook_tables(module):
+        yield from table.values()
+
+
+def hook_tables(module: nn.Module) -> list[dict[int, Callable[..., object]]]:
+    """The hooks of each sort on a module, by number; a number is never given twice."""
+    return [
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]
 
 
 def forward_hooks_of(module: nn.Module) -> Iterator[Callable[..., object]]:

@@ -42,3 +42,14 @@ def layer_below(module: nn.Module) -> nn.Module:
         if isinstance(inner := getattr(module, name, None), nn.Module):
             return layer_below(inner)
     return module
+
+
+def is_tuner(module: nn.Module) -> bool:
+    """Whether a module is PEFT's, around a layer."""
+    return layer_below(module) is not module
+
+
+def tuner_settings(module: nn.Module) -> str:
+    """What decides what a tuner adds to its layer, beside its parameters."""
+    names = ("disable_adapters", "active_adapters", "merged", "scaling")
+    return repr([getattr(module, name, None) for name in names])

@@ -21,6 +21,7 @@ from pyreft.reuse.attention import attending
 from pyreft.reuse.plan import NotReusableError, Plan, plan_reuse
 from pyreft.reuse.states import collate_hidden, collate_prefix, compute_states, skipping
 from pyreft.reuse.store import State, Store, contents, store_of, versions
+from pyreft.reuse.watch import Watch
 from pyreft.reuse.window import Window, cut
 
 logger = logging.get_logger(__name__)
@@ -97,6 +98,7 @@ class FrozenReuse:
         self._plan: Plan | None = None
         self._store: Store | None = None
         self._contents: Hashable = None
+        self._watch: Watch | None = None
         self._distrusted: str | None = None
         self._logged: set[str] = set()
 
@@ -107,7 +109,7 @@ class FrozenReuse:
             reason: Why nothing may be reused, if that is known.
         """
         base = running_model(self.model.model)
-        self.reason, self._plan = None, None
+        self.reason, self._plan, self._watch = None, None, Watch(self.model)
         try:
             if reason := self._distrusted or reason:
                 raise NotReusableError(reason)
@@ -120,6 +122,10 @@ class FrozenReuse:
         if self._memory is None:
             self._memory = share_of_memory(self._store.size)
         self._store.limit(self._memory, self._disk)
+
+    def outdated(self) -> bool:
+        """Whether the model changed since `begin`, so that the plan may not hold."""
+        return self._watch is not None and self._watch.changed()
 
     def decline(self, reason: str, lost: bool = True) -> None:
         """Reuse nothing until `begin`.

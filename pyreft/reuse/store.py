@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from pyreft.installed.attention_functions import attention_of
 from pyreft.installed.modules import stored_tensors, versions_of
+from pyreft.installed.tuners import is_tuner, tuner_settings
 from pyreft.reuse.layers import LayerOutput
 
 # The number of values that a fingerprint reads of a tensor; reading all would take too long.
@@ -160,7 +161,8 @@ def versions(base: nn.Module) -> Hashable:
 
 @torch.no_grad()
 def contents(base: PreTrainedModel) -> Hashable:
-    """A value that changes with the model's config and with some values of each frozen tensor.
+    """A value that changes with the model's config, with the settings of PEFT's layers, and with
+    some values of each frozen tensor.
 
     Writes to `tensor.data` leave no trace in `versions`; use this at the beginning of a run.
     """
@@ -169,7 +171,8 @@ def contents(base: PreTrainedModel) -> Hashable:
         flat = tensor.detach().reshape(-1)
         read.append(flat[:: max(1, len(flat) // _SAMPLES)].double().sum().cpu())
     values = torch.stack(read).numpy().tobytes() if read else b""
-    return values, attention_of(base.config), repr(base.config.to_dict())
+    tuners = tuple(tuner_settings(module) for module in base.modules() if is_tuner(module))
+    return values, attention_of(base.config), repr(base.config.to_dict()), tuners
 
 
 def _frozen(base: nn.Module) -> list[Tensor]:

@@ -111,13 +111,11 @@ class ReusingLoss:
         self._accelerator, self._args, self._sharded = accelerator, args, sharded
         self._limits = memory, disk
         self._labelled: LabelledLoss | None = None
-        # Whether the plan is one for training; None if there is none.
-        self._planned: bool | None = None
-        self._compared = False
+        self._planned = self._compared = False
 
     def begin(self) -> None:
         """Look at the model anew in the next step: a run begins."""
-        self._planned = None
+        self._planned = False
 
     def compute(self, step: Step) -> Loss:
         """The Trainer's loss, of the part of the batch that must be computed."""
@@ -162,13 +160,12 @@ class ReusingLoss:
         return self._labelled if self._labelled.possible else None
 
     def _plan(self, step: Step) -> FrozenReuse:
-        """What is reused of the model, in its mode."""
+        """What is reused of the model, as it is now."""
         if self.reuse is None:
             self.reuse = FrozenReuse(self.model, *self._limits, self._accelerator.autocast)
-        training = bool(self.model.model.training)
-        if training != self._planned:
+        if not self._planned or self.reuse.outdated():
             self.reuse.begin(self._why_not(step))
-            self._planned = training
+            self._planned = True
         return self.reuse
 
     def _why_not(self, step: Step) -> str | None:

@@ -15,6 +15,8 @@ from pyreft.base_model.stacks import find_layers
 
 # Tokens of each prompt, and of each completion.
 LENGTHS = [(9, 3), (4, 6), (14, 2), (1, 5), (6, 1), (11, 4), (3, 3), (17, 7), (2, 2), (8, 5)]
+# Arguments of the trainer, and not of TrainingArguments.
+TRAINER = ("compute_loss_func", "callbacks", "optimizers")
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 99}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
 KINDS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -83,7 +85,7 @@ def collate(rows, side="right"):
 def make_trainer(model, directory, side="right", rows=None, **changes):
     """Changes are arguments of the trainer, or of TrainingArguments."""
     reuse = {n: changes.pop(n) for n in list(changes) if n.startswith("reuse_")}
-    trainer = {n: changes.pop(n) for n in ("compute_loss_func", "callbacks") if n in changes}
+    trainer = {n: changes.pop(n) for n in TRAINER if n in changes}
     rows = rows or Rows()
     settings = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
     settings |= {"logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}

@@ -3,7 +3,14 @@
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 from reused import SIZES, Rows, losses, make_model, make_trainer, weights
+
+import pyreft
+from conftest import make_base
+
+# PEFT asks an old name of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 # Shuffled, in ragged batches, the last of an epoch smaller.
 FIFTY = {
@@ -177,3 +184,69 @@ class Rescale(hf.TrainerCallback):
 def test_what_is_known_is_dropped_when_a_frozen_weight_changes(tmp_path):
     trainer = check(tmp_path, "llama", callbacks=[Rescale()], max_steps=8)
     assert trainer.reuse.report.misses > len(Rows())
+
+
+def other_adapter(model):
+    """It edits a layer below those of the first one."""
+    torch.manual_seed(2)
+    model.add_adapter("other", pyreft.ReftConfig(layers=[0, 2], positions="f2", rank=2))
+
+
+def unfreeze(model):
+    model.model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
+
+
+def hook(model):
+    model.model.model.layers[0].register_forward_hook(lambda module, args, output: output * 1.1)
+
+
+CHANGES = {
+    "another adapter": lambda model: model.set_adapter("other"),
+    "two adapters": lambda model: model.set_adapter(["default", "other"]),
+    "a trained layer": unfreeze,
+    "a hook": hook,
+    "a LoRA that is off": lambda model: model.model.disable_adapter_layers(),
+}
+
+
+class Change(hf.TrainerCallback):
+    def __init__(self, change):
+        self.change = change
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 3:
+            self.change(model)
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_a_callback_changes_is_noticed_in_the_next_step(case, tmp_path):
+    runs = []
+    for reuse in (False, True):
+        base = make_base("llama")
+        if "LoRA" in case:
+            lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+            torch.manual_seed(3)
+            base = get_peft_model(base, lora)
+        model = make_model(base=base)
+        other_adapter(model)
+        # The Trainer's optimizer has what is trainable when it is made.
+        trained = [*model.adapters.parameters()]
+        trained += [p for name, p in model.named_parameters() if "layers.0.mlp" in name]
+        optimizers = torch.optim.SGD(trained, lr=0.1), None
+        changes = {"callbacks": [Change(CHANGES[case])], "optimizers": optimizers}
+        runs.append(run(tmp_path, model, reuse_frozen=reuse, **changes))
+    assert_same(*runs)
+    assert runs[1].reuse.report.batches > 0
+
+
+def test_a_lora_that_was_turned_off_between_two_runs_is_noticed(tmp_path):
+    runs = []
+    for reuse in (False, True):
+        torch.manual_seed(3)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        model = make_model(base=get_peft_model(make_base("llama"), lora))
+        run(tmp_path, model, reuse_frozen=reuse)
+        model.model.disable_adapter_layers()
+        runs.append(run(tmp_path, model, reuse_frozen=reuse))
+    assert_same(*runs)
+    assert runs[1].reuse.reason is None
