@@ -173,6 +173,12 @@ def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArgument
             "No intervention has positions, so this call runs the bare base model. Set positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
+    own = [target.positions is not None for one in active for target in one.adapter.targets]
+    if given.positions is not None and own and all(own):
+        logger.warning_once(
+            f"positions={given.positions!r} is not used in this call, because every intervention "
+            "has positions in its config. Give intervention_locations to edit elsewhere."
+        )
 
 
 def say_nothing_is_edited(

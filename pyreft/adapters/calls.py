@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from pyreft.editing.hooks import EditHooks
 from pyreft.editing.pass_edits import edits_something
 from pyreft.editing.plan import Placed
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
-from pyreft.placement.arguments import EditArguments
+from pyreft.placement.arguments import EditArguments, present
 from pyreft.placement.prompt import read_prompt
 from pyreft.positions.counted_pad import warn_of_pad_first
 
@@ -55,13 +57,16 @@ class EditedCalls:
         self._placed: dict[int, list[Placed]] = {}
         self._replicas = Replicas()
 
-    def run(self, model: EditedModel, call: Callable[..., Any], inputs: Inputs) -> Any:
+    def run(
+        self, model: EditedModel, call: Callable[..., Any], inputs: Inputs, whole: bool = True
+    ) -> Any:
         """Call the base model, or a function that calls it, edited.
 
         Args:
             model: The model.
             call: The function to call.
             inputs: Its arguments, and the arguments of `ReftModel.forward` that are only for edits.
+            whole: Whether the function runs the whole model, so that something must be edited.
         """
         if torch.compiler.is_compiling() and not self._placed:
             in_graph = place_in_graph(model, inputs)
@@ -73,7 +78,7 @@ class EditedCalls:
         if placed is None:
             given = _take(inputs)
             placed = self._place(model, inputs, given)
-            expected = not (self._adapters.disabled or given.choose_rows)
+            expected = whole and not (self._adapters.disabled or given.choose_rows)
         sharded = self._replicas.before_forward(model)
         with self._hooks.editing(placed) as edits:
             edited = edits_something(edits) if expected else True
@@ -82,7 +87,7 @@ class EditedCalls:
             outputs = call(**inputs)
             if edited is None and not edits_something(edits):
                 say_nothing_is_edited(model.model, inputs, without_text=True)
-            if edits is not None and edits.sites and not edits.reached:
+            if whole and edits is not None and edits.sites and not edits.reached:
                 refuse_unreached(model.model, placed)
             if torch.is_grad_enabled():
                 tensors = list(_tensors_in(outputs))
@@ -92,6 +97,20 @@ class EditedCalls:
                 if sharded:
                     self._replicas.average_after_backward(model, tensors)
         return outputs
+
+    def edited_method(self, model: EditedModel, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the base model that runs a part of it (`get_image_features`), edited."""
+        names = list(inspect.signature(method).parameters)
+
+        @functools.wraps(method)
+        def edited(*args: Any, **kwargs: Any) -> Any:
+            first = dict(zip(names, args, strict=False))
+            if len(first) < len(args) or first.keys() & kwargs.keys():
+                # Python says what is wrong.
+                return method(*args, **kwargs)
+            return self.run(model, method, present(first | kwargs), whole=False)
+
+        return edited
 
     def generate(self, model: StandIn, inputs: Inputs, in_order: bool = False) -> Any:
         """Generate with the base model and an edited prompt.

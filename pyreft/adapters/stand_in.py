@@ -18,13 +18,14 @@ make_known("reft", "ReftModel")
 
 # Not looked up on the base model, where these names do something else.
 _NOT_OF_BASE = (
+    "continuous_batching_context_manager",
+    "destroy_cached_continuous_batching_manager",
     "disable_adapters",
     "enable_adapters",
     "generate_batch",
     "init_continuous_batching",
     "push_to_hub",
 )
-
 
 _numbers = itertools.count()
 _numbered: WeakValueDictionary[int, StandIn] = WeakValueDictionary()
@@ -71,7 +72,23 @@ class StandIn(nn.Module):
         except AttributeError:
             if name == "model" or name in _NOT_OF_BASE:
                 raise
-            return getattr(self.model, name)
+            return self._of_base(name)
+
+    def _of_base(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = vars(self).get("_modules", {}).get("model")
+        own = name in ("model", "adapters") or hasattr(type(self), name)
+        if isinstance(value, (nn.Module, nn.Parameter)) and not own and hasattr(base, name):
+            # A part of the base model, which its forward pass reads there.
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the base model in place; arguments are those of `torch.compile`."""
+        self.model.compile(*args, **kwargs)
 
     def _get_name(self) -> str:
         # The Trainer decides by it whether label smoothing shifts labels.

@@ -50,6 +50,22 @@ def test_gradients_are_those_of_the_base_model_that_is_there():
     assert not any(p.requires_grad for p in model.model.parameters())
 
 
+def test_a_part_of_the_base_model_is_replaced_there():
+    model = wrap(make_base("llama"))
+    model.lm_head = nn.Linear(32, 50, bias=False)
+    assert model.lm_head is model.model.lm_head
+    assert model(input_ids=IDS).logits.shape[-1] == 50
+    assert "lm_head" not in dict(model.named_children())
+    model.mine = nn.Linear(2, 2)
+    assert "mine" in dict(model.named_children()) and not hasattr(model.model, "mine")
+
+
+def test_batches_that_pass_by_the_adapter_are_refused():
+    for name in ("generate_batch", "continuous_batching_context_manager"):
+        with pytest.raises(AttributeError):
+            getattr(wrap(make_base("llama")), name)
+
+
 def test_a_subclass_says_what_of_the_base_model_is_trained(tmp_path):
     class Own(ReftModel):
         def disable_model_gradients(self):

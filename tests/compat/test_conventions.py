@@ -183,10 +183,13 @@ def test_without_positions_every_token_is_edited(call):
     assert torch.equal(found, generated.generate(**TEXT, **settings))
 
 
-def test_the_argument_positions_is_for_what_the_config_leaves_open():
+def test_the_argument_positions_is_for_what_the_config_leaves_open(caplog):
+    logging.warning_once.cache_clear()  # other tests may have been warned
     model, told = wrap(loreft()), wrap(loreft(), positions="f1+l1")
     assert torch.equal(model(IDS, positions="f1+l1").logits, told(IDS).logits)
+    assert "is not used" not in caplog.text
     assert torch.equal(told(IDS, positions="all").logits, told(IDS).logits)
+    assert "positions='all' is not used in this call" in caplog.text
     settings = {"max_new_tokens": 4, "do_sample": False}
     expected = told.generate(IDS, **settings)
     assert torch.equal(model.generate(IDS, positions="f1+l1", **settings), expected)

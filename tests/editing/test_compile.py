@@ -50,6 +50,15 @@ def test_a_base_model_compiled_and_run_before_wrapping_gives_the_same_numbers(co
         torch.testing.assert_close(logits(model, inputs), logits(plain.unwrap(), inputs))
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of this and that
+def test_a_model_compiled_in_place_gives_the_same_numbers():
+    torch._dynamo.reset()
+    model, plain = wrap(tiny()), wrap(tiny())
+    model.compile(backend="eager")
+    inputs = batch(plain.model)
+    assert_same(gradients(model, inputs), gradients(plain, inputs))
+
+
 def test_a_base_model_compiled_after_wrapping_gives_the_same_gradients(compiled):
     model, plain = wrap(tiny()), wrap(tiny())
     model.model = compiled(model.model)

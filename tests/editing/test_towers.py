@@ -187,3 +187,28 @@ def test_a_module_that_does_not_run_is_refused():
     with pytest.raises(ValueError, match=r"at 'vit.unused', which does not run"):
         wrap(base, "f1", component="vit.unused.output")
     trace._traces.clear()
+
+
+@pytest.mark.parametrize(
+    ("tower", "output"), [("vision_model", "image_embeds"), ("text_model", "text_embeds")]
+)
+def test_features_are_those_of_the_edited_model(tower, output):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2}
+    text = sizes | {"vocab_size": 60, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    vision = sizes | {"image_size": 8, "patch_size": 4}
+    config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    base = make(hf.CLIPModel, config)
+    ids = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+    model = wrap(base, "f2", component=f"{tower}.encoder.layers[0].output")
+    edited = model(input_ids=ids, pixel_values=PICTURES)
+    features = {
+        "image_embeds": model.get_image_features(PICTURES),
+        "text_embeds": model.get_text_features(input_ids=ids),
+    }
+    for name, found in features.items():
+        # Releases before 5 return the tensor itself.
+        found = getattr(found, "pooler_output", found)
+        torch.testing.assert_close(found / found.norm(dim=-1, keepdim=True), edited[name])
+    bare = model.unwrap()(input_ids=ids, pixel_values=PICTURES)
+    assert not torch.allclose(edited[output], bare[output])
