@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pyreft.adapters.adapter_set import require_name
+from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.build import Kinds
 from pyreft.adapters.fitting import (
     explained,
     fit_tensors,
     load_tensors,
     require_base,
+    require_config,
     require_sizes,
     with_kinds,
 )
@@ -93,12 +97,11 @@ def load_adapter(
         )
     if adapter_name in model.adapter_set:
         existing = model.adapter_set[adapter_name]
-        existing.load(saved, model.model, existing.trained.learned(), {})
+        _load(saved, existing, existing.trained.learned(), {})
         return
     require_sizes(saved)
     with explained(saved), model.adapter_set.making(saved.config, model.model) as adapter:
-        trained, modules = adapter.trained.tensors(), adapter.interventions
-        load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
+        load_tensors(fit_tensors(saved, adapter, adapter.trained.tensors(), {}))
     model.adapter_set.add(adapter_name, adapter)
 
 
@@ -118,7 +121,7 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
         trained, lora = adapters.trained_with(name, model.model)
         if name == adapters.active_name:
             require_same_lora(saved, model.model)
-        adapters[name].load(saved, model.model, trained, lora)
+        _load(saved, adapters[name], trained, lora)
 
 
 def _read(
@@ -137,12 +140,38 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         if adapter.lora is not None:
             base = put_lora(base, adapter)
         model = cls(adapter.config, base)
-        put, lora = model.adapter_set.first, peft_tensors(base)
-        trained = put.trained.tensors()
-        load_tensors(fit_tensors(adapter, put.config, put.interventions, trained, lora))
+        put = model.adapter_set.first
+        load_tensors(fit_tensors(adapter, put, put.trained.tensors(), peft_tensors(base)))
     model.place_interventions()
     model.disable_model_gradients()
     if adapter.lora is not None:
         # Like heads, the LoRA belongs to the adapter: it is trainable and saved with it.
         let_lora_train(base)
     return model.eval()
+
+
+def _load(
+    saved: Adapter,
+    attached: AttachedAdapter,
+    trained: Mapping[str, Tensor],
+    lora: Mapping[str, Tensor],
+) -> None:
+    """Load the weights of a saved adapter into one of the same config.
+
+    Args:
+        saved: The saved adapter.
+        attached: The adapter on the base model.
+        trained: Its trained tensors, by name.
+        lora: The tensors of its LoRA, by PEFT's names.
+
+    Raises:
+        AdapterError: If its config differs, or its tensors do not fit; nothing is changed.
+    """
+    require_config(saved, attached.config, attached.left_to_batch)
+    pairs = fit_tensors(saved, attached, trained, lora)
+    theirs = [c.positions for c in saved.config.representations if c.positions is not None]
+    if len(theirs) == len(saved.config.representations):
+        with explained(saved):
+            attached.record_positions(theirs)
+    load_tensors(pairs)
+    attached.training_facts = None
