@@ -112,7 +112,7 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
                     heads.enter_context(self[name].trained.original())
                 adapter = AttachedAdapter(config, base, self.hooks.add_sites)
                 yield adapter
-                adapter.place()
+                adapter.move_to_components()
                 adapter.train(self.modules.training)
                 adapter.take_off()
         except BaseException:

@@ -126,7 +126,7 @@ class AttachedAdapter(nn.Module):
         self.targets = targets
         self.config = replace(self.config, representations=[one.config for one in targets])
 
-    def place(self) -> None:
+    def move_to_components(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
         for module, target in zip(self.interventions.values(), self.targets, strict=True):
             here = next(module.parameters(), torch.empty(0)).device

@@ -235,7 +235,7 @@ class EditedModel(StandIn):
     def place_interventions(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
         for adapter in self.adapter_set.values():
-            adapter.place()
+            adapter.move_to_components()
 
     def disable_model_gradients(self) -> None:
         """Freeze the base model, except for the adapter's `modules_to_save`."""
