@@ -136,7 +136,7 @@ def load_adapter(
         )
     if adapter_name in model.adapter_set:
         existing = model.adapter_set[adapter_name]
-        _load(saved, existing, existing.trained.learned(), {})
+        _load(saved, existing, existing.trained.trained_values(), {})
         return
     require_sizes(saved)
     with explained(saved), model.adapter_set.making(saved.config, model.model) as adapter:
