@@ -1,7 +1,7 @@
-"""Names for the dictionaries that go from one room to the next; for annotations alone."""
+"""Names of types: of the dictionaries that go from one room to the next, and of a class method."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
 
 # What a model is called with, by the name of the argument: tensors, and settings.
 Inputs: TypeAlias = dict[str, Any]
@@ -12,3 +12,20 @@ Example: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, list[Any]]
 # An object of JSON.
 Json: TypeAlias = dict[str, Any]
+
+if TYPE_CHECKING:
+    C = TypeVar("C")
+    P = ParamSpec("P")
+
+    class ClassMethod(Generic[P]):
+        """`classmethod` for a function of a module that returns an instance of the class.
+
+        Type checkers do not infer that type from `classmethod` itself.
+        """
+
+        def __init__(self, function: Callable[Concatenate[type[C], P], C]) -> None: ...
+
+        def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]: ...
+
+else:
+    ClassMethod = classmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyreft.adapters.attached import AttachedAdapter
-from pyreft.base_model.trained import remember_learning, trained_by_hand
+from pyreft.base_model.trained import remember_requires_grad, trained_by_hand
 from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
 from pyreft.lora.peft_lora import peft_tensors, without_lora
@@ -94,17 +94,17 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
         """
         trained = self[name].trained
         if name != self.active_name:
-            return trained.learned(), {}
+            return trained.trained_values(), {}
         lora = peft_tensors(base)
         others = [adapter.trained.tensors() for adapter in self.values()]
         beside = [tensor for tensors in (*others, lora) for tensor in tensors.values()]
-        return trained.learned() | trained_by_hand(base, beside), lora
+        return trained.trained_values() | trained_by_hand(base, beside), lora
 
     @contextmanager
     def making(self, config: ReftConfig, base: PreTrainedModel) -> Iterator[AttachedAdapter]:
         """A new adapter, to be filled inside the block; it is inactive afterwards."""
         self.require_on()
-        restore_requires_grad = remember_learning(base)
+        restore_requires_grad = remember_requires_grad(base)
         try:
             with ExitStack() as heads:
                 # Its heads start from those of the base model, not from those of another adapter.
@@ -112,7 +112,7 @@ class AdapterSet(Mapping[str, AttachedAdapter]):
                     heads.enter_context(self[name].trained.original())
                 adapter = AttachedAdapter(config, base, self.hooks.add_sites)
                 yield adapter
-                adapter.place()
+                adapter.move_to_components()
                 adapter.train(self.modules.training)
                 adapter.take_off()
         except BaseException:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from pyreft.adapters.build import build_interventions
-from pyreft.adapters.fitting import (
-    fit_tensors,
-    load_tensors,
-    require_config,
-    require_trained,
-)
 from pyreft.base_model.components import Component, find_component
 from pyreft.base_model.running import execution_device
 from pyreft.base_model.structure import Structure
@@ -26,7 +20,6 @@ from pyreft.config.picture import draw
 from pyreft.config.shown import edits_html
 from pyreft.placement.targets import Target, require_positions
 from pyreft.positions import PositionSpec
-from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.training_facts import TrainingFacts
 
 
@@ -133,37 +126,7 @@ class AttachedAdapter(nn.Module):
         self.targets = targets
         self.config = replace(self.config, representations=[one.config for one in targets])
 
-    def load(
-        self,
-        saved: Adapter,
-        base: PreTrainedModel,
-        trained: Mapping[str, Tensor],
-        lora: Mapping[str, Tensor],
-    ) -> None:
-        """Load the weights of a saved adapter of the same config.
-
-        Args:
-            saved: The adapter.
-            base: The base model.
-            trained: Its trained tensors, by name.
-            lora: The tensors of its LoRA, by PEFT's names.
-
-        Raises:
-            AdapterError: If its config differs, or its tensors do not fit; nothing is changed.
-        """
-        require_config(saved, self.config, self.left_to_batch)
-        require_trained(saved, base, trained)
-        pairs = fit_tensors(saved, self.config, self.interventions, trained, lora)
-        theirs = [c.positions for c in saved.config.representations if c.positions is not None]
-        if len(theirs) == len(saved.config.representations):
-            try:
-                self.record_positions(theirs)
-            except ValueError as error:
-                raise AdapterError(f"the adapter {saved.origin} does not fit: {error}") from error
-        load_tensors(pairs)
-        self.training_facts = None
-
-    def place(self) -> None:
+    def move_to_components(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
         for module, target in zip(self.interventions.values(), self.targets, strict=True):
             here = next(module.parameters(), torch.empty(0)).device

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.build import Kinds, make_kinds
 from pyreft.base_model.description import base_fingerprint, describe_base
-from pyreft.base_model.trained import lies_in, tensors_in
+from pyreft.base_model.trained import lies_in
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.interventions import tensors_of
 from pyreft.interventions.projection import complete_tensors
@@ -26,25 +27,24 @@ _ALLOWED_EXCESS = 2**20
 
 
 def take_adapter(
-    model: PreTrainedModel,
-    config: ReftConfig,
-    interventions: nn.ModuleDict,
+    base: PreTrainedModel,
+    attached: AttachedAdapter,
     trained: Mapping[str, Tensor],
     lora: Mapping[str, Tensor],
 ) -> Adapter:
-    """Collect what is saved of a model.
+    """Collect what is saved of an adapter on a base model.
 
     Args:
-        model: The base model.
-        config: The config.
-        interventions: The interventions.
+        base: The base model.
+        attached: The adapter on it.
         trained: Tensors of the base model that are trained as well, by their name in it.
         lora: The tensors of PEFT's LoRA that are trained as well, by PEFT's names.
 
     Raises:
         ValueError: If a tensor is not finite, or the LoRA is of a kind that cannot be saved.
     """
-    tensors = _tensors(config.representations, interventions, trained, lora)
+    config = attached.config
+    tensors = _tensors(attached, trained, lora)
     for name, made in _made(config.representations).items():
         # The dtype that the config gives, which `.to(...)` may have changed.
         tensors[name] = tensors[name].to(made.dtype)
@@ -59,8 +59,8 @@ def take_adapter(
     by_hand = [name for name in trained if not lies_in(name, named)]
     if by_hand:
         config = replace(config, modules_to_save=[*named, *by_hand])
-    described = describe_lora(model) if lora else None
-    return Adapter(config, tensors, describe_base(model), lora=described)
+    described = describe_lora(base) if lora else None
+    return Adapter(config, tensors, describe_base(base), lora=described)
 
 
 def with_kinds(adapter: Adapter, kinds: Kinds) -> Adapter:
@@ -103,23 +103,6 @@ def require_base(adapter: Adapter, model: PreTrainedModel) -> None:
             )
 
 
-def require_trained(
-    adapter: Adapter, model: PreTrainedModel, trained: Mapping[str, Tensor]
-) -> None:
-    """Raise AdapterError unless the adapter names exactly the trained parts of the base model.
-
-    Tensors are compared, because names may differ: a module or its parameters, or tied ones.
-    """
-    named = adapter.config.modules_to_save or []
-    missing = [part for part in named if not tensors_in(model, [part])]
-    theirs = {id(tensor) for tensor in tensors_in(model, named).values()}
-    if missing or theirs != {id(one) for one in tensors_in(model, list(trained)).values()}:
-        raise AdapterError(
-            f"{adapter.origin} was trained with modules_to_save {named or None}, this model with "
-            f"{sorted(trained) or None}."
-        )
-
-
 def require_config(adapter: Adapter, config: ReftConfig, left_to_batch: Set[int]) -> None:
     """Raise AdapterError unless the adapter has this config, except for positions left open."""
     theirs, ours = adapter.config.to_dict()["interventions"], config.to_dict()["interventions"]
@@ -158,36 +141,40 @@ def require_sizes(adapter: Adapter) -> None:
 
 def fit_tensors(
     adapter: Adapter,
-    config: ReftConfig,
-    interventions: nn.ModuleDict,
+    attached: AttachedAdapter,
     trained: Mapping[str, Tensor],
     lora: Mapping[str, Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pair the tensors of a model with the saved ones.
+    """Pair the tensors of an adapter on a base model with the saved ones.
 
     Args:
         adapter: The saved adapter.
-        config: The config of the model's adapter.
-        interventions: Its interventions.
+        attached: The adapter on the base model.
         trained: Tensors of the base model that are trained as well, by their name in it.
         lora: Those of its LoRA, by PEFT's names.
 
     Raises:
         AdapterError: If a name, a shape or a type differs, or a value is non-finite.
     """
-    ours = _tensors(config.representations, interventions, trained, lora)
+    ours = _tensors(attached, trained, lora)
     saved = complete_tensors(adapter.tensors, ours)
     theirs = [name.removeprefix(OF_BASE) for name in adapter.tensors if name.startswith(OF_BASE)]
     named = adapter.config.modules_to_save or []
-    if set(theirs) != set(trained) or not all(lies_in(name, named) for name in theirs):
+    empty = {part for part in named if not any(lies_in(name, [part]) for name in theirs)}
+    if (
+        set(theirs) != set(trained)
+        or not all(lies_in(name, named) for name in theirs)
+        # A part that is tied to another one has its tensors under the name of that one.
+        or not empty <= set(attached.trained.names)
+    ):
         raise AdapterError(
-            f"{adapter.origin} was trained with modules_to_save {sorted(theirs) or None}, this "
-            f"model with {sorted(trained) or None}."
+            f"{adapter.origin} was trained with modules_to_save "
+            f"{sorted({*named, *theirs}) or None}, this model with {sorted(trained) or None}."
         )
     if wrong := sorted(set(ours) ^ set(saved)):
         verb = "lacks" if wrong[0] in ours else "has the unknown"
         raise AdapterError(f"{adapter.origin} {verb} tensor {wrong[0]}.")
-    made = _made(config.representations)
+    made = _made(attached.config.representations)
     for name, tensor in ours.items():
         like = made.get(name, tensor)
         _require_like(adapter.origin, name, saved[name], like, exactly=name in made)
@@ -231,17 +218,15 @@ def _made(configs: Sequence[InterventionConfig]) -> dict[str, Tensor]:
 
 
 def _tensors(
-    configs: Sequence[InterventionConfig],
-    interventions: nn.ModuleDict,
-    trained: Mapping[str, Tensor],
-    lora: Mapping[str, Tensor],
+    attached: AttachedAdapter, trained: Mapping[str, Tensor], lora: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Every tensor of the adapter by name; those of tied interventions once."""
     found = {f"{OF_BASE}{name}": tensor for name, tensor in trained.items()}
     found |= {f"{OF_LORA}{name}": tensor for name, tensor in lora.items()}
+    configs, modules = attached.config.representations, attached.interventions.items()
     return found | {
         f"{key}.{name}": tensor
-        for config, (key, module) in zip(configs, interventions.items(), strict=True)
+        for config, (key, module) in zip(configs, modules, strict=True)
         if config.tied_to is None
         for name, tensor in module.state_dict().items()
     }

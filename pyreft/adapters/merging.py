@@ -44,10 +44,10 @@ def merge_and_unload(model: EditedModel, add_bias: bool = False) -> PreTrainedMo
                 "it in a LoRA."
             )
     trained = [model.adapter_set[name].trained for name in model.active_adapters]
-    learned = [{n: t.detach().clone() for n, t in one.learned().items()} for one in trained]
+    values = [{n: t.detach().clone() for n, t in one.trained_values().items()} for one in trained]
     base = model.unwrap()
     with torch.no_grad():
-        for one, kept in zip(trained, learned, strict=True):
+        for one, kept in zip(trained, values, strict=True):
             for name, tensor in one.tensors().items():
                 tensor.copy_(kept[name])
     add_changes(changes)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,11 +13,9 @@ from transformers import PreTrainedModel
 from pyreft.adapters import merging, named, reading, saving, summary as summaries
 from pyreft.adapters.adapter_set import AdapterSet, require_name
 from pyreft.adapters.attached import AttachedAdapter
-from pyreft.adapters.build import Kinds
 from pyreft.adapters.calls import EditedCalls
-from pyreft.adapters.reading import put_adapter_on
 from pyreft.adapters.stand_in import StandIn
-from pyreft.annotations import Arguments, Inputs
+from pyreft.annotations import ClassMethod, Inputs
 from pyreft.base_model.rollback import unchanged_by_failure
 from pyreft.base_model.towers import main_input
 from pyreft.base_model.trained import TrainedModules
@@ -26,11 +23,8 @@ from pyreft.config import ReftConfig
 from pyreft.editing.hooks import EditHooks
 from pyreft.placement.arguments import NAMES, present
 from pyreft.positions.spec import Positions
-from pyreft.sharing import Adapter, Formats, HubSource, read_adapter
+from pyreft.sharing import Formats, read_adapter
 from pyreft.sharing.training_facts import TrainingFacts
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class EditedModel(StandIn):
@@ -70,62 +64,12 @@ class EditedModel(StandIn):
     save_pretrained = saving.save_pretrained
     write_card = saving.write_card
     push_to_hub = saving.push_to_hub
+    from_pretrained = ClassMethod(reading.from_pretrained)
     load_adapter = reading.load_adapter
     load_weights = reading.load_weights
     merge_and_unload = merging.merge_and_unload
     export_lora = merging.export_lora
     summary, _repr_html_ = summaries.summarize, summaries.model_html
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: PreTrainedModel | str | os.PathLike[str],
-        directory: str | os.PathLike[str] | Adapter | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        subfolder: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        model_kwargs: Arguments | None = None,
-        kinds: Kinds = (),
-    ) -> Self:
-        """Put a saved adapter on its base model, in evaluation mode.
-
-            ReftModel.from_pretrained(base, "directory")
-            ReftModel.from_pretrained(base, "user/repo", revision="v1")
-            ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
-
-        No code in the directory is run: kinds are names of classes that are already registered, or
-        are given in `kinds`.
-
-        Args:
-            model: The base model it was trained on. If it is left out, the base model that the
-                adapter names is loaded, at the revision it was trained on.
-            directory: Where `save_pretrained` or another library wrote, see
-                docs/interoperability.md; if there is no such directory, a repository on the
-                Hub, "owner/name". Or an adapter that was read already.
-            revision: A branch, a tag or a commit of the repository.
-            token: Of a user who may read it; that of the log-in by default.
-            subfolder: The folder of the adapter in the directory or repository.
-            cache_dir: Where downloads are stored; the cache of `huggingface_hub` by default.
-            local_files_only: Use only the cache, as with HF_HUB_OFFLINE=1.
-            model_kwargs: For the base model that is loaded: arguments of transformers'
-                `from_pretrained`, such as `dtype` and `device_map`.
-            kinds: Your own classes of interventions, `[MyIntervention]`; or a dict from the name of
-                a kind to a class or a function that makes it, `{"MyIntervention": make}`.
-
-        Returns:
-            The model in evaluation mode, with a frozen base model.
-
-        Raises:
-            AdapterError: If there is no adapter, or it is for another model, or its base model
-                cannot be loaded.
-            TypeError: If the base model and the directory are in the wrong order, or
-                `model_kwargs` is given with a base model.
-        """
-        source = HubSource(revision, token, subfolder, cache_dir, local_files_only)
-        return put_adapter_on(cls, model, directory, source, model_kwargs, kinds)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -297,7 +241,7 @@ class EditedModel(StandIn):
     def place_interventions(self) -> None:
         """Move every intervention to the device of the part of the base model that it edits."""
         for adapter in self.adapter_set.values():
-            adapter.place()
+            adapter.move_to_components()
 
     def disable_model_gradients(self) -> None:
         """Freeze the base model, except for the adapter's `modules_to_save`."""

@@ -58,8 +58,8 @@ def place_in_graph(model: EditedModel, inputs: Arguments) -> list[Placed] | None
     if not _fits_one_graph(model, active, inputs):
         return None
     read = {name: one.detach() for name, one in inputs.items() if _is_read(name)}
-    learning = model.training and torch.is_grad_enabled()
-    masks = iter(_place(model.number, ",".join(read), list(read.values()), learning))
+    training = model.training and torch.is_grad_enabled()
+    masks = iter(_place(model.number, ",".join(read), list(read.values()), training))
     explicit, shared = "intervention_locations" in read, len(active) > 1
     placed = []
     for one in active:
@@ -103,13 +103,13 @@ def _places(one: ActiveAdapter, explicit: bool) -> Iterator[tuple[int, str | Non
 
 
 @torch.library.custom_op("pyreft::place", mutates_args=())
-def _place(model: int, names: str, tensors: Sequence[Tensor], learning: bool) -> list[Tensor]:
+def _place(model: int, names: str, tensors: Sequence[Tensor], training: bool) -> list[Tensor]:
     """The masks of all interventions, found in the arguments of a call; raises as a call does."""
     inputs, known = dict(zip(names.split(","), tensors, strict=True)), _known(model)
     base, given = known.model, EditArguments.take(cast("Inputs", inputs))
     active = find_active(known.adapter_set, given)
     targets = [target for one in active for target in one.targets]
-    with torch.set_grad_enabled(learning):
+    with torch.set_grad_enabled(training):
         batch = read_batch(base, targets, inputs, given)
         placed = place_in_batch(active, batch, given)
         masks = [mask.clone() for one in placed for _, mask in sorted(one.placement.masks.items())]
@@ -119,7 +119,7 @@ def _place(model: int, names: str, tensors: Sequence[Tensor], learning: bool) ->
 
 
 @_place.register_fake
-def _(model: int, names: str, tensors: Sequence[Tensor], learning: bool) -> list[Tensor]:
+def _(model: int, names: str, tensors: Sequence[Tensor], training: bool) -> list[Tensor]:
     """Their shapes."""
     inputs, known = dict(zip(names.split(","), tensors, strict=True)), _known(model)
     first = next(inputs[name] for name in _TOKENS if name in inputs)

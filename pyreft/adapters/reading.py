@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pyreft.adapters.adapter_set import require_name
+from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.build import Kinds
 from pyreft.adapters.fitting import (
     explained,
     fit_tensors,
     load_tensors,
     require_base,
+    require_config,
     require_sizes,
     with_kinds,
 )
@@ -26,18 +30,56 @@ from pyreft.sharing import Adapter, AdapterError, Formats, HubSource, find_adapt
 if TYPE_CHECKING:
     from pyreft.adapters.model import EditedModel
 
-M = TypeVar("M", bound="EditedModel")
+Model = TypeVar("Model", bound="EditedModel")
 
 
-def put_adapter_on(
-    cls: type[M],
+def from_pretrained(
+    cls: type[Model],
     model: PreTrainedModel | str | os.PathLike[str],
-    directory: str | os.PathLike[str] | Adapter | None,
-    source: HubSource,
-    model_kwargs: Arguments | None,
-    kinds: Kinds,
-) -> M:
-    """Put a saved adapter on its base model, see `ReftModel.from_pretrained`."""
+    directory: str | os.PathLike[str] | Adapter | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    model_kwargs: Arguments | None = None,
+    kinds: Kinds = (),
+) -> Model:
+    """Put a saved adapter on its base model, in evaluation mode.
+
+        ReftModel.from_pretrained(base, "directory")
+        ReftModel.from_pretrained(base, "user/repo", revision="v1")
+        ReftModel.from_pretrained("user/repo", model_kwargs={"dtype": torch.bfloat16})
+
+    No code in the directory is run: kinds are names of classes that are already registered, or
+    are given in `kinds`.
+
+    Args:
+        model: The base model it was trained on. If it is left out, the base model that the
+            adapter names is loaded, at the revision it was trained on.
+        directory: Where `save_pretrained` or another library wrote, see
+            docs/interoperability.md; if there is no such directory, a repository on the
+            Hub, "owner/name". Or an adapter that was read already.
+        revision: A branch, a tag or a commit of the repository.
+        token: Of a user who may read it; that of the log-in by default.
+        subfolder: The folder of the adapter in the directory or repository.
+        cache_dir: Where downloads are stored; the cache of `huggingface_hub` by default.
+        local_files_only: Use only the cache, as with HF_HUB_OFFLINE=1.
+        model_kwargs: For the base model that is loaded: arguments of transformers'
+            `from_pretrained`, such as `dtype` and `device_map`.
+        kinds: Your own classes of interventions, `[MyIntervention]`; or a dict from the name of
+            a kind to a class or a function that makes it, `{"MyIntervention": make}`.
+
+    Returns:
+        The model in evaluation mode, with a frozen base model.
+
+    Raises:
+        AdapterError: If there is no adapter, or it is for another model, or its base model
+            cannot be loaded.
+        TypeError: If the base model and the directory are in the wrong order, or
+            `model_kwargs` is given with a base model.
+    """
     if (directory is None) is not isinstance(model, (str, os.PathLike)):
         raise TypeError(
             "from_pretrained takes the base model first, then the directory; or the directory "
@@ -45,6 +87,7 @@ def put_adapter_on(
         )
     if model_kwargs is not None and directory is not None:
         raise TypeError("model_kwargs are for a base model that from_pretrained loads itself.")
+    source = HubSource(revision, token, subfolder, cache_dir, local_files_only)
     if isinstance(model, (str, os.PathLike)):
         adapter = _read(cls.adapter_formats, model, source, kinds)
         model = load_named_base(adapter, source, model_kwargs)
@@ -93,12 +136,11 @@ def load_adapter(
         )
     if adapter_name in model.adapter_set:
         existing = model.adapter_set[adapter_name]
-        existing.load(saved, model.model, existing.trained.learned(), {})
+        _load(saved, existing, existing.trained.trained_values(), {})
         return
     require_sizes(saved)
     with explained(saved), model.adapter_set.making(saved.config, model.model) as adapter:
-        trained, modules = adapter.trained.tensors(), adapter.interventions
-        load_tensors(fit_tensors(saved, adapter.config, modules, trained, {}))
+        load_tensors(fit_tensors(saved, adapter, adapter.trained.tensors(), {}))
     model.adapter_set.add(adapter_name, adapter)
 
 
@@ -118,7 +160,7 @@ def load_weights(model: EditedModel, directory: str | os.PathLike[str]) -> None:
         trained, lora = adapters.trained_with(name, model.model)
         if name == adapters.active_name:
             require_same_lora(saved, model.model)
-        adapters[name].load(saved, model.model, trained, lora)
+        _load(saved, adapters[name], trained, lora)
 
 
 def _read(
@@ -129,7 +171,7 @@ def _read(
     return with_kinds(origin, kinds) if kinds else origin
 
 
-def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
+def _put_on(cls: type[Model], adapter: Adapter, base: PreTrainedModel) -> Model:
     """Put an adapter on a base model, which is left unchanged if the adapter does not fit."""
     require_base(adapter, base)
     require_sizes(adapter)
@@ -137,12 +179,38 @@ def _put_on(cls: type[M], adapter: Adapter, base: PreTrainedModel) -> M:
         if adapter.lora is not None:
             base = put_lora(base, adapter)
         model = cls(adapter.config, base)
-        put, lora = model.adapter_set.first, peft_tensors(base)
-        trained = put.trained.tensors()
-        load_tensors(fit_tensors(adapter, put.config, put.interventions, trained, lora))
+        put = model.adapter_set.first
+        load_tensors(fit_tensors(adapter, put, put.trained.tensors(), peft_tensors(base)))
     model.place_interventions()
     model.disable_model_gradients()
     if adapter.lora is not None:
         # Like heads, the LoRA belongs to the adapter: it is trainable and saved with it.
         let_lora_train(base)
     return model.eval()
+
+
+def _load(
+    saved: Adapter,
+    attached: AttachedAdapter,
+    trained: Mapping[str, Tensor],
+    lora: Mapping[str, Tensor],
+) -> None:
+    """Load the weights of a saved adapter into one of the same config.
+
+    Args:
+        saved: The saved adapter.
+        attached: The adapter on the base model.
+        trained: Its trained tensors, by name.
+        lora: The tensors of its LoRA, by PEFT's names.
+
+    Raises:
+        AdapterError: If its config differs, or its tensors do not fit; nothing is changed.
+    """
+    require_config(saved, attached.config, attached.left_to_batch)
+    pairs = fit_tensors(saved, attached, trained, lora)
+    theirs = [c.positions for c in saved.config.representations if c.positions is not None]
+    if len(theirs) == len(saved.config.representations):
+        with explained(saved):
+            attached.record_positions(theirs)
+    load_tensors(pairs)
+    attached.training_facts = None

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo
 
-from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.fitting import take_adapter
 from pyreft.adapters.replicas import require_whole
 from pyreft.lora.peft_lora import peft_files
 from pyreft.positions import PositionSpec
-from pyreft.sharing import Adapter, push_directory, save_adapter
+from pyreft.sharing import push_directory, save_adapter
 from pyreft.sharing.card import write_card as write_card_of
 
 if TYPE_CHECKING:
@@ -68,12 +67,13 @@ def save_pretrained(
     """
     names = list(model.adapter_set) if selected_adapters is None else list(selected_adapters)
     model.adapter_set.require_known(names)
+    base = model.model
     for name in names if is_main_process else ():
         attached = model.adapter_set[name]
         require_whole(attached)
-        adapter = _take(model, name, attached)
+        adapter = take_adapter(base, attached, *model.adapter_set.trained_with(name, base))
         folder = model.adapter_set.folder(save_directory, name)
-        beside = peft_files(model.model) if adapter.lora is not None else {}
+        beside = peft_files(base) if adapter.lora is not None else {}
         save_adapter(folder, adapter, allow_other_files, beside)
         write_card_of(folder, adapter, attached.training_facts)
 
@@ -84,9 +84,11 @@ def write_card(model: EditedModel, directory: str | os.PathLike[str]) -> None:
     Args:
         directory: Where the model was saved.
     """
-    for name, adapter in model.adapter_set.items():
+    base = model.model
+    for name, attached in model.adapter_set.items():
+        adapter = take_adapter(base, attached, *model.adapter_set.trained_with(name, base))
         folder = model.adapter_set.folder(directory, name)
-        write_card_of(folder, _take(model, name, adapter), adapter.training_facts)
+        write_card_of(folder, adapter, attached.training_facts)
 
 
 def push_to_hub(
@@ -132,9 +134,3 @@ def push_to_hub(
             commit_message=commit_message,
             subfolder=subfolder,
         )
-
-
-def _take(model: EditedModel, name: str, adapter: AttachedAdapter) -> Adapter:
-    base = model.model
-    trained, lora = model.adapter_set.trained_with(name, base)
-    return take_adapter(base, adapter.config, adapter.interventions, trained, lora)

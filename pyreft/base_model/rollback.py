@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pyreft.base_model.trained import remember_learning
+from pyreft.base_model.trained import remember_requires_grad
 
 # The attributes of a module by name, each with a copy of its content if it is a dict.
 Kept = dict[str, tuple[Any, dict[str, Any] | None]]
@@ -23,7 +23,7 @@ def unchanged_by_failure(model: nn.Module) -> Iterator[None]:
     has succeeded.
     """
     modules = [(module, _attributes(module)) for module in model.modules()]
-    restore_requires_grad = remember_learning(model)
+    restore_requires_grad = remember_requires_grad(model)
     try:
         yield
     except BaseException:

@@ -52,7 +52,7 @@ class TrainedModules(nn.Module):
         """The trained tensors by their name in the base model."""
         return {name: _tensor(self._base[0], name) for name in self._tensor_names}
 
-    def learned(self) -> dict[str, Tensor]:
+    def trained_values(self) -> dict[str, Tensor]:
         """The trained values of the named parts, also while the model has the original ones."""
         if not self._swapped:
             return self.tensors()
@@ -117,7 +117,7 @@ def trained_by_hand(base: nn.Module, beside: Sequence[Tensor]) -> dict[str, Tens
     return {name: parameter for name, parameter in trainable if parameter.data_ptr() not in known}
 
 
-def remember_learning(model: nn.Module) -> Callable[[], None]:
+def remember_requires_grad(model: nn.Module) -> Callable[[], None]:
     """Return a function that restores the present `requires_grad` of all parameters."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 

@@ -21,7 +21,7 @@ from pyreft.annotations import Json
 from pyreft.compat.torch_files import read_torch_file, write_torch_file
 from pyreft.config import InterventionConfig, ReftConfig, intervention_keys
 from pyreft.config.intervention import is_path
-from pyreft.interventions.shapes import CONSTANT, KINDS
+from pyreft.interventions.shapes import KINDS, has_constant_source
 from pyreft.interventions.upstream_tensors import read_intervention, write_intervention
 from pyreft.positions import PositionSpec
 from pyreft.sharing import Adapter, AdapterError
@@ -137,7 +137,7 @@ def _read_intervention(
     if kind != entry.kind:
         logger.warning(f"the directions in {file} are not orthonormal: it is read as {kind}.")
     arguments["dropout"] = given.get("dropout", 0.0)
-    arguments["act_fn"] = None if kind in CONSTANT else given.get("act_fn")
+    arguments["act_fn"] = None if has_constant_source(kind) else given.get("act_fn")
     return replace(entry, kind=kind, arguments=arguments), tensors
 
 
@@ -160,7 +160,7 @@ def _one_for_each(positions: Any, count: int) -> list[PositionSpec | None]:
 
 
 def _warn_of_missing_fields(path: Path, configs: Sequence[InterventionConfig], given: Json) -> None:
-    if "act_fn" not in given and any(config.kind not in CONSTANT for config in configs):
+    if "act_fn" not in given and not all(has_constant_source(c.kind) for c in configs):
         logger.warning(
             f"upstream's files do not record act_fn and dropout: the adapter in {path} is read "
             "without them. If it was trained with an activation, its outputs are wrong until you "

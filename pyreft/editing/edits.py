@@ -41,8 +41,11 @@ class SiteEdits:
     summed: bool = False
     in_order: bool = False
 
-    def in_any(self, hidden: Tensor) -> SiteEdits:
-        """Themselves: their tokens are known before the hidden state is there."""
+    def for_any_hidden(self, hidden: Tensor) -> SiteEdits:
+        """A `FindEdits` that returns these edits for every hidden state.
+
+        The tokens of a text are known before the hidden state; those of a tower are not.
+        """
         return self
 
 

@@ -45,7 +45,7 @@ class Edits:
         if self.towers is not None and site in self.towers:
             return partial(self.towers.at, site)
         found = self.sites.get(site)
-        return None if found is None else found.in_any
+        return None if found is None else found.for_any_hidden
 
 
 def edits_something(edits: Edits | None) -> bool | None:

@@ -210,12 +210,12 @@ class EditAlone:
         self._edit = edit
 
     def __call__(self, chosen: Tensor) -> Tensor:
-        edited = self._call(chosen)
+        edited = self._by_token_count(chosen)
         if self._edit.weight == 1.0:
             return edited
         return chosen + self._edit.weight * (edited - chosen)
 
-    def _call(self, chosen: Tensor) -> Tensor:
+    def _by_token_count(self, chosen: Tensor) -> Tensor:
         edit, kept = self._edit, self._edit.slots.kept
         if (
             kept is None
@@ -223,36 +223,36 @@ class EditAlone:
             or has_form(edit.intervention)
             or isinstance(edit.subspaces, Mapping)
         ):
-            return _edit_alone(edit, chosen, edit.slots.rows)
+            return _edit_heads(edit, chosen, edit.slots.rows)
         # A user-defined module may mix the tokens of a row, so it gets the edited ones only: rows
         # with the same number of tokens are edited together.
         counts = torch.bincount(kept // chosen.shape[1], minlength=len(chosen))
         edited = chosen.clone()
         for count in counts.unique().tolist():
             groups = (counts == count).nonzero().flatten()
-            part = _edit_alone(edit, chosen[groups, :count], edit.slots.rows[groups])
+            part = _edit_heads(edit, chosen[groups, :count], edit.slots.rows[groups])
             edited[groups, :count] = part
         return edited
 
 
-def _edit_alone(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
-    """Edit groups of tokens (G, P, D) from these rows (G,) of the batch."""
+def _edit_heads(edit: Edit, chosen: Tensor, rows: Tensor) -> Tensor:
+    """Edit groups of tokens (G, P, D), or heads of them, from these rows (G,) of the batch."""
     extra: dict[str, object] = {}
     if isinstance(edit.subspaces, Mapping):
         extra["subspaces"] = edit.subspaces
     elif edit.subspaces is not None:
         extra["subspaces"] = [edit.subspaces[row] for row in rows.tolist()]
     if edit.num_heads is None:
-        return _call(edit.intervention, chosen, extra)
+        return _run_module(edit.intervention, chosen, extra)
     by_head: Tensor = chosen.unflatten(-1, (edit.num_heads, -1))  # (G, P, H, D / H)
     if edit.heads is None:
-        return _call(edit.intervention, by_head, extra).flatten(-2)
+        return _run_module(edit.intervention, by_head, extra).flatten(-2)
     heads = torch.tensor(edit.heads, device=chosen.device)
-    edited = _call(edit.intervention, by_head.index_select(-2, heads), extra)
+    edited = _run_module(edit.intervention, by_head.index_select(-2, heads), extra)
     return by_head.index_copy(-2, heads, edited).flatten(-2)
 
 
-def _call(intervention: nn.Module, chosen: Tensor, extra: dict[str, object]) -> Tensor:
+def _run_module(intervention: nn.Module, chosen: Tensor, extra: dict[str, object]) -> Tensor:
     _require_width(intervention, chosen)
     # A module may assume that hidden states have the widest type of its parameters, or the type of
     # some of them: upstream's kinds have R in float32 and a bfloat16 source.

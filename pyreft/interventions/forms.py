@@ -16,27 +16,9 @@ from torch import Tensor, nn
 
 from pyreft.interventions.base import LowRankIntervention
 from pyreft.interventions.bases import FreeBasis, OrthonormalBasis
-from pyreft.interventions.kinds.consreft import ConsreftIntervention
-from pyreft.interventions.kinds.direft import DireftIntervention
-from pyreft.interventions.kinds.lobireft import LobireftIntervention
-from pyreft.interventions.kinds.loreft import LoreftIntervention
-from pyreft.interventions.kinds.nodireft import NodireftIntervention
-from pyreft.interventions.kinds.noreft import NoreftIntervention
 from pyreft.interventions.projection import turned_factor
+from pyreft.interventions.registry import built_in_kinds
 
-_KINDS: tuple[type[LowRankIntervention], ...] = (
-    LoreftIntervention,
-    NoreftIntervention,
-    DireftIntervention,
-    NodireftIntervention,
-    ConsreftIntervention,
-    LobireftIntervention,
-)
-# (orthonormal, replaces the projection, has a constant source) -> the kind with that form
-_KIND_OF_FORM = {
-    (issubclass(cls, OrthonormalBasis), cls.replaces_projection, cls.constant_source): cls
-    for cls in _KINDS
-}
 # Scripts may replace `forward` of a class of ours.
 _FORWARD = LowRankIntervention.forward
 
@@ -122,7 +104,7 @@ def read_form(intervention: nn.Module) -> Form:
         ValueError: If its class does not declare that it computes the formula.
     """
     if not has_form(intervention):
-        names = ", ".join(cls.__name__ for cls in _KIND_OF_FORM.values())
+        names = ", ".join(cls.__name__ for cls in _kinds_by_form().values())
         raise ValueError(
             f"arithmetic is for {names}; what {type(intervention).__name__} computes is not known."
         )
@@ -168,7 +150,7 @@ def make_module(form: Form, like: nn.Module) -> nn.Module:
     """A module with this form, on the form's device, in training mode if `like` is."""
     rank, width = form.basis.shape
     constant = form.weight is None and form.orthonormal
-    cls = _KIND_OF_FORM[form.orthonormal, form.replaces, constant]
+    cls = _kinds_by_form()[form.orthonormal, form.replaces, constant]
     # The random initial values are replaced, so the random state is left as it was.
     with torch.random.fork_rng(devices=[]):
         made = cls(
@@ -192,3 +174,12 @@ def make_module(form: Form, like: nn.Module) -> nn.Module:
         made.learned_source.bias.copy_(form.bias)
     made.to(form.basis.device).train(like.training)
     return made
+
+
+def _kinds_by_form() -> dict[tuple[bool, bool, bool], type[LowRankIntervention]]:
+    """Built-in kinds by (orthonormal, replaces the projection, has a constant source)."""
+    return {
+        (issubclass(cls, OrthonormalBasis), cls.replaces_projection, cls.constant_source): cls
+        for cls in built_in_kinds().values()
+        if issubclass(cls, LowRankIntervention) and vars(cls).get("of_one_formula")
+    }

@@ -116,7 +116,7 @@ def tensors_of(kind: str, arguments: Arguments | None) -> dict[str, Tensor] | No
     Raises:
         ValueError, TypeError, RuntimeError: If the constructor refuses the arguments.
     """
-    if arguments is None or kind not in built_in_kinds():
+    if arguments is None or kind not in _kinds or not _is_built_in(_kinds[kind]):
         return None
     return dict(_tensors_of(kind, json.dumps(arguments, sort_keys=True)))
 

@@ -6,10 +6,28 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pyreft.interventions.base import LowRankIntervention
+from pyreft.interventions.bases import OrthonormalBasis
+from pyreft.interventions.registry import intervention_class
+
 # The kinds that upstream has.
 KINDS = ("loreft", "noreft", "direft", "nodireft", "consreft", "lobireft")
-CONSTANT = ("consreft", "lobireft")
-ORTHONORMAL = ("loreft", "direft", "consreft", "lobireft")
+
+
+def has_orthonormal_rows(kind: str) -> bool:
+    """Whether one of these kinds edits along orthonormal directions."""
+    return issubclass(_class(kind), OrthonormalBasis)
+
+
+def has_constant_source(kind: str) -> bool:
+    """Whether one of these kinds learns a constant, not a linear map of the hidden state."""
+    return _class(kind).constant_source
+
+
+def _class(kind: str) -> type[LowRankIntervention]:
+    cls = intervention_class(kind)
+    assert issubclass(cls, LowRankIntervention)
+    return cls
 
 
 def require_tensors(kind: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -18,18 +36,19 @@ def require_tensors(kind: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]
     Raises:
         ValueError: If they are not those of its kind, or their shapes do not fit together.
     """
-    name = "rotate_layer.original" if kind in ORTHONORMAL else "proj_layer.weight"
+    orthonormal = has_orthonormal_rows(kind)
+    name = "rotate_layer.original" if orthonormal else "proj_layer.weight"
     if name not in tensors or tensors[name].dim() != 2:
         raise ValueError(f"it lacks tensor {name}, a matrix")
-    width, rank = tensors[name].shape if kind in ORTHONORMAL else tensors[name].mT.shape
+    width, rank = tensors[name].shape if orthonormal else tensors[name].mT.shape
     shapes: dict[str, tuple[int, ...]] = {}
-    if kind in ORTHONORMAL:
+    if orthonormal:
         shapes["rotate_layer.original"] = (width, rank)
     else:
         shapes["proj_layer.weight"] = (rank, width)
         if "proj_layer.bias" in tensors:
             shapes["proj_layer.bias"] = (rank,)
-    if kind in CONSTANT:
+    if has_constant_source(kind):
         shapes["learned_source"] = (rank,)
     else:
         shapes |= {"learned_source.weight": (rank, width), "learned_source.bias": (rank,)}

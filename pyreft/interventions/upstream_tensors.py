@@ -14,7 +14,11 @@ from torch import Tensor
 from pyreft.annotations import Json
 from pyreft.interventions.parametrized import is_orthonormal, read_parametrized, write_parametrized
 from pyreft.interventions.projection import turned_factor
-from pyreft.interventions.shapes import CONSTANT, ORTHONORMAL, require_tensors
+from pyreft.interventions.shapes import (
+    has_constant_source,
+    has_orthonormal_rows,
+    require_tensors,
+)
 
 _ROTATION = "rotate_layer."
 _DIRECTIONS, _TURN = "rotate_layer.original", "rotate_layer.turn"
@@ -46,8 +50,9 @@ def read_intervention(
     for name in _SIZES:
         if name in saved and (saved[name].numel() != 1 or int(saved[name]) != width):
             raise ValueError(f"its {name} is {saved[name].tolist()}, its directions have {width}")
-    dtype = tensors["learned_source" if kind in CONSTANT else "learned_source.weight"].dtype
-    if kind in ORTHONORMAL and not is_orthonormal(tensors[_DIRECTIONS]):
+    source = "learned_source" if has_constant_source(kind) else "learned_source.weight"
+    dtype = tensors[source].dtype
+    if has_orthonormal_rows(kind) and not is_orthonormal(tensors[_DIRECTIONS]):
         if kind not in _WITHOUT_R:
             raise ValueError("its directions are not orthonormal")
         kind, dtype = _WITHOUT_R[kind], torch.float32
@@ -69,7 +74,7 @@ def write_intervention(
 ) -> dict[str, Tensor]:
     """The tensors that upstream would save for an intervention with our tensors."""
     saved = dict(tensors)
-    if kind in ORTHONORMAL:
+    if has_orthonormal_rows(kind):
         start = saved.pop(_DIRECTIONS)
         turn = saved.pop(_TURN, torch.zeros_like(start))
         if start.dim() != 2 or turn.shape != start.shape:
@@ -97,7 +102,7 @@ def _our_names(kind: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name, tensor in saved.items()
         }
     tensors = {name: tensor for name, tensor in saved.items() if name not in _SIZES}
-    if kind in ORTHONORMAL:
+    if has_orthonormal_rows(kind):
         tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(_ROTATION)}
         tensors[_DIRECTIONS] = read_parametrized(saved, _ROTATION)
     return tensors

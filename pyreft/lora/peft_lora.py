@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyreft.annotations import Json
-from pyreft.base_model.trained import remember_learning
+from pyreft.base_model.trained import remember_requires_grad
 from pyreft.installed.tuners import is_peft_model
 from pyreft.sharing import Adapter, AdapterError
 from pyreft.sharing.checkpoint import LORA_FILES, OF_LORA
@@ -78,7 +78,7 @@ def without_lora(model: Any) -> Iterator[None]:
         yield
         return
     # PEFT freezes what it turns off, and makes all of it trainable afterwards.
-    restore_requires_grad = remember_learning(model)
+    restore_requires_grad = remember_requires_grad(model)
     with model.disable_adapter():
         restore_requires_grad()
         yield

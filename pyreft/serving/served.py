@@ -191,8 +191,7 @@ def _attach(saved: Adapter, base: PreTrainedModel) -> AttachedAdapter:
     require_sizes(saved)
     with explained(saved):
         attached = AttachedAdapter(saved.config, base, _number_sites)
-        pairs = fit_tensors(saved, attached.config, attached.interventions, {}, {})
-        load_tensors(pairs)
+        load_tensors(fit_tensors(saved, attached, {}, {}))
     attached.eval().requires_grad_(False)
     return attached
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -46,7 +46,7 @@ class ComputeLoss(Protocol):
 def reuse_limits(
     memory: int | str | None, disk: str | os.PathLike[str] | None
 ) -> tuple[int | None, str | None]:
-    """`memory` and `disk` of a `ReusingLoss`, as `ReftTrainer` takes them.
+    """The limits of a `ReusingLoss`: `memory` and `disk`, as `ReftTrainer` takes them.
 
     Raises:
         ValueError: If the memory is no size.
@@ -57,27 +57,22 @@ def reuse_limits(
 
 @dataclass(frozen=True)
 class Step:
-    """The computation of the loss of one batch.
+    """The Trainer's computation of the loss of one batch.
 
     Args:
-        compute: How the Trainer computes it.
+        compute: How the loss is computed.
         model: What is called: the model, or what wraps it.
         inputs: The batch.
         return_outputs: Whether outputs are returned with the loss.
         items: The number of tokens in the step, if the loss is divided by that.
-        reads_outputs: Whether the caller reads outputs, and not the loss alone.
-        keeps_labels: Whether the Trainer computes the loss from the logits of all tokens.
-        own_loss: Whether it does with a loss function of the user's.
     """
 
     compute: ComputeLoss
     model: nn.Module
     inputs: Inputs
+    _: KW_ONLY
     return_outputs: bool
     items: Tensor | int | None
-    reads_outputs: bool
-    keeps_labels: bool
-    own_loss: bool
 
 
 class ReusingLoss:
@@ -90,7 +85,7 @@ class ReusingLoss:
         accelerator: What it runs with.
         args: The arguments of the run.
         sharded: Whether the base model is sharded.
-        memory, disk: See `FrozenReuse`.
+        limits: Memory and disk, see `FrozenReuse`.
 
     Attributes:
         model: The model.
@@ -102,14 +97,14 @@ class ReusingLoss:
         model: EditedModel,
         accelerator: Accelerator,
         args: TrainingArguments,
+        *,
         sharded: bool,
-        memory: int | None,
-        disk: str | None,
+        limits: tuple[int | None, str | None],
     ) -> None:
         self.model = model
         self.reuse: FrozenReuse | None = None
         self._accelerator, self._args, self._sharded = accelerator, args, sharded
-        self._limits = memory, disk
+        self._memory, self._disk = limits
         self._labelled: LabelledLoss | None = None
         self._planned = self._compared = False
 
@@ -117,17 +112,27 @@ class ReusingLoss:
         """Look at the model anew in the next step: a run begins."""
         self._planned = False
 
-    def compute(self, step: Step) -> Loss:
-        """The Trainer's loss, of the part of the batch that must be computed."""
+    def compute(
+        self, step: Step, *, reads_outputs: bool, keeps_labels: bool, own_loss: bool
+    ) -> Loss:
+        """The Trainer's loss, of the part of the batch that must be computed.
+
+        Args:
+            step: Its computation.
+            reads_outputs: Whether the caller reads outputs, and not the loss alone.
+            keeps_labels: Whether the Trainer computes the loss from the logits of all tokens.
+            own_loss: Whether it does with a loss function of the user's.
+        """
         labelled = None
-        if not (step.reads_outputs or step.keeps_labels):
+        if not (reads_outputs or keeps_labels):
             labelled = self._labelled_loss(step.model)
         cut = None
         # A loss of a trainer of classifiers reads scores of texts, which are there in a window.
-        if not step.reads_outputs or (
+        if not reads_outputs or (
             self.model.training and self.model._get_name().endswith("ForSequenceClassification")
         ):
-            cut = self._plan(step).cut(step.inputs, shifted=labelled is not None)
+            reuse = self._frozen_reuse(step.model, own_loss=own_loss)
+            cut = reuse.cut(step.inputs, shifted=labelled is not None)
         if cut is not None and not self._is_exact(step, cut, labelled):
             cut = None
         found = self._loss(step, cut, labelled)
@@ -159,26 +164,28 @@ class ReusingLoss:
             (logger.warning if self._labelled.lost else logger.info)(f"The output head {done}.")
         return self._labelled if self._labelled.possible else None
 
-    def _plan(self, step: Step) -> FrozenReuse:
+    def _frozen_reuse(self, called: nn.Module, *, own_loss: bool) -> FrozenReuse:
         """What is reused of the model, as it is now."""
         if self.reuse is None:
-            self.reuse = FrozenReuse(self.model, *self._limits, self._accelerator.autocast)
+            self.reuse = FrozenReuse(
+                self.model, self._memory, self._disk, self._accelerator.autocast
+            )
         if not self._planned or self.reuse.outdated():
-            self.reuse.begin(self._why_not(step))
+            self.reuse.begin(self._why_not(called, own_loss=own_loss))
             self._planned = True
         return self.reuse
 
-    def _why_not(self, step: Step) -> str | None:
+    def _why_not(self, called: nn.Module, *, own_loss: bool) -> str | None:
         """What makes reuse impossible, beside the model itself, if anything."""
         if self._sharded:
             return "the base model is sharded"
-        if self._args.torch_compile or is_compiled(step.model):
+        if self._args.torch_compile or is_compiled(called):
             return "the model is compiled"
         if getattr(self._accelerator, "parallelism_config", None) is not None:
             return "one text is computed by several processes"
         if self.model.follows_upstream:
             return "the model's forward is one in upstream's convention"
-        if step.own_loss and self.model.can_generate():
+        if own_loss and self.model.can_generate():
             return "compute_loss_func reads the logits of all tokens"
         return None
 

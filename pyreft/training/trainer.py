@@ -206,13 +206,15 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
         if not self.reuse_frozen:
             return compute(model, inputs, return_outputs, items)
         if self._reusing is None or self._reusing.model is not self.model:
-            run = self.accelerator, self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
-            self._reusing = ReusingLoss(self.model, *run, *self._limits)
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            self._reusing = ReusingLoss(
+                self.model, self.accelerator, self.args, sharded=sharded, limits=self._limits
+            )
+        step = Step(compute, model, inputs, return_outputs=return_outputs, items=items)
         reads = return_outputs and not self._loss_only
-        step = Step(compute, model, inputs, return_outputs, items, reads, keeps_labels, own_loss)
-        return self._reusing.compute(step)
-
-    # ---- evaluation ---------------------------------------------------------------------
+        return self._reusing.compute(
+            step, reads_outputs=reads, keeps_labels=keeps_labels, own_loss=own_loss
+        )
 
     def evaluate(
         self,
@@ -264,8 +266,6 @@ class ReftTrainer(AdapterCheckpoints, Trainer):
                 return loss, self._predictions.generate(self.model, inputs, args), labels
         finally:
             self._loss_only = False
-
-    # ---- several processes --------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
         """The Trainer's; DDP does not search for parameters without a gradient."""

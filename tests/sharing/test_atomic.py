@@ -42,7 +42,7 @@ def numbered_saves():
     with_lora.model.set_adapter("default")  # which learns again
     kinds = [
         (
-            take_adapter(m.model, m.reft_config, m.interventions, {}, peft_tensors(m.model)),
+            take_adapter(m.model, m.adapter_set.first, {}, peft_tensors(m.model)),
             peft_files(m.model) if lora else {},
         )
         for m, lora in ((plain, False), (with_lora, True))
