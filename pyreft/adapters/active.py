@@ -18,7 +18,7 @@ from transformers.utils import logging
 from pyreft.adapters.adapter_set import BASE, AdapterSet
 from pyreft.adapters.attached import AttachedAdapter
 from pyreft.annotations import Arguments
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.installed.caches import UncountedStateError, cached_tokens
 from pyreft.installed.modules import is_compiled
 from pyreft.placement.arguments import EditArguments

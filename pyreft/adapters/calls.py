@@ -30,7 +30,7 @@ from pyreft.annotations import Inputs
 from pyreft.base_model.stacks import has_two_stacks
 from pyreft.editing.hooks import EditHooks
 from pyreft.editing.pass_edits import edits_something
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.installed.caches import cached_tokens, generate_cache_argument
 from pyreft.placement.arguments import EditArguments, present
 from pyreft.placement.prompt import read_prompt

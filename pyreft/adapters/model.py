@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyreft.adapters import merging, named, reading, saving, summary as summaries
+from pyreft.adapters import merge_methods, named, reading, saving, summary as summaries
 from pyreft.adapters.adapter_set import AdapterSet, require_name
 from pyreft.adapters.attached import AttachedAdapter
 from pyreft.adapters.calls import EditedCalls
@@ -67,8 +67,8 @@ class EditedModel(StandIn):
     from_pretrained = ClassMethod(reading.from_pretrained)
     load_adapter = reading.load_adapter
     load_weights = reading.load_weights
-    merge_and_unload = merging.merge_and_unload
-    export_lora = merging.export_lora
+    merge_and_unload = merge_methods.merge_and_unload
+    export_lora = merge_methods.export_lora
     summary, _repr_html_ = summaries.summarize, summaries.model_html
 
     @property

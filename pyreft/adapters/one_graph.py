@@ -25,7 +25,7 @@ from pyreft.adapters.active import (
 from pyreft.adapters.stand_in import numbered
 from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.towers import TOWER
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.interventions.forms import has_form
 from pyreft.placement.arguments import EditArguments
 from pyreft.placement.batch import read_batch

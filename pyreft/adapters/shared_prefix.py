@@ -23,7 +23,7 @@ from transformers.utils import logging
 from pyreft.annotations import Arguments, Inputs
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import positions_depend_on_length
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.installed.caches import (
     cache_argument,
     cache_has_layers,

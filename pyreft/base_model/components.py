@@ -62,7 +62,7 @@ from pyreft.base_model.stacks import (
 from pyreft.base_model.structure import Structure
 from pyreft.base_model.towers import TOWER, modules_around
 from pyreft.config.intervention import is_path
-from pyreft.config.layers import split_stack, stack_named
+from pyreft.config.layer_counts import split_stack, stack_named
 from pyreft.positions import Kinds
 
 NAMES = (

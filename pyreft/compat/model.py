@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 
 from pyreft.adapters.model import EditedModel
 from pyreft.annotations import Arguments, Inputs
-from pyreft.compat.calls import (
+from pyreft.compat.formats import ANY_FORMAT
+from pyreft.compat.pyvene_config import is_config, read_config
+from pyreft.compat.upstream_calls import (
     call_subclass,
     call_upstream,
     generate_upstream,
     refuse_upstream_arguments,
 )
-from pyreft.compat.formats import ANY_FORMAT
-from pyreft.compat.pyvene_config import is_config, read_config
 from pyreft.config import ReftConfig
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.placement.arguments import present
 from pyreft.sharing import HubFiles, download_adapter
 
@@ -84,7 +84,7 @@ class ReftModel(EditedModel):
     ) -> Any:
         """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.
 
-        A dict as the first argument selects upstream's convention, see `pyreft.compat.calls`.
+        A dict as the first argument selects upstream's convention: `pyreft.compat.upstream_calls`.
         """
         if _is_upstream_call(input_ids, kwargs):
             return nn.Module.__call__(self, input_ids, attention_mask, *upstream, **kwargs)

@@ -6,7 +6,7 @@ from pyreft.config.intervention import (
     require_disjoint,
     share_no_head,
 )
-from pyreft.config.layers import STACKS
+from pyreft.config.layer_counts import STACKS
 from pyreft.config.reft import ReftConfig
 
 __all__ = [

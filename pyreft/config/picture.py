@@ -23,7 +23,7 @@ from string import ascii_letters
 
 from pyreft.config.groups import place_of
 from pyreft.config.intervention import InterventionConfig, is_path
-from pyreft.config.layers import stack_named
+from pyreft.config.layer_counts import stack_named
 from pyreft.positions import PositionSpec
 from pyreft.positions.spans import Span
 from pyreft.positions.words import Word

@@ -21,7 +21,7 @@ from pyreft.config.fields import (
     read_names,
 )
 from pyreft.config.intervention import InterventionConfig, is_path, require_disjoint
-from pyreft.config.layers import LayerCounts
+from pyreft.config.layer_counts import LayerCounts
 from pyreft.config.shown import config_html, config_text
 from pyreft.interventions import accepted_arguments
 from pyreft.positions import PositionSpec

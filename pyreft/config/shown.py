@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyreft.config.groups import group_alike, name_positions, table_of, without_layer
 from pyreft.config.intervention import InterventionConfig
-from pyreft.config.layers import split_stack
+from pyreft.config.layer_counts import split_stack
 from pyreft.config.picture import draw
 from pyreft.tables import Table, heading, preformatted, printable
 

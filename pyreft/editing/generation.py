@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from pyreft.annotations import Arguments
 from pyreft.base_model.stacks import has_two_stacks
 from pyreft.editing.pass_edits import Edits
-from pyreft.editing.plan import Placed, plan_pass
+from pyreft.editing.pass_plan import Placed, plan_pass
 from pyreft.interventions import StackedInterventions
 from pyreft.placement.steps import Steps, refuse_inside, step_window
 

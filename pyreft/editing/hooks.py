@@ -21,8 +21,8 @@ from pyreft.base_model.running import running_model
 from pyreft.editing.edits import FindEdits, edit_input, edit_output
 from pyreft.editing.generation import GeneratedFrom, modules_that_generate
 from pyreft.editing.pass_edits import Edits
-from pyreft.editing.plan import Placed, plan_pass
-from pyreft.editing.towers import MaskWatch, TowerEdits
+from pyreft.editing.pass_plan import Placed, plan_pass
+from pyreft.editing.tower_edits import MaskWatch, TowerEdits
 from pyreft.installed.modules import backward_has_an_id, current_backward
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from pyreft.editing.edits import FindEdits, SiteEdits
-from pyreft.editing.towers import TowerEdits
+from pyreft.editing.tower_edits import TowerEdits
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pyreft.adapters.model import EditedModel
 from pyreft.base_model.components import Component
 from pyreft.base_model.layout import ROWS_FIRST
 from pyreft.config.groups import place_of
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.pictures.prompt import Prompt
 from pyreft.placement.arguments import NAMES
 

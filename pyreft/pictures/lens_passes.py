@@ -22,7 +22,7 @@ from pyreft.adapters.model import EditedModel
 from pyreft.base_model.outputs import hidden_of, with_hidden
 from pyreft.base_model.running import running_model
 from pyreft.base_model.stacks import find_layers
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.pictures.edited import for_base
 from pyreft.pictures.prompt import Prompt
 from pyreft.pictures.recording import watching

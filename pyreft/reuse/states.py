@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.installed.caches import cache_argument
-from pyreft.reuse.layers import Forward, LayerOutput, Output, replaced
 from pyreft.reuse.plan import NotReusableError, Plan
 from pyreft.reuse.prefix import FrozenPrefix, KeysValues, Recorded, RecordingCache
+from pyreft.reuse.skipped_layers import Forward, LayerOutput, Output, replaced
 from pyreft.reuse.store import State
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from pyreft.installed.attention_functions import attention_of
 from pyreft.installed.modules import stored_tensors, versions_of
 from pyreft.installed.tuners import is_tuner, tuner_settings
-from pyreft.reuse.layers import LayerOutput
+from pyreft.reuse.skipped_layers import LayerOutput
 
 # The number of values that a fingerprint reads of a tensor; reading all would take too long.
 _SAMPLES = 64

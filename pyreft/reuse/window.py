@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyreft.annotations import Arguments
-from pyreft.editing.plan import Placed
+from pyreft.editing.pass_plan import Placed
 from pyreft.placement.boundary import shift_labels
 from pyreft.reuse.plan import NotReusableError
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyreft.editing.edits import Call, SiteEdits
-from pyreft.editing.plan import Edit, EditAlone
+from pyreft.editing.pass_plan import Edit, EditAlone
 from pyreft.editing.slots import Slots
 from pyreft.interventions.slotted import InterventionTable
 from pyreft.serving.places import Place

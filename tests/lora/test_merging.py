@@ -8,7 +8,7 @@ from by_hand import on_output
 
 from conftest import KINDS, VOCAB, make_base, randomize
 from pyreft import AdapterError, ReftConfig, get_reft_model
-from pyreft.adapters.merging import export_lora, merge_and_unload
+from pyreft.adapters.merge_methods import export_lora, merge_and_unload
 
 # PEFT uses names that transformers has changed.
 pytestmark = pytest.mark.filterwarnings("ignore:.\\w*gradient_checkpointing")

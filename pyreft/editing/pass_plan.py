@@ -17,7 +17,7 @@ from pyreft.base_model.towers import TOWER
 from pyreft.editing.edits import Call, SiteEdits
 from pyreft.editing.pass_edits import Edits
 from pyreft.editing.slots import Slots, join_slots, slots_of
-from pyreft.editing.towers import Picture, TowerEdits
+from pyreft.editing.tower_edits import Picture, TowerEdits
 from pyreft.interventions import StackedInterventions, stacks_with
 from pyreft.interventions.forms import has_form
 from pyreft.placement.placement import Directions, Placement
