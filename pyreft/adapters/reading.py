@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from pyreft.adapters.adapter_set import require_name
 from pyreft.adapters.attached import AttachedAdapter
@@ -26,9 +28,12 @@ from pyreft.base_model.loading import load_named_base
 from pyreft.base_model.rollback import unchanged_by_failure
 from pyreft.lora.peft_lora import let_lora_train, peft_tensors, put_lora, require_same_lora
 from pyreft.sharing import Adapter, AdapterError, Formats, HubSource, find_adapter
+from pyreft.sharing.checkpoint import CONFIG_NAME
 
 if TYPE_CHECKING:
     from pyreft.adapters.model import EditedModel
+
+logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="EditedModel")
 
@@ -94,6 +99,8 @@ def from_pretrained(
     else:
         assert directory is not None
         adapter = _read(cls.adapter_formats, directory, source, kinds)
+        if subfolder is None and not isinstance(directory, Adapter):
+            _warn_of_others(Path(directory))
     return _put_on(cls, adapter, model)
 
 
@@ -169,6 +176,19 @@ def _read(
     if not isinstance(origin, Adapter):
         origin = formats.read(find_adapter(origin, source, formats.others))
     return with_kinds(origin, kinds) if kinds else origin
+
+
+def _warn_of_others(directory: Path) -> None:
+    """Warn if several adapters were saved in a directory, of which one was loaded."""
+    names = sorted(file.parent.name for file in directory.glob(f"*/{CONFIG_NAME}"))
+    # A trainer's checkpoints lie beside what it saved last.
+    others = [name for name in names if not name.startswith("checkpoint-")]
+    if others:
+        logger.warning(
+            f"{directory} has further adapters, which are not loaded: {', '.join(others)}. Load "
+            f"one with load_adapter(directory, {others[0]!r}, subfolder={others[0]!r}), or alone "
+            f"with from_pretrained(base, directory, subfolder={others[0]!r})."
+        )
 
 
 def _put_on(cls: type[Model], adapter: Adapter, base: PreTrainedModel) -> Model:

@@ -245,12 +245,16 @@ def test_the_repr_says_which_are_active():
     assert "other (inactive)" in text
 
 
-def test_several_adapters_are_saved_each_in_a_folder_of_its_name(tmp_path):
+def test_several_adapters_are_saved_each_in_a_folder_of_its_name(tmp_path, caplog):
     model = add(wrap(make_base("llama")).eval())
     add(model, "third", seed=7, layers=[1])
     model.save_pretrained(tmp_path)
     assert (tmp_path / "third" / "README.md").exists()
     again = ReftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert "has further adapters, which are not loaded: other, third. Load" in caplog.text
+    caplog.clear()
+    ReftModel.from_pretrained(make_base("llama"), tmp_path, subfolder="third")
+    assert "further adapters" not in caplog.text
     again.load_adapter(tmp_path, "other", subfolder="other")
     again.load_adapter(tmp_path / "third", "third")
     inputs = batch(model.model)
