@@ -36,7 +36,13 @@ class EditArguments:
         Args:
             inputs: The arguments of the call.
             names: Those to remove; all by default.
+
+        Raises:
+            TypeError: If one is misspelled without its last letter: a base model takes any name.
         """
+        for name in _SINGULAR:
+            if name in inputs:
+                raise TypeError(f"there is no argument {name}, but {name}s.")
         found = {name: inputs.pop(name) for name in names or NAMES if name in inputs}
         taken, leading = cls(**found), inputs.pop("leading_pad", None)
         if leading is None:
@@ -51,6 +57,7 @@ class EditArguments:
 
 
 NAMES = tuple(field.name for field in fields(EditArguments))
+_SINGULAR = tuple(name.removesuffix("s") for name in NAMES if name.endswith("s"))
 
 
 def present(arguments: Arguments) -> Inputs:

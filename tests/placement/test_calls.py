@@ -102,6 +102,12 @@ def test_ways_of_generating_with_texts_of_their_own_are_refused():
         wrap().generate(IDS, max_new_tokens=3, guidance_scale=1.5, do_sample=False)
 
 
+def test_a_name_without_its_last_letter_is_refused():
+    for call in (wrap(), wrap().generate):
+        with pytest.raises(TypeError, match="no argument adapter_name, but adapter_names"):
+            call(IDS, adapter_name=["default"])
+
+
 def test_an_adapter_on_an_adapter_is_refused():
     with pytest.raises(TypeError, match="has an adapter already"):
         get_reft_model(wrap(), ReftConfig())
