@@ -30,9 +30,10 @@ def recommended(model: PreTrainedModel) -> Recommended:
     """A config and learning rates for a base model, good without a search.
 
     A causal language model is edited at the last prompt token of every second layer of its middle,
-    at rank 4. A classifier that is an encoder is edited at the first three tokens of all layers, at
-    rank 1, and its head is trained, as in the paper; one that is a decoder as a language model.
-    R is trained at four times the rate of W and b. What was compared is in docs/learning.md.
+    at rank 4 and 4e-3. A classifier that is an encoder is edited at the first three tokens of all
+    layers, at rank 1 and 1e-3, and its head is trained, as in the paper; one that is a decoder as a
+    language model. R is trained at four times the rate of W and b. What was compared is in
+    docs/learning.md.
 
         chosen = pyreft.recommended(base)
         model = pyreft.get_reft_model(base, chosen.config)
@@ -61,7 +62,9 @@ def recommended(model: PreTrainedModel) -> Recommended:
     if "classifier" in heads:
         pooler = any(name.endswith(".pooler") for name, _ in model.named_modules())
         saved = ["pooler", *heads] if pooler else heads
-        return Recommended(ReftConfig(positions="f3", rank=1, modules_to_save=saved))
+        config = ReftConfig(positions="f3", rank=1, modules_to_save=saved)
+        # The head begins at random numbers, and overshoots at 4e-3.
+        return Recommended(config, learning_rate=1e-3)
     depth = model.config.get_text_config().num_hidden_layers
     layers = list(range(max(0, depth // 2 - 1), max(1, 5 * depth // 6), 2))
     config = ReftConfig(layers=layers, positions="l1", rank=4, modules_to_save=heads or None)

@@ -37,15 +37,16 @@ def test_middle_layers_of_a_deep_model_are_edited():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "heads", "positions"),
-    [("bert", ["pooler", "classifier"], "f3"), ("llama", ["score"], "l1")],
+    ("architecture", "heads", "positions", "rate"),
+    [("bert", ["pooler", "classifier"], "f3", 1e-3), ("llama", ["score"], "l1", 4e-3)],
 )
-def test_a_classifier_is_edited_where_its_head_reads(architecture, heads, positions):
+def test_a_classifier_is_edited_where_its_head_reads(architecture, heads, positions, rate):
     config = make_base(architecture).config
     config.num_labels = 2
     chosen = pyreft.recommended(AutoModelForSequenceClassification.from_config(config))
     assert chosen.config.modules_to_save == heads
     assert str(chosen.config.positions) == positions
+    assert chosen.learning_rate == rate
 
 
 @pytest.mark.parametrize("base", ["gpt2", None])
