@@ -58,7 +58,7 @@ class EditedCalls:
         self._replicas = Replicas()
 
     def run(
-        self, model: EditedModel, call: Callable[..., Any], inputs: Inputs, whole: bool = True
+        self, model: EditedModel, call: Callable[..., object], inputs: Inputs, whole: bool = True
     ) -> Any:
         """Call the base model, or a function that calls it, edited.
 
@@ -98,12 +98,14 @@ class EditedCalls:
                     self._replicas.average_after_backward(model, tensors)
         return outputs
 
-    def edited_method(self, model: EditedModel, method: Callable[..., Any]) -> Callable[..., Any]:
+    def edited_method(
+        self, model: EditedModel, method: Callable[..., object]
+    ) -> Callable[..., object]:
         """A method of the base model that runs a part of it (`get_image_features`), edited."""
         names = list(inspect.signature(method).parameters)
 
         @functools.wraps(method)
-        def edited(*args: Any, **kwargs: Any) -> Any:
+        def edited(*args: object, **kwargs: object) -> object:
             first = dict(zip(names, args, strict=False))
             if len(first) < len(args) or first.keys() & kwargs.keys():
                 # Python says what is wrong.

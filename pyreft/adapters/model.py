@@ -113,11 +113,12 @@ class EditedModel(StandIn):
 
     # ---- calls --------------------------------------------------------------------------------
 
-    def _of_base(self, name: str) -> Any:
+    def _of_base(self, name: str) -> object:
         found = super()._of_base(name)
         # Features of texts and images are computed by methods beside `forward`.
-        part = name.startswith("get_") and name.endswith("_features") and callable(found)
-        return self.edited_calls.edited_method(self, found) if part else found
+        if callable(found) and name.startswith("get_") and name.endswith("_features"):
+            return self.edited_calls.edited_method(self, found)
+        return found
 
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """Run `forward`, or a trainer's replacement of it, edited. For arguments, see `forward`.

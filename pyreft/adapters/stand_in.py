@@ -7,7 +7,7 @@ import itertools
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pyreft.annotations import Inputs
@@ -74,10 +74,10 @@ class StandIn(nn.Module):
                 raise
             return self._of_base(name)
 
-    def _of_base(self, name: str) -> Any:
+    def _of_base(self, name: str) -> object:
         return getattr(self.model, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         base = vars(self).get("_modules", {}).get("model")
         own = name in ("model", "adapters") or hasattr(type(self), name)
         if isinstance(value, (nn.Module, nn.Parameter)) and not own and hasattr(base, name):
@@ -86,7 +86,7 @@ class StandIn(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the base model in place; arguments are those of `torch.compile`."""
         self.model.compile(*args, **kwargs)
 
