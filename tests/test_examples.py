@@ -57,7 +57,7 @@ RUNS = {
     "benchmarks/quantized.py": ["--bases", "float32", "bfloat16", "--steps", "4"],
     "benchmarks/learning.py": [
         *("--settings", "demonstrations", "--methods", "paper", "recommended"),
-        *("--seeds", "0", "--rates", "4e-3", "--steps", "4"),
+        *("--seeds", "0", "--rates", "4e-3", "--steps", "4", "--ranks", "2"),
     ],
     "benchmarks/parity.py": ["--seeds", "0", "--steps", "20"],
     "benchmarks/rates_by_size.py": ["--seeds", "0", "--widths", "16", "32", "--steps", "2"],

@@ -123,7 +123,7 @@ def place_in_batch(
         given: The call's arguments for edits.
     """
     _refuse_ambiguous(active, given)
-    _warn_without_positions(active, given)
+    _warn_of_positions(active, given)
     if batch is None:
         return []
     _require_rows(given.adapter_names, batch.rows)
@@ -164,8 +164,8 @@ def _refuse_ambiguous(active: Sequence[ActiveAdapter], given: EditArguments) -> 
         )
 
 
-def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
-    """Warn if there are interventions, but neither their configs nor the call has positions."""
+def _warn_of_positions(active: Sequence[ActiveAdapter], given: EditArguments) -> None:
+    """Warn if neither configs nor the call have positions, or the call's are not used."""
     targets = _targets(active)
     without = targets and all(target.positions is None for target in targets)
     if without and given.intervention_locations is None:
@@ -173,8 +173,10 @@ def _warn_without_positions(active: Sequence[ActiveAdapter], given: EditArgument
             "No intervention has positions, so this call runs the bare base model. Set positions "
             'in the config ("f7+l7"), or give intervention_locations with the batch.'
         )
+    if given.positions is None:
+        return
     own = [target.positions is not None for one in active for target in one.adapter.targets]
-    if given.positions is not None and own and all(own):
+    if own and all(own):
         logger.warning_once(
             f"positions={given.positions!r} is not used in this call, because every intervention "
             "has positions in its config. Give intervention_locations to edit elsewhere."

@@ -102,14 +102,13 @@ class EditedCalls:
         self, model: EditedModel, method: Callable[..., object]
     ) -> Callable[..., object]:
         """A method of the base model that runs a part of it (`get_image_features`), edited."""
-        names = list(inspect.signature(method).parameters)
+        signature = inspect.signature(method)
 
         @functools.wraps(method)
         def edited(*args: object, **kwargs: object) -> object:
-            first = dict(zip(names, args, strict=False))
-            if len(first) < len(args) or first.keys() & kwargs.keys():
-                # Python says what is wrong.
-                return method(*args, **kwargs)
+            first = signature.bind_partial(*args).arguments
+            if twice := first.keys() & kwargs.keys():
+                raise TypeError(f"{method.__name__} got {', '.join(sorted(twice))} twice.")
             return self.run(model, method, present(first | kwargs), whole=False)
 
         return edited

@@ -123,9 +123,13 @@ class FrozenReuse:
             self._memory = share_of_memory(self._store.size)
         self._store.limit(self._memory, self._disk)
 
+    def expire(self) -> None:
+        """Be outdated, whatever the model is."""
+        self._watch = None
+
     def outdated(self) -> bool:
-        """Whether the model changed since `begin`, so that the plan may not hold."""
-        return self._watch is not None and self._watch.changed()
+        """Whether the plan may not hold: the model changed since `begin`, or there is none yet."""
+        return self._watch is None or self._watch.changed()
 
     def decline(self, reason: str, lost: bool = True) -> None:
         """Reuse nothing until `begin`.

@@ -106,11 +106,12 @@ class ReusingLoss:
         self._accelerator, self._args, self._sharded = accelerator, args, sharded
         self._memory, self._disk = limits
         self._labelled: LabelledLoss | None = None
-        self._planned = self._compared = False
+        self._compared = False
 
     def begin(self) -> None:
         """Look at the model anew in the next step: a run begins."""
-        self._planned = False
+        if self.reuse is not None:
+            self.reuse.expire()
 
     def compute(
         self, step: Step, *, reads_outputs: bool, keeps_labels: bool, own_loss: bool
@@ -170,9 +171,8 @@ class ReusingLoss:
             self.reuse = FrozenReuse(
                 self.model, self._memory, self._disk, self._accelerator.autocast
             )
-        if not self._planned or self.reuse.outdated():
+        if self.reuse.outdated():
             self.reuse.begin(self._why_not(called, own_loss=own_loss))
-            self._planned = True
         return self.reuse
 
     def _why_not(self, called: nn.Module, *, own_loss: bool) -> str | None:
